@@ -1,0 +1,42 @@
+"""What the library raises, and the checks that raise it: value, rule, nearest valid choice."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+class UserError(ValueError):
+    """A mistake in what the user asked for; the command line prints it without a traceback."""
+
+
+class MissingError(UserError, FileNotFoundError):
+    """A file, folder or data set that is not there; the message says how to get it."""
+
+
+def check_known(what: str, key: Any, known: Iterable[Any]) -> None:
+    """Raises UserError unless `key` is in `known`; names the nearest entries, else all.
+
+    >>> check_known('model', 'seresnet50', ['se_resnet50', 'vgg16'])
+    Traceback (most recent call last):
+    se_flax.errors.UserError: unknown model 'seresnet50': did you mean se_resnet50?
+    """
+    known = list(known)
+    if key in known:
+        return
+    near = difflib.get_close_matches(str(key), map(str, known), n=3, cutoff=0.5)
+    hint = f'did you mean {" or ".join(near)}?' if near else f'one of {", ".join(map(str, known))}'
+    raise UserError(f'unknown {what} {key!r}: {hint}')
+
+
+def check_multiple(what: str, value: int, of_what: str, of: int) -> None:
+    """Raises UserError unless `value` is a positive multiple of `of`; offers the two nearest.
+
+    >>> check_multiple('batch_size', 1000, 'bn_group_size', 32)
+    Traceback (most recent call last):
+    se_flax.errors.UserError: batch_size=1000 is not a multiple of bn_group_size=32; take 992 or 1024
+    """
+    if value <= 0 or value % of:
+        near = [str(v) for v in (value // of * of, value // of * of + of) if v > 0]
+        raise UserError(
+            f'{what}={value} is not a multiple of {of_what}={of}; take {" or ".join(near)}'
+        )

@@ -1,0 +1,30 @@
+"""Shared by all tests: eight CPU devices, strict ranks, golden files."""
+
+import pathlib
+
+import jax
+import pytest
+
+jax.config.update('jax_num_cpu_devices', 8)
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+GOLDEN = pathlib.Path(__file__).parent / 'golden'
+
+
+def pytest_addoption(parser):
+    parser.addoption('--update-golden', action='store_true', help='rewrite tests/golden')
+
+
+@pytest.fixture
+def golden(request):
+    """`golden(path, text)` compares text with a reviewed file, or rewrites it on demand."""
+    hint = f'if that is meant: pytest {request.node.nodeid} --update-golden, then review git diff'
+
+    def compare(path, text):
+        path = GOLDEN / path
+        if request.config.getoption('--update-golden'):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+        assert path.exists(), f'no golden file {path}; {hint}'
+        assert text == path.read_text(), f'{path.name} differs; {hint}'
+
+    return compare

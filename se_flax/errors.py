@@ -31,12 +31,20 @@ def check_known(what: str, key: Any, known: Iterable[Any]) -> None:
 def check_multiple(what: str, value: int, of_what: str, of: int) -> None:
     """Raises UserError unless `value` is a positive multiple of `of`; offers the two nearest.
 
-    >>> check_multiple('batch_size', 1000, 'bn_group_size', 32)
+    >>> check_multiple('batch', 100, 'group_size', 32)
     Traceback (most recent call last):
-    se_flax.errors.UserError: batch_size=1000 is not a multiple of bn_group_size=32; take 992 or 1024
+    se_flax.errors.UserError: batch=100 is not a multiple of group_size=32; take 96 or 128
     """
     if value <= 0 or value % of:
         near = [str(v) for v in (value // of * of, value // of * of + of) if v > 0]
         raise UserError(
             f'{what}={value} is not a multiple of {of_what}={of}; take {" or ".join(near)}'
         )
+
+
+def check_images(images: Any) -> None:
+    """Raises UserError unless `images` is a `[B, H, W, 3]` batch of floats."""
+    if len(images.shape) != 4 or images.shape[-1] != 3:
+        raise UserError(f'images have shape {tuple(images.shape)}; a network takes [B, H, W, 3]')
+    if images.dtype.kind in 'iub':
+        raise UserError(f'images are {images.dtype}; normalise them to a float dtype first')

@@ -1,1 +1,6 @@
+"""Building blocks: each a Linen module or a pure function on `[B, H, W, C]` maps."""
 
+from se_flax.nn.batch_norm import BatchNorm as BatchNorm
+from se_flax.nn.conv import Conv as Conv
+from se_flax.nn.pool import max_pool as max_pool
+from se_flax.nn.squeeze_excite import SqueezeExcite as SqueezeExcite

@@ -1,0 +1,77 @@
+"""Loss and accuracy over every example of a split, each counted once."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from se_flax.parallel import replicated, shard_batch, split
+
+
+def normalize(images: jax.Array, mean, std, dtype) -> jax.Array:
+    """Returns `(images - mean) / std` in `dtype`.
+
+    Args:
+        images: `[B, H, W, 3]`, uint8.
+        mean, std: a number a channel, in the same 0 to 255 units.
+        dtype: of the result.
+    """
+    wide = jnp.promote_types(dtype, jnp.float32)
+    mean, std = (jnp.asarray(v, wide).reshape(1, 1, 1, 3) for v in (mean, std))
+    return ((images.astype(wide) - mean) / std).astype(dtype)
+
+
+def in_top(k: int, logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Tells whether each label is among the k largest logits: `[B, C]`, `[B]` to bool `[B]`.
+
+    Equal logits are ranked by class number, as `argmax` does, so a network that says nothing
+    scores chance and not 100 %.
+    """
+    own = jnp.take_along_axis(logits, labels[:, None], axis=1)
+    before = jnp.arange(logits.shape[1])[None] < labels[:, None]
+    rank = ((logits > own) | ((logits == own) & before)).sum(1)
+    return rank < k
+
+
+def make_eval_step(model: nn.Module, mesh: Mesh, *, mean, std) -> Callable[..., Any]:
+    """Returns the jitted `(variables, batch) -> sums` over the examples whose mask is set.
+
+    The batch holds `image` `[B, H, W, 3]` uint8, `label` `[B]` int32 and `mask` `[B]` bool; the
+    sums are scalars `loss`, `top1`, `top5`, `examples`.
+    """
+
+    def step(variables, batch):
+        images = normalize(batch['image'], mean, std, model.dtype)
+        logits = model.apply(variables, images, train=False)
+        labels, mask = batch['label'], batch['mask']
+        log_probs = jax.nn.log_softmax(logits)
+        loss = -jnp.take_along_axis(log_probs, labels[:, None], axis=1)[:, 0]
+        return {
+            'loss': jnp.where(mask, loss, 0).sum(),
+            'top1': (mask & in_top(1, logits, labels)).sum(),
+            'top5': (mask & in_top(5, logits, labels)).sum(),
+            'examples': mask.sum(),
+        }
+
+    return jax.jit(
+        step, in_shardings=(replicated(mesh), split(mesh)), out_shardings=replicated(mesh)
+    )
+
+
+def evaluate(
+    eval_step: Callable[..., Any],
+    variables: Any,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    mesh: Mesh,
+) -> dict[str, float]:
+    """Returns mean `loss`, `top1` and `top5` (shares, 0 to 1) and the number of `examples`."""
+    sums = [eval_step(variables, shard_batch(mesh, batch)) for batch in batches]
+    # One fetch at the end: the host never waits for a single batch.
+    sums = jax.device_get(sums)
+    total = {k: sum(s[k].item() for s in sums) for k in ('loss', 'top1', 'top5', 'examples')}
+    examples = total.pop('examples')
+    return {**{k: v / examples for k, v in total.items()}, 'examples': examples}

@@ -1,0 +1,89 @@
+"""The Squeeze-and-Excitation block."""
+
+from functools import partial
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from se_flax.errors import UserError, check_known
+from se_flax.nn.conv import he_normal
+
+SQUEEZE = {
+    'mean': lambda x: x.mean((-3, -2), keepdims=True),
+    'max': lambda x: x.max((-3, -2), keepdims=True),
+    None: lambda x: x,  # NoSqueeze (Table 16): the gates keep H and W
+}
+EXCITE = {'sigmoid': nn.sigmoid, 'tanh': jnp.tanh, 'relu': nn.relu}
+
+
+def hidden_width(channels: int, reduction: int, multiple: int) -> int:
+    """Width between the two layers: `channels // reduction`, or rounded to a multiple.
+
+    Rounding is timm's `make_divisible`: to the nearest multiple, at least one, and one more where
+    that would lose over 10 %.
+
+    >>> hidden_width(608, 16, 1), hidden_width(64, 16, 8), hidden_width(256, 16, 8)
+    (38, 8, 16)
+    """
+    if multiple == 1:
+        return channels // reduction
+    exact = channels / reduction
+    rounded = max(multiple, int(exact + multiple / 2) // multiple * multiple)
+    return rounded if rounded >= 0.9 * exact else rounded + multiple
+
+
+class SqueezeExcite(nn.Module):
+    """Scales each channel by a gate computed from the whole map.
+
+    `y = x * excite(W2 relu(W1 squeeze(x) + b1) + b2)`, arXiv 1709.01507, equations 2 to 4.
+
+    Takes `[..., H, W, C]` of any float dtype, returns the same shape and dtype. The gates,
+    `[..., 1, 1, C]` in float32 or wider (`[..., H, W, C]` in x's dtype without a squeeze), are
+    sown as `intermediates/gate`.
+    Raises UserError for an unknown switch and for a reduction that leaves no hidden channel.
+
+    Attributes:
+        reduction: r; the hidden width is `C // r` (Table 10).
+        squeeze: 'mean', 'max' (Table 11) or None, a gate for each position (Table 16).
+        excite: 'sigmoid', 'tanh' or 'relu' (Table 12).
+        use_bias: b1 and b2; the released networks have them, the ablations do not.
+        hidden_multiple: rounds the hidden width to a multiple; timm's networks have 8.
+
+    >>> import jax, jax.numpy as jnp
+    >>> variables = SqueezeExcite().init(jax.random.key(0), jnp.ones((2, 7, 7, 64)))
+    >>> jax.tree.map(jnp.shape, variables['params']['reduce'])
+    {'bias': (4,), 'kernel': (64, 4)}
+    """
+
+    reduction: int = 16
+    squeeze: str | None = 'mean'
+    excite: str = 'sigmoid'
+    use_bias: bool = True
+    hidden_multiple: int = 1
+
+    @nn.compact
+    def __call__(self, x):
+        check_known('squeeze', self.squeeze, SQUEEZE)
+        check_known('excite', self.excite, EXCITE)
+        channels = x.shape[-1]
+        if not 1 <= self.reduction <= channels:
+            raise UserError(
+                f'reduction={self.reduction} must lie between 1 and the {channels} channels; '
+                f'take {min(max(self.reduction, 1), channels)}'
+            )
+        # Gates are [B, C], so float32 is free; NoSqueeze's are maps and stay as x is.
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        dtype = x.dtype if self.squeeze is None else wide
+        dense = partial(
+            nn.Dense,
+            use_bias=self.use_bias,
+            dtype=dtype,
+            param_dtype=wide,
+            kernel_init=he_normal,
+        )
+        hidden = hidden_width(channels, self.reduction, self.hidden_multiple)
+        z = SQUEEZE[self.squeeze](x.astype(dtype))
+        h = nn.relu(dense(hidden, name='reduce')(z))
+        gate = EXCITE[self.excite](dense(channels, name='expand')(h))
+        self.sow('intermediates', 'gate', gate)
+        return x * gate.astype(x.dtype)  # cast first: the large multiply stays in x's dtype

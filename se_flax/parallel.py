@@ -1,0 +1,32 @@
+"""The mesh of devices and what lies where on it: batches split, everything else replicated."""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+DATA = 'data'
+
+
+def data_mesh() -> Mesh:
+    """Returns the 1-D mesh of all devices of all processes, its axis named 'data'."""
+    # Auto axes: the compiler places the collectives; jax's default, Explicit, asks each op.
+    return jax.make_mesh((jax.device_count(),), (DATA,), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of state and metrics: a whole copy on each device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of a batch: a contiguous part of the first axis on each device."""
+    return NamedSharding(mesh, PartitionSpec(DATA))
+
+
+def shard_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Puts this process's part of a global batch on its devices.
+
+    Takes arrays `[B / processes, ...]`, returns global ones `[B, ...]`, split over the mesh.
+    """
+    sharding = split(mesh)
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}

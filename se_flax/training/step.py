@@ -1,0 +1,81 @@
+"""One step of data-parallel training, a pure function of state and batch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from se_flax.evaluation import in_top, normalize
+from se_flax.parallel import replicated, split
+from se_flax.training.state import TrainState
+
+Metrics = dict[str, jax.Array]
+
+
+def make_train_step(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    *,
+    mean,
+    std,
+    label_smoothing: float = 0.0,
+) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
+    """Returns `(state, batch) -> (state, metrics)`; `jit_train_step` compiles it over a mesh.
+
+    The batch holds `image` `[B, H, W, 3]` uint8 and `label` `[B]` int32. The metrics are scalars:
+    `loss`, `top1` and `top5` (means over the global batch, before the update), `learning_rate`,
+    and `finite`: whether the loss, the gradient and the whole new state are.
+    """
+
+    def train_step(state, batch):
+        images = normalize(batch['image'], mean, std, model.dtype)
+        labels = batch['label']
+
+        def loss_fn(params):
+            logits, updates = model.apply(
+                {'params': params, 'batch_stats': state.batch_stats},
+                images,
+                train=True,
+                mutable=['batch_stats'],
+            )
+            targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+            targets = optax.smooth_labels(targets, label_smoothing)
+            loss = optax.softmax_cross_entropy(logits, targets).mean()
+            return loss, (logits, updates['batch_stats'])
+
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, (logits, batch_stats)), grads = grad_fn(state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        new = TrainState(state.step + 1, params, batch_stats, opt_state)
+        metrics = {
+            'loss': loss,
+            'top1': in_top(1, logits, labels).mean(),
+            'top5': in_top(5, logits, labels).mean(),
+            'learning_rate': jnp.asarray(schedule(state.step), jnp.float32),
+            # The loss alone is not enough: a ReLU fused into a reduction can drop a NaN on its
+            # way forward, while the gradient has it; and a finite loss can leave an infinite state.
+            'finite': _all_finite((loss, grads, new)),
+        }
+        return new, metrics
+
+    return train_step
+
+
+def jit_train_step(train_step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """Compiles a step over the mesh: state replicated and donated, batch split."""
+    return jax.jit(
+        train_step,
+        in_shardings=(replicated(mesh), split(mesh)),
+        out_shardings=replicated(mesh),
+        donate_argnums=0,
+    )
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()

@@ -1,0 +1,199 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from se_flax.errors import UserError
+from se_flax.models import create_model, list_models, model_info
+from se_flax.models.complexity import count_macs, count_params
+from se_flax.models.resnet import PLACEMENTS
+from se_flax.nn import SqueezeExcite
+
+small = partial(create_model, 'se_resnet50', 10, stage_sizes=(1, 1, 1, 1), width=16)
+IMAGES = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype('f')
+
+
+# Sections 1.3, 2.1 of the fact sheet: the released prototxts and Table 10, computed exactly.
+@pytest.mark.parametrize(
+    ('name', 'fields', 'params'),
+    [
+        ('resnet50', {}, 25_557_032),
+        ('se_resnet50', {}, 28_088_024),
+        ('resnet101', {}, 44_549_160),
+        ('se_resnet101', {}, 49_326_872),
+        ('resnet152', {}, 60_192_808),
+        ('se_resnet152', {}, 66_821_848),
+        ('se_resnet50', {'se': {'use_bias': False}}, 28_071_976),
+        ('se_resnet50', {'se': {'use_bias': False, 'reduction': 2}}, 45_676_584),
+        ('se_resnet50', {'se': {'reduction': 4}}, 35_635_688),
+        ('se_resnet50', {'se': {'reduction': 32}}, 26_830_080),
+        ('se_resnet50', {'se': {'use_bias': False}, 'se_stages': (2,)}, 25_581_608),
+        ('se_resnet50', {'se': {'use_bias': False}, 'se_stages': (3,)}, 25_688_104),
+        ('se_resnet50', {'se': {'use_bias': False}, 'se_stages': (4,)}, 26_343_464),
+        ('se_resnet50', {'se': {'use_bias': False}, 'placement': 'inside_3x3'}, 25_714_216),
+        ('se_resnet50', {'se': None}, 25_557_032),
+        # timm's legacy_seresnet18: 11.78M, pytorchcv's CIFAR networks, both exact there.
+        ('se_resnet18', {}, 11_778_592),
+        ('resnet110_cifar', {}, 1_730_714),
+        ('se_resnet110_cifar', {}, 1_730_714 + 14_238),
+        ('resnet20_cifar', {}, 272_474),
+    ],
+)
+def test_exact_parameter_counts(name, fields, params):
+    assert count_params(create_model(name, **fields), 32) == params
+
+
+def test_multiply_adds_are_the_papers():
+    assert model_info('resnet50').macs == pytest.approx(3.858e9, rel=1e-4)
+    assert model_info('se_resnet50').macs == pytest.approx(3.8605e9, rel=1e-4)
+    assert model_info('se_resnet152').macs == pytest.approx(11.289e9, rel=1e-4)
+    no_squeeze = create_model('se_resnet50', se={'squeeze': None})
+    assert count_macs(no_squeeze, 224) == pytest.approx(4.27e9, rel=1e-3)  # Table 16
+    inside = create_model('se_resnet50', placement='inside_3x3')
+    assert count_macs(inside, 224) == pytest.approx(3.86e9, rel=2e-3)  # Table 15
+
+
+@pytest.mark.parametrize('name', list_models('se_*'))
+def test_se_twin_differs_by_the_se_blocks_alone(name):
+    def shapes(name):
+        x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+        tree = jax.eval_shape(create_model(name).init, jax.random.key(0), x)
+        flat = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(path): leaf.shape for path, leaf in flat}
+
+    with_se, plain = shapes(name), shapes(name.removeprefix('se_'))
+    assert {k: v for k, v in with_se.items() if "['se']" not in k} == plain
+    # Two kernels and two biases in each residual unit.
+    blocks = {k.split("['se']")[0] for k in with_se if "['se']" in k}
+    assert len(blocks) == sum(create_model(name).stage_sizes)
+
+
+def forward(model, variables=None, images=IMAGES, **kwargs):
+    variables = variables or model.init(jax.random.key(0), images)
+    return variables, jax.jit(partial(model.apply, **kwargs))(variables, images)
+
+
+def test_saturated_se_equals_the_plain_twin():
+    """W2 = 0 and a large b2 make each gate 1."""
+    model = small()
+    variables, _ = forward(model)
+    plain = {}
+    for block, layers in variables['params'].items():
+        if 'se' in layers:
+            layers['se']['expand']['kernel'] *= 0
+            layers['se']['expand']['bias'] += 50.0
+        plain[block] = {k: v for k, v in layers.items() if k != 'se'}
+    _, got = forward(model, variables)
+    _, want = forward(small(se=None), {**variables, 'params': plain})
+    np.testing.assert_array_equal(got, want)
+
+
+def numpy_unit(params, x, placement):
+    """A stride-1 bottleneck of 1x1 maps, BatchNorm an identity: five equations of Figure 5."""
+
+    def se(site, v):
+        if site != placement:
+            return v
+        hidden = np.maximum(v @ params['se']['reduce']['kernel'], 0)
+        return v / (1 + np.exp(-(hidden @ params['se']['expand']['kernel'])))
+
+    def conv(i, v):
+        k = params[f'conv{i}']['kernel']
+        return v @ k[k.shape[0] // 2, k.shape[1] // 2]
+
+    y = np.maximum(conv(1, se('pre', x)), 0)
+    y = se('inside_3x3', np.maximum(conv(2, y), 0))
+    y = se('standard', conv(3, y))
+    return se('post', np.maximum(y + se('identity', x), 0))
+
+
+@pytest.mark.parametrize('placement', PLACEMENTS)
+def test_placements_are_figure_5(placement):
+    from se_flax.models.resnet import Bottleneck
+    from se_flax.nn import BatchNorm, Conv
+
+    x = np.random.default_rng(0).normal(size=(4, 1, 1, 64))
+    with jax.enable_x64(True):
+        unit = Bottleneck(
+            filters=16,
+            strides=1,
+            conv=partial(Conv, dtype=jnp.float64),
+            norm=partial(BatchNorm, use_running_average=True, epsilon=0, dtype=jnp.float64),
+            se=partial(SqueezeExcite, 4),
+            placement=placement,
+            stride_in='1x1',
+            last_scale_init=jax.nn.initializers.ones,
+        )
+        variables = unit.init(jax.random.key(0), x)
+        got = unit.apply(variables, x)
+    want = numpy_unit(jax.tree.map(np.asarray, variables['params']), x, placement)
+    np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-12)
+
+
+def test_feature_sizes_follow_the_paper():
+    """112, 56, 56, 28, 14, 7 at 224 and 160, 80, 80, 40, 20, 10 at 320."""
+    for size, want in ((224, [112, 56, 28, 14, 7]), (320, [160, 80, 40, 20, 10])):
+        x = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+        model = small()
+        call = partial(model.init_with_output, capture_intermediates=True, mutable=True)
+        _, variables = jax.eval_shape(call, jax.random.key(0), x)
+        outputs = variables['intermediates']
+        stem = outputs['norm_stem']['__call__'][0].shape[1]
+        stages = [outputs[f'stage{s}_block1']['__call__'][0].shape[1] for s in (2, 3, 4, 5)]
+        assert [stem, *stages] == want
+
+
+def test_lineage_fields_change_where_the_map_shrinks():
+    variables, caffe = forward(small())
+    for fields in ({'stride_in': '3x3'}, {'pool': 'padded'}):
+        _, other = forward(small(**fields), variables)
+        assert other.shape == caffe.shape
+        assert np.abs(other - caffe).max() > 1e-3
+
+
+def test_zero_init_starts_each_unit_as_its_shortcut():
+    model = small(zero_init=True)
+    variables, _ = forward(model)
+    scales = [u['norm3']['scale'] for k, u in variables['params'].items() if 'block' in k]
+    assert len(scales) == 4
+    assert not np.any(scales[0])
+
+
+def test_bfloat16_maps_give_float32_logits_near_float32():
+    variables, want = forward(small())
+    _, got = forward(small(dtype=jnp.bfloat16), variables, IMAGES.astype(jnp.bfloat16))
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, want, atol=0.1 * np.abs(want).max())
+
+
+@pytest.mark.parametrize(
+    ('images', 'message'),
+    [
+        (np.zeros((1, 32, 32, 1), 'f'), r'\(1, 32, 32, 1\); a network takes \[B, H, W, 3\]'),
+        (np.zeros((32, 32, 3), 'f'), 'a network takes'),
+        (np.zeros((1, 32, 32, 3), 'u1'), 'images are uint8; normalise them'),
+    ],
+)
+def test_wrong_images_are_refused(images, message):
+    with pytest.raises(UserError, match=message):
+        small().init(jax.random.key(0), images)
+
+
+@pytest.mark.parametrize(
+    ('name', 'fields', 'message'),
+    [
+        ('seresnet50', {}, "unknown model 'seresnet50': did you mean se_resnet50"),
+        ('se_resnet50', {'reduction': 8}, "unknown field of se_resnet50 'reduction'"),
+        ('se_resnet50', {'se': {'reductions': 8}}, 'did you mean reduction'),
+        ('se_resnet50', {'placement': 'prior'}, 'did you mean pre'),
+        ('se_resnet50', {'se_stages': (6,)}, 'unknown stage in se_stages 6'),
+        ('se_resnet50', {'stem': 'deep'}, 'one of imagenet, cifar'),
+        ('se_resnet50', {'pool': 'pad'}, 'did you mean padded'),
+        ('se_resnet50', {'stride_in': '7x7'}, '1x1'),
+    ],
+)
+def test_wrong_names_get_the_nearest_ones(name, fields, message):
+    with pytest.raises(UserError, match=message):
+        jax.eval_shape(create_model(name, **fields).init, jax.random.key(0), IMAGES)

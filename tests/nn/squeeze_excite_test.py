@@ -1,0 +1,109 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from se_flax.errors import UserError
+from se_flax.nn import SqueezeExcite
+from se_flax.nn.squeeze_excite import hidden_width
+
+NUMPY_SQUEEZE = {
+    'mean': lambda x: x.reshape(len(x), -1, x.shape[-1]).sum(1) / (x.shape[1] * x.shape[2]),
+    'max': lambda x: np.maximum.reduce(x.reshape(len(x), -1, x.shape[-1]), axis=1),
+}
+NUMPY_EXCITE = {
+    'sigmoid': lambda v: 1 / (1 + np.exp(-v)),
+    'tanh': lambda v: 1 - 2 / (np.exp(2 * v) + 1),
+    'relu': lambda v: np.where(v > 0, v, 0),
+}
+
+
+def init(block, x, seed=0):
+    """Random values everywhere, biases too, so that no term of the formula can hide."""
+    variables = block.init(jax.random.key(seed), x)
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda p: rng.normal(size=p.shape).astype(p.dtype), variables['params'])
+
+
+@pytest.mark.parametrize('squeeze', NUMPY_SQUEEZE)
+@pytest.mark.parametrize('excite', NUMPY_EXCITE)
+@pytest.mark.parametrize('use_bias', [True, False])
+def test_equals_the_papers_equations_in_numpy(squeeze, excite, use_bias):
+    x = np.random.default_rng(1).normal(size=(3, 5, 4, 16))
+    with jax.enable_x64(True):
+        block = SqueezeExcite(4, squeeze=squeeze, excite=excite, use_bias=use_bias)
+        p = init(block, jnp.asarray(x))
+        got = block.apply({'params': p}, jnp.asarray(x))
+    b1, b2 = (p[n]['bias'] if use_bias else 0 for n in ('reduce', 'expand'))
+    assert ('bias' in p['reduce']) == use_bias
+    z = NUMPY_SQUEEZE[squeeze](x)
+    hidden = np.maximum(z @ p['reduce']['kernel'] + b1, 0)
+    gate = NUMPY_EXCITE[excite](hidden @ p['expand']['kernel'] + b2)
+    np.testing.assert_allclose(got, x * gate[:, None, None, :], rtol=1e-12, atol=1e-12)
+
+
+def test_no_squeeze_gates_each_position_by_its_own_channels():
+    x = np.random.default_rng(1).normal(size=(2, 3, 5, 8)).astype('f')
+    block = SqueezeExcite(4, squeeze=None)
+    p = init(block, x)
+    got = block.apply({'params': p}, x)
+    one = block.apply({'params': p}, x[1:, 2:3, 4:5])
+    np.testing.assert_allclose(got[1:, 2:3, 4:5], one, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('squeeze', ['mean', 'max'])
+def test_no_squeeze_equals_se_on_1x1_and_on_constant_maps(squeeze):
+    x = np.random.default_rng(1).normal(size=(2, 1, 1, 8)).astype('f')
+    p = init(SqueezeExcite(4), x)
+    for image in (x, np.broadcast_to(x, (2, 3, 4, 8))):
+        a = SqueezeExcite(4, squeeze=squeeze).apply({'params': p}, image)
+        b = SqueezeExcite(4, squeeze=None).apply({'params': p}, image)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_large_b2_and_zero_w2_is_the_identity_and_zero_b2_halves():
+    x = np.random.default_rng(1).normal(size=(2, 3, 3, 32)).astype('f')
+    p = init(SqueezeExcite(), x)
+    p['expand']['kernel'] = np.zeros_like(p['expand']['kernel'])
+    for bias, factor in ((50.0, 1.0), (0.0, 0.5)):
+        p['expand']['bias'] = np.full_like(p['expand']['bias'], bias)
+        np.testing.assert_array_equal(SqueezeExcite().apply({'params': p}, x), factor * x)
+
+
+def test_gate_is_sown_in_float32_and_bf16_stays_bf16():
+    x = jnp.ones((2, 3, 3, 32), jnp.bfloat16)
+    block = SqueezeExcite()
+    p = init(block, x)
+    y, sown = block.apply({'params': p}, x, mutable=['intermediates'])
+    (gate,) = sown['intermediates']['gate']
+    assert (y.dtype, y.shape) == (jnp.bfloat16, x.shape)
+    assert (gate.dtype, gate.shape) == (jnp.float32, (2, 1, 1, 32))
+    assert {leaf.dtype for leaf in jax.tree.leaves(p)} == {jnp.dtype('float32')}
+
+
+@given(st.integers(1, 2048), st.integers(1, 32), st.sampled_from([1, 2, 8]))
+@settings(deadline=None)
+def test_hidden_width_is_a_multiple_near_the_quotient(channels, reduction, multiple):
+    width = hidden_width(channels, reduction, multiple)
+    assert width % multiple == 0
+    if multiple > 1:
+        assert width >= max(multiple, 0.9 * channels / reduction)
+        assert width <= max(multiple, channels / reduction + multiple)
+    else:
+        assert width == channels // reduction
+
+
+@pytest.mark.parametrize(
+    ('fields', 'message'),
+    [
+        ({'squeeze': 'avg'}, "unknown squeeze 'avg'"),
+        ({'excite': 'sigmoida'}, 'did you mean sigmoid?'),
+        ({'reduction': 17}, 'reduction=17 must lie between 1 and the 16 channels; take 16'),
+        ({'reduction': 0}, 'take 1'),
+    ],
+)
+def test_wrong_fields_are_named(fields, message):
+    with pytest.raises(UserError, match=message.replace('?', r'\?')):
+        SqueezeExcite(**fields).init(jax.random.key(0), jnp.ones((1, 2, 2, 16)))

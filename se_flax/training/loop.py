@@ -28,9 +28,9 @@ def train(
     """Trains from step `start` to `num_steps`; returns the last state.
 
     The order within a turn is fixed: report what is pending, evaluate, save, draw, step.
-    `report(i, metrics)` raises where step i is not finite. `due('eval' | 'save', i)` says what
-    follows step i; the last step is always evaluated and saved. A state that came from a checkpoint
-    has had both already.
+    `report(i, metrics)` raises where step i is not finite; `due('eval', i)` and
+    `due('checkpoint', i)` say what follows step i, and the last step has both. A state that came
+    from a checkpoint has had both already.
 
     Raises:
         Preempted: after the save that `stop_requested` asked for.
@@ -41,7 +41,7 @@ def train(
             final, fresh = i == num_steps, i > start
             stopping = stop_requested() and not final
             evaluating = fresh and (final or due('eval', i))
-            saving = fresh and (final or stopping or due('save', i))
+            saving = fresh and (final or stopping or due('checkpoint', i))
             if pending and (evaluating or saving):
                 # Raises on a non-finite step, before that state can become a checkpoint.
                 report(*pending)

@@ -1,0 +1,206 @@
+"""What a run can be told: the fields, the command line that sets them, the checks on them."""
+
+import argparse
+import ast
+import inspect
+import pathlib
+import runpy
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from se_flax.errors import UserError, check_known, check_multiple
+from se_flax.training.optimizer import SCHEDULES
+
+# May differ between two starts of the same run: they change where and how fast, not what.
+MACHINE_FIELDS = ('data_dir', 'num_threads', 'num_workers', 'compilation_cache')
+INTERVALS = ('log', 'eval', 'checkpoint')
+DTYPES = ('float32', 'bfloat16', 'float64')
+_OPEN = 'model_fields'  # holds any field of the network's class
+
+
+def base_config() -> ml_collections.ConfigDict:
+    """Returns every field of a run; a config file sets those that make its recipe."""
+    c = ml_collections.ConfigDict()
+    c.seed = 0  # of parameters, order and augmentation
+
+    c.model = 'se_resnet50'  # one of `se-flax models`
+    c.model_fields = ml_collections.ConfigDict()  # of the network's class; `se.reduction` of SE
+    c.bn_group_size = 32  # images that share BatchNorm statistics; 0 is the global batch
+    c.dtype = 'float32'  # of the maps; 'bfloat16' on accelerators, 'float64' for tests
+
+    c.data = ''  # one of `se-flax data check`, or folder:PATH
+    c.data_dir = ''  # of tfds; '' is its default, ~/tensorflow_datasets
+    c.image_size = 224  # pixels, both sides
+    c.mean = (123.675, 116.28, 103.53)  # of a channel, 0 to 255
+    c.std = (1.0, 1.0, 1.0)
+    c.crop = 'inception'  # 'inception', 'pad' (shift by up to `pad` pixels) or 'none'
+    c.crop_area = (0.08, 1.0)  # share of the picture, for 'inception'
+    c.crop_aspect = (3 / 4, 4 / 3)  # width / height, for 'inception'
+    c.pad = 4  # pixels, for 'pad'
+    c.fill = (0, 0, 0)  # colour beyond the border and of the cutout
+    c.flip = True  # left to right, every other time
+    c.cutout = 0  # side of the square, pixels; 0 is none
+    c.eval_resize = 256  # shorter edge before the centre crop, pixels; 0 is image_size
+    c.interpolation = 'bilinear'
+    c.cache = False  # decode all once into memory
+    c.max_corrupt = 0.001  # share of unreadable images that is replaced and named, not fatal
+
+    c.batch_size = 256  # global, of all devices
+    c.num_epochs = 100.0
+    c.num_steps = config_dict.placeholder(int)  # wins over num_epochs
+    c.schedule = 'constant'  # 'constant', 'step', 'cosine' or 'linear'
+    c.learning_rate = 0.1  # the peak, for this batch size; nothing scales it
+    c.warmup = 0.0  # share of the run in which the rate rises from 0
+    c.drop_epochs = ()  # for 'step': where the rate is multiplied by drop_factor
+    c.drop_factor = 0.1
+    c.momentum = 0.9
+    c.nesterov = False
+    c.weight_decay = 1e-4  # kernels only, SE's included
+    c.label_smoothing = 0.0
+
+    # Steps win over epochs; without either it is done at the end alone.
+    c.log_every_steps = 100
+    c.log_every_epochs = config_dict.placeholder(float)
+    c.eval_every_steps = config_dict.placeholder(int)
+    c.eval_every_epochs = 1.0
+    c.checkpoint_every_steps = config_dict.placeholder(int)
+    c.checkpoint_every_epochs = 1.0
+    c.keep_checkpoints = 2
+    c.eval_batch_size = 256
+    c.num_threads = 0  # that load data; 0 is one a core
+    c.num_workers = 0  # processes that load data; 0 is none, right up to tens of cores
+    c.compilation_cache = '~/.cache/se_flax'  # of XLA; '' switches it off
+    return c
+
+
+def parse_args(argv: Sequence[str], default: str) -> tuple[ml_collections.ConfigDict, pathlib.Path]:
+    """Reads `--config FILE[:ARGUMENT]`, `--workdir DIR` and `--config.FIELD=VALUE`, in any order.
+
+    ml_collections' own flags want `--config` first, read `sys.argv`, and answer a misspelt field
+    with a traceback; its ConfigDict keeps the types.
+
+    Args:
+        argv: without the program's name.
+        default: the config file where none is given.
+
+    Returns:
+        The config, locked, and the workdir (default: runs/<name of the config>).
+
+    Raises:
+        UserError: for an unknown argument or field, and a value of another type.
+    """
+    parser = argparse.ArgumentParser(
+        prog='train_main.py',
+        description='Trains a network; the same command again goes on where it stopped.',
+        epilog='--config.FIELD=VALUE sets a field of the config, such as --config.batch_size=128.',
+        allow_abbrev=False,
+    )
+    parser.add_argument('--config', default=default, metavar='FILE[:ARGUMENT]')
+    parser.add_argument('--workdir', help='default: runs/<name of the config>')
+    args, rest = parser.parse_known_args(argv)
+    config = load_config(args.config)
+    rest = list(rest)
+    while rest:
+        name, equals, value = rest.pop(0).partition('=')
+        if not name.startswith('--config.'):
+            check_known('argument', name, ('--config', '--workdir', '--config.FIELD=VALUE'))
+        if not equals:
+            if not rest:
+                raise UserError(f'{name} needs a value: {name}=VALUE')
+            value = rest.pop(0)
+        assign(config, name.removeprefix('--config.'), value)
+    name = pathlib.Path(args.config.partition(':')[0]).stem + args.config.partition(':')[2]
+    return config.lock(), pathlib.Path(args.workdir or f'runs/{name}')
+
+
+def load_config(spec: str) -> ml_collections.ConfigDict:
+    """Returns `get_config()` of a file, or `get_config(ARGUMENT)` for FILE:ARGUMENT."""
+    file, _, argument = spec.partition(':')
+    path = pathlib.Path(file)
+    if not path.is_file():
+        siblings = [str(p) for p in sorted((path.parent if path.suffix else path).glob('*.py'))]
+        check_known('config file', file, siblings or ['configs/quickstart.py'])
+    get_config = runpy.run_path(str(path)).get('get_config')
+    if get_config is None:
+        raise UserError(f'{file} has no function get_config()')
+    if argument and not inspect.signature(get_config).parameters:
+        raise UserError(f'{file} takes no argument; drop ":{argument}"')
+    return get_config(argument) if argument else get_config()
+
+
+def assign(config: ml_collections.ConfigDict, name: str, text: str) -> None:
+    """Sets a dotted field from text, keeping the field's type.
+
+    >>> c = base_config()
+    >>> assign(c, 'drop_epochs', '30,60,90')
+    >>> assign(c, 'model_fields.se.reduction', '8')
+    >>> c.drop_epochs, c.model_fields.se.reduction
+    ((30, 60, 90), 8)
+    """
+    *groups, field = name.split('.')
+    if groups and groups[0] == _OPEN:
+        group = config.model_fields
+        for key in groups[1:]:
+            group = group.setdefault(key, ml_collections.ConfigDict())
+        group[field] = _literal(text)
+        return
+    check_known('config field', name, list(config) + [f'{_OPEN}.FIELD'])
+    kind = config.get_type(field)
+    try:
+        config[field] = _convert(text, kind)
+    except (ValueError, TypeError, KeyError, SyntaxError):
+        raise UserError(f'config field {name} is a {kind.__name__}, got {text!r}') from None
+
+
+def check_config(config: ml_collections.ConfigDict, num_devices: int) -> None:
+    """Raises UserError for values that no run can have; names the rule and the nearest choice."""
+    check_known('schedule', config.schedule, SCHEDULES)
+    check_known('dtype', config.dtype, DTYPES)
+    for name in ('batch_size', 'eval_batch_size', 'image_size', 'num_epochs', 'learning_rate'):
+        _check_range(name, config[name], above=0)
+    for name in ('bn_group_size', 'weight_decay', 'momentum', 'label_smoothing', 'warmup', 'seed'):
+        _check_range(name, config[name], least=0)
+    for name in ('momentum', 'label_smoothing', 'warmup'):
+        _check_range(name, config[name], below=1)
+    for name in ('num_steps', *(f'{what}_every_steps' for what in INTERVALS)):
+        if config[name] is not None:
+            _check_range(name, config[name], least=1)
+    for name in (f'{what}_every_epochs' for what in INTERVALS):
+        if config[name] is not None:
+            _check_range(name, config[name], above=0)
+    check_multiple('batch_size', config.batch_size, 'the number of devices', num_devices)
+    check_multiple('eval_batch_size', config.eval_batch_size, 'the number of devices', num_devices)
+    if config.bn_group_size:
+        check_multiple('batch_size', config.batch_size, 'bn_group_size', config.bn_group_size)
+
+
+def _check_range(name: str, value: float, *, above=None, least=None, below=None) -> None:
+    if above is not None and not value > above:
+        raise UserError(f'{name}={value} must be above {above}')
+    if least is not None and not value >= least:
+        raise UserError(f'{name}={value} must be at least {least}')
+    if below is not None and not value < below:
+        raise UserError(f'{name}={value} must be below {below}')
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _convert(text: str, kind: type) -> Any:
+    if text == 'None':
+        return None
+    if kind is bool:
+        return {'true': True, 'false': False, '1': True, '0': False}[text.lower()]
+    if kind is tuple:
+        value = ast.literal_eval(text)
+        return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if kind in (int, float, str):
+        return kind(text)
+    raise TypeError

@@ -1,0 +1,74 @@
+"""The picture of a run: loss and top-1 accuracy by step, training beside evaluation."""
+
+import io
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+from se_flax.training.atomic import atomic_write
+
+# From Okabe and Ito's palette, told apart by every kind of colour vision.
+PALE, TRAIN, EVAL = '#56B4E9', '#0072B2', '#D55E00'
+# Field, name on the axis, factor to the axis's unit, how a value is written.
+PANELS = (
+    ('loss', 'loss (nats)', 1, '{:.4f}'),
+    ('top1', 'top-1 accuracy (%)', 100, '{:.2f} %'),
+)
+
+
+def plot_curves(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
+    """Writes the curves of `rows`, as `read_rows` returns them, to `path`, a PNG, atomically."""
+    png = io.BytesIO()
+    draw_curves(rows).savefig(png, format='png')
+    atomic_write(pathlib.Path(path), png.getvalue())
+
+
+def draw_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Returns a figure of 1350 x 570 pixels: train rows as they are and averaged, eval rows.
+
+    A point of the average is over the train rows around it, a twentieth of all; the legend says
+    how many. Below 40 train rows there is none.
+    """
+    train, evaluation = [[row for row in rows if row['split'] == s] for s in ('train', 'eval')]
+    figure = Figure(figsize=(9, 3.8), dpi=150, layout='constrained')
+    FigureCanvasAgg(figure)
+    window = len(train) // 20 | 1  # odd: as many rows before as after
+    for axes, (field, label, factor, text) in zip(figure.subplots(1, 2), PANELS, strict=True):
+        steps = [row['step'] for row in train]
+        values = np.array([factor * row[field] for row in train])
+        dots = {'marker': '.'} if window == 1 else {}  # so that a single row is seen
+        axes.plot(
+            steps, values, color=PALE, alpha=0.6, linewidth=0.8, label='training batch', **dots
+        )
+        if window > 1:
+            name = f'training, mean of {window} logged batches'
+            axes.plot(steps, _moving_mean(values, window), color=TRAIN, linewidth=1.6, label=name)
+        if evaluation:
+            steps = [row['step'] for row in evaluation]
+            values = [factor * row[field] for row in evaluation]
+            style = {'color': EVAL, 'linewidth': 1.6, 'marker': 'o', 'markersize': 4}
+            axes.plot(steps, values, label='evaluation, all images', **style)
+            axes.set_title(
+                f'last evaluation: {text.format(values[-1])}', loc='right', color=EVAL, fontsize=10
+            )
+        axes.set(xlabel='training step', ylabel=label)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_formatter(StrMethodFormatter('{x:,.0f}'))
+        axes.grid(color='0.9')
+        axes.set_axisbelow(True)
+        axes.spines[['top', 'right']].set_visible(False)
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles, names, loc='outside upper center', ncols=3, frameon=False)
+    return figure
+
+
+def _moving_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """Means of the `window` values around each; of fewer at the ends, where there are no more."""
+    ones = np.ones(window)
+    return np.convolve(values, ones, 'same') / np.convolve(np.ones(len(values)), ones, 'same')

@@ -1,0 +1,159 @@
+"""The metrics of a run on disk: `metrics.jsonl`, and TensorBoard events made from it."""
+
+import contextlib
+import json
+import os
+import pathlib
+import struct
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any, BinaryIO
+
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import masked_crc32c
+
+from se_flax.errors import UserError
+from se_flax.training.atomic import atomic_write
+
+# A row is a dict of `step`, `split` (a key here), the split's fields, and `time`.
+FIELDS = {
+    'train': ('loss', 'top1', 'top5', 'learning_rate', 'images_per_second', 'data_wait'),
+    'eval': ('loss', 'top1', 'top5', 'examples', 'seconds'),
+}
+# All other fields are equal in every digit between two runs of a recipe.
+TIMING = ('time', 'images_per_second', 'data_wait', 'seconds')
+
+
+class MetricsWriter(contextlib.AbstractContextManager):
+    """Appends rows to `workdir/metrics.jsonl`, one JSON object a line, and to TensorBoard.
+
+    Opening drops what a run wrote after the step it is now restored at, and a torn last line,
+    atomically. The folder `tensorboard` is written anew from the rows that are left, so the
+    two always agree. A row is in the operating system's hands when `write` returns, and on the
+    disk after `flush`: flush before each checkpoint, and every row up to a restored step is there.
+
+    Args:
+        workdir: made if it is not there.
+        resume_step: the restored step; 0 for a run that starts.
+
+    Raises:
+        UserError: a line other than the last is no row; names the file and the line.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, *, resume_step: int):
+        workdir = pathlib.Path(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        path = workdir / 'metrics.jsonl'
+        old = path.read_bytes() if path.exists() else None
+        kept = [(line, row) for line, row in _parse(path) if row['step'] <= resume_step]
+        new = b''.join(line + b'\n' for line, _ in kept)
+        if new != old:
+            atomic_write(path, new)
+        rows = [row for _, row in kept]
+        self._last = {row['split']: row['step'] for row in rows}
+        self._files = contextlib.ExitStack()
+        self._rows = self._files.enter_context(path.open('ab'))
+        self._events = self._files.enter_context(_open_events(workdir / 'tensorboard', rows))
+
+    def __exit__(self, *exc_info):
+        with self._files:
+            self.flush()
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Appends a row, with the time of day, unless the split has one of that step or later.
+
+        So the evaluation of a restored step may be repeated, and leaves one row.
+
+        Args:
+            row: `step`; `split`, 'train' or 'eval'; `loss`, `top1` and `top5` (shares, 0 to 1);
+                for train `learning_rate`, `images_per_second` and `data_wait` (share of the time,
+                0 to 1); for eval `examples` (a count) and `seconds`.
+
+        Raises:
+            ValueError: a field is missing, unknown or not finite.
+        """
+        step, split = int(row['step']), row['split']
+        if row.keys() != {'step', 'split', *FIELDS[split]}:
+            raise ValueError(f'a {split} row has {", ".join(FIELDS[split])}; got {", ".join(row)}')
+        if step <= self._last.get(split, -1):
+            return
+        values = {name: float(row[name]) for name in FIELDS[split]}
+        if split == 'eval':
+            values['examples'] = int(row['examples'])
+        row = {'step': step, 'split': split, **values, 'time': round(time.time(), 3)}
+        # Floats by repr, as json does: what is read back is the same number.
+        self._rows.write(json.dumps(row, allow_nan=False).encode() + b'\n')
+        self._rows.flush()
+        self._events.write(_record(_event(row)))
+        self._events.flush()
+        self._last[split] = step
+
+    def flush(self) -> None:
+        """Returns when every row is on the disk."""
+        os.fsync(self._rows.fileno())
+        os.fsync(self._events.fileno())
+
+
+def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """Returns the rows of a `metrics.jsonl`, without a torn last line.
+
+    A file that is not there has no rows. Raises UserError for any other line that is no row.
+    """
+    return [row for _, row in _parse(pathlib.Path(path))]
+
+
+def _parse(path: pathlib.Path) -> list[tuple[bytes, dict[str, Any]]]:
+    if not path.exists():
+        return []
+    lines = path.read_bytes().rstrip(b'\n').split(b'\n')
+    parsed = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            if not {'step', *FIELDS[row['split']]} <= row.keys():
+                raise ValueError
+        except (ValueError, TypeError, KeyError):
+            if number == len(lines):
+                break
+            raise UserError(
+                f'{path}, line {number} is not a row of metrics: {line[:40]!r}; '
+                'delete that line, or move the file away'
+            ) from None
+        parsed.append((line, row))
+    return parsed
+
+
+def _open_events(folder: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> BinaryIO:
+    """Returns an event file that holds `rows`, open for more, the only one of its folder."""
+    folder.mkdir(exist_ok=True)
+    old = list(folder.glob('*tfevents*'))
+    now = time.time()
+    # A TensorBoard that is looking on forgets what it read before: START purges from step 0 on.
+    start = SessionLog(status=SessionLog.START)
+    events = [
+        Event(wall_time=now, file_version='brain.Event:2'),
+        Event(wall_time=now, session_log=start),
+        *map(_event, rows),
+    ]
+    new = folder / f'events.out.tfevents.{time.time_ns()}'  # it reads them in name order
+    atomic_write(new, b''.join(map(_record, events)))
+    for path in old:
+        path.unlink()
+    return new.open('ab')
+
+
+def _event(row: Mapping[str, Any]) -> Event:
+    values = [
+        Summary.Value(tag=f'{row["split"]}/{name}', simple_value=row[name])
+        for name in FIELDS[row['split']]
+    ]
+    return Event(wall_time=row['time'], step=row['step'], summary=Summary(value=values))
+
+
+def _record(event: Event) -> bytes:
+    """Frames an event as TFRecord does: length, its checksum, bytes, their checksum."""
+    data = event.SerializeToString()
+    length = struct.pack('<Q', len(data))
+    checksums = [struct.pack('<I', masked_crc32c(part)) for part in (length, data)]
+    return length + checksums[0] + data + checksums[1]

@@ -1,0 +1,128 @@
+"""What a run shows while it trains: one live line on a terminal, plain lines elsewhere."""
+
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+EXPENDABLE = ('data wait', 'epoch', 'speed')  # left out in this order on a narrow terminal
+
+
+class Progress(contextlib.AbstractContextManager):
+    """Shows the rows of a run as they come, each number with its unit.
+
+    On a terminal the newest train row is one live line whose ETA counts down; evaluations, and
+    what is printed or logged meanwhile, appear above it. Elsewhere each row is a line, without
+    control codes. The ETA is the time to train the steps left at the row's speed.
+
+    Args:
+        num_steps: steps of the whole run.
+        steps_per_epoch: may be a fraction.
+        batch_size: global, images a step.
+        console: where to; by default the standard output.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_steps: int,
+        steps_per_epoch: float,
+        batch_size: int,
+        console: Console | None = None,
+    ):
+        self._num_steps = num_steps
+        self._steps_per_epoch = steps_per_epoch
+        self._batch_size = batch_size
+        # rich takes FORCE_COLOR for a terminal; a log file must stay plain all the same.
+        self._console = console or Console(force_terminal=sys.stdout.isatty())
+        self._live = None
+        self._parts = None
+        self._due = time.monotonic()  # when the live line's clock is at zero
+        self._exit = contextlib.ExitStack()
+
+    def __enter__(self):
+        if self._console.is_interactive:
+            handlers = _standard_handlers()
+            live = Live(
+                get_renderable=self._render,
+                console=self._console,
+                redirect_stderr=sys.stderr.isatty(),  # `2>file` keeps its file
+            )
+            self._live = self._exit.enter_context(live)
+            # A handler keeps the stream it was made with, which would tear the live line.
+            for handler, name in handlers:
+                self._exit.callback(handler.setStream, handler.stream)
+                handler.setStream(getattr(sys, name))
+        return self
+
+    def __exit__(self, *exc_info):
+        return self._exit.__exit__(*exc_info)
+
+    def show(self, row: Mapping[str, Any]) -> None:
+        """Shows a row as `MetricsWriter.write` takes it."""
+        if row['split'] == 'eval':
+            self.print('  '.join(self._eval_parts(row)))
+            return
+        seconds = (self._num_steps - row['step']) * self._batch_size / row['images_per_second']
+        self._parts = self._train_parts(row)
+        self._due = time.monotonic() + seconds
+        if self._live:
+            self._live.refresh()
+        else:
+            self.print('  '.join([*self._parts.values(), f'ETA {_clock(seconds)}']))
+
+    def print(self, text: str) -> None:
+        """Prints text as it is, above the live line where there is one."""
+        self._console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+    def _train_parts(self, row):
+        epoch, num_epochs = (n / self._steps_per_epoch for n in (row['step'], self._num_steps))
+        speed = row['images_per_second']
+        return {
+            'step': f'step {row["step"]}/{self._num_steps}',
+            'epoch': f'epoch {epoch:.1f}/{num_epochs:.4g}',
+            'loss': f'loss {row["loss"]:.4f}',
+            'top-1': f'top-1 {100 * row["top1"]:.1f} %',
+            'speed': f'{speed:,.{0 if speed >= 100 else 1}f} images/s',
+            'data wait': f'data wait {100 * row["data_wait"]:.0f} %',
+        }
+
+    def _eval_parts(self, row):
+        return [
+            f'step {row["step"]}/{self._num_steps}',
+            f'evaluation: loss {row["loss"]:.4f}',
+            f'top-1 {100 * row["top1"]:.2f} %',
+            f'top-5 {100 * row["top5"]:.2f} %',
+            f'{row["examples"]:,} images in {row["seconds"]:.1f} s',
+        ]
+
+    def _render(self):
+        seconds = self._due - time.monotonic()
+        if self._parts is None:
+            line = f'compiling the step, waiting for data  {_clock(-seconds)}'
+            return Text(line, no_wrap=True, overflow='ellipsis')
+        parts = self._parts | {'ETA': f'ETA {_clock(max(0, seconds))}'}
+        for name in EXPENDABLE:
+            if len('  '.join(parts.values())) > self._console.width:
+                del parts[name]
+        return Text('  '.join(parts.values()), no_wrap=True, overflow='ellipsis')
+
+
+def _standard_handlers():
+    """Returns the root logger's handlers on the standard streams, each with its stream's name."""
+    names = {sys.stdout: 'stdout', sys.stderr: 'stderr'}
+    # absl wraps the handler that has the stream.
+    handlers = [getattr(h, 'python_handler', h) for h in logging.getLogger().handlers]
+    return [(h, names[h.stream]) for h in handlers if getattr(h, 'stream', None) in names]
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'

@@ -1,0 +1,130 @@
+"""From the fields of a config to the objects of a run."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from flax import linen as nn
+
+from se_flax.data import Dataset, EvalTransform, TrainTransform, decode_all, open_dataset
+from se_flax.errors import UserError
+from se_flax.models import create_model
+from se_flax.training.config import INTERVALS, check_config
+from se_flax.training.optimizer import make_optimizer, make_schedule
+
+
+class Plan(NamedTuple):
+    """What a run consists of; `every` has the steps between two logs, evals and checkpoints."""
+
+    model: nn.Module
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+    train_set: Dataset
+    eval_set: Dataset
+    train_view: TrainTransform
+    eval_view: EvalTransform
+    num_steps: int
+    steps_per_epoch: float
+    every: dict[str, int | None]
+
+    def due(self, what: str, step: int) -> bool:
+        """Tells whether a 'log', 'eval' or 'checkpoint' follows this step; the last has all."""
+        every = self.every[what]
+        return step == self.num_steps or (every is not None and step % every == 0)
+
+
+def make_plan(config: ml_collections.ConfigDict, num_devices: int) -> Plan:
+    """Makes all that a config names; so all that can be wrong in it is found here.
+
+    Raises UserError, and MissingError for data that are not there, before anything is compiled.
+    """
+    check_config(config, num_devices)
+    views = train_transform(config), eval_transform(config)
+    train_set, eval_set = open_split(config, 'train'), open_split(config, 'eval')
+    steps_per_epoch = len(train_set) / config.batch_size
+    num_steps = total_steps(config, steps_per_epoch)
+    every = {what: interval(config, what, steps_per_epoch) for what in INTERVALS}
+    return Plan(
+        make_model(config, train_set.num_classes),
+        *make_training(config, num_steps, steps_per_epoch),
+        train_set,
+        eval_set,
+        *views,
+        num_steps,
+        steps_per_epoch,
+        every,
+    )
+
+
+def make_model(config: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
+    """Returns the network, its BatchNorm groups and dtype as the config says.
+
+    Raises UserError for unknown names, and for float64 where jax does not have it switched on.
+    """
+    if config.dtype == 'float64' and not jax.config.jax_enable_x64:
+        raise UserError("dtype='float64' needs the environment variable JAX_ENABLE_X64=1")
+    fields = config.model_fields.to_dict()
+    fields['bn_group_size'] = config.bn_group_size or None
+    return create_model(config.model, num_classes, dtype=jnp.dtype(config.dtype), **fields)
+
+
+def open_split(config: ml_collections.ConfigDict, split: str) -> Dataset:
+    """Opens 'train' or 'eval' of the config's data set, decoded into memory where it says so."""
+    dataset = open_dataset(config.data, split, config.data_dir or None)
+    return decode_all(dataset) if config.cache else dataset
+
+
+def train_transform(config: ml_collections.ConfigDict) -> TrainTransform:
+    """Returns the random view of a training image."""
+    return TrainTransform(
+        config.image_size,
+        crop=config.crop,
+        crop_area=config.crop_area,
+        crop_aspect=config.crop_aspect,
+        pad=config.pad,
+        flip=config.flip,
+        cutout=config.cutout,
+        fill=config.fill,
+        interpolation=config.interpolation,
+    )
+
+
+def eval_transform(config: ml_collections.ConfigDict) -> EvalTransform:
+    """Returns the one view of an image in evaluation and prediction."""
+    return EvalTransform(config.image_size, config.eval_resize, config.interpolation)
+
+
+def total_steps(config: ml_collections.ConfigDict, steps_per_epoch: float) -> int:
+    """Returns `num_steps`, or as many as make `num_epochs`; at least one."""
+    return config.num_steps or max(1, round(config.num_epochs * steps_per_epoch))
+
+
+def interval(config: ml_collections.ConfigDict, what: str, steps_per_epoch: float) -> int | None:
+    """Returns the steps between two of 'log', 'eval' or 'checkpoint'; None is "at the end"."""
+    if steps := config[f'{what}_every_steps']:
+        return steps
+    epochs = config[f'{what}_every_epochs']
+    return max(1, round(epochs * steps_per_epoch)) if epochs else None
+
+
+def make_training(
+    config: ml_collections.ConfigDict, num_steps: int, steps_per_epoch: float
+) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """Returns the learning rate as a function of the step, and the optimiser that follows it."""
+    schedule = make_schedule(
+        config.schedule,
+        config.learning_rate,
+        num_steps,
+        warmup_steps=int(config.warmup * num_steps),
+        drop_steps=[round(epoch * steps_per_epoch) for epoch in config.drop_epochs],
+        drop_factor=config.drop_factor,
+    )
+    optimizer = make_optimizer(
+        schedule,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+    )
+    return schedule, optimizer

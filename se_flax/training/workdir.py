@@ -1,0 +1,102 @@
+"""The folder of a run: what it was told, whether it has ended, and how to read it back."""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+from flax import linen as nn
+
+from se_flax.errors import MissingError, UserError
+from se_flax.parallel import data_mesh
+from se_flax.training.atomic import atomic_write
+from se_flax.training.checkpoint import load
+from se_flax.training.config import MACHINE_FIELDS, base_config
+from se_flax.training.recipe import make_model, make_training
+from se_flax.training.state import make_init
+
+CONFIG, DONE, CHECKPOINTS = 'config.json', 'DONE', 'checkpoints'
+
+
+class Run(NamedTuple):
+    """A trained network: its config, module, variables, the step they are of, class names."""
+
+    config: ml_collections.ConfigDict
+    model: nn.Module
+    variables: Mapping[str, Any]
+    step: int
+    class_names: tuple[str, ...]
+
+
+def claim(
+    workdir: pathlib.Path, config: ml_collections.ConfigDict, class_names: Sequence[str]
+) -> None:
+    """Writes config.json into a new workdir, or checks that it is this run's.
+
+    Raises UserError where the folder belongs to a run that was told something else; names the
+    fields that differ.
+    """
+    ours = json.loads(config.to_json()) | {'class_names': list(class_names)}
+    if (workdir / CONFIG).exists():
+        theirs = _read(workdir)
+        differing = [
+            f'{name} is {theirs.get(name)!r} there and {ours.get(name)!r} now'
+            for name in sorted(ours.keys() | theirs.keys())
+            if ours.get(name) != theirs.get(name) and name not in MACHINE_FIELDS
+        ]
+        if differing:
+            raise UserError(
+                f'{workdir} holds a run with another config: {"; ".join(differing)}. '
+                f'Take another --workdir, or move that folder away'
+            )
+        return
+    if workdir.is_dir() and any(workdir.iterdir()):
+        raise UserError(f'{workdir} is not empty and holds no {CONFIG}; take another --workdir')
+    workdir.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(ours, indent=2, sort_keys=True) + '\n'
+    atomic_write(workdir / CONFIG, text.encode())
+
+
+def finish(workdir: pathlib.Path, result: Mapping[str, Any]) -> None:
+    """Writes DONE, the last file of a run: the result as JSON."""
+    atomic_write(workdir / DONE, (json.dumps(result) + '\n').encode())
+
+
+def finished(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """Returns the result of a run that has ended, else None."""
+    path = workdir / DONE
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def load_run(workdir: pathlib.Path) -> Run:
+    """Reads the newest good checkpoint of a run; safe beside the trainer that is writing it.
+
+    Raises MissingError where there is no run or no checkpoint yet.
+    """
+    fields = {k: _tuples(v) for k, v in _read(workdir).items()}
+    class_names = fields.pop('class_names')
+    config = base_config()
+    config.update(fields)
+    model = make_model(config, len(class_names))
+    _, optimizer = make_training(config, num_steps=2, steps_per_epoch=1)
+    init = make_init(model, optimizer, config.image_size, data_mesh())
+    state, _ = load(workdir / CHECKPOINTS, jax.eval_shape(init, jax.random.key(0)))
+    return Run(config, model, state.variables, int(state.step), class_names)
+
+
+def _read(workdir: pathlib.Path) -> dict[str, Any]:
+    path = workdir / CONFIG
+    if not path.exists():
+        near = [p.parent for p in sorted(workdir.parent.glob(f'*/{CONFIG}'))]
+        hint = f'; there is {", ".join(map(str, near[:5]))}' if near else ''
+        raise MissingError(f'{workdir} is no workdir of a run: it has no {CONFIG}{hint}')
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f'{path} is not as it was written ({error})') from None
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,0 +1,47 @@
+"""A crash at any point of a write leaves the old file."""
+
+import os
+import pathlib
+
+import pytest
+
+from se_flax.training.atomic import atomic_write
+
+
+def test_writes_and_replaces(tmp_path):
+    path = tmp_path / 'file'
+    for data in (b'first', b'second, longer', b''):
+        atomic_write(path, data)
+        assert path.read_bytes() == data
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize('where', ['fsync', 'replace'])
+def test_crash_keeps_the_old_bytes_and_the_next_write_succeeds(tmp_path, monkeypatch, where):
+    path = tmp_path / 'file'
+    atomic_write(path, b'old')
+
+    def crash(*_):
+        raise OSError('no space left')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*{'fsync': (os, 'fsync'), 'replace': (pathlib.Path, 'replace')}[where], crash)
+        with pytest.raises(OSError, match='no space left'):
+            atomic_write(path, b'new')
+    assert path.read_bytes() == b'old'
+    atomic_write(path, b'new')
+    assert path.read_bytes() == b'new'
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_data_is_on_the_disk_before_the_rename_and_the_rename_before_return(tmp_path, monkeypatch):
+    calls = []
+    fsync, replace = os.fsync, pathlib.Path.replace
+    monkeypatch.setattr(
+        os, 'fsync', lambda fd: calls.append(os.readlink(f'/proc/self/fd/{fd}')) or fsync(fd)
+    )
+    monkeypatch.setattr(
+        pathlib.Path, 'replace', lambda a, b: calls.append('rename') or replace(a, b)
+    )
+    atomic_write(tmp_path / 'file', b'data')
+    assert calls == [str(tmp_path / '.file.new'), 'rename', str(tmp_path)]

@@ -1,1 +1,23 @@
+"""Data sets by name, transforms, and batches addressed by number; needs the `train` extra."""
 
+from se_flax.data.dataset import Dataset, decode_all
+from se_flax.data.decode import DecodeError, decode
+from se_flax.data.pipeline import eval_batches, train_batches
+from se_flax.data.prepare import check, prepare
+from se_flax.data.sources import open_dataset
+from se_flax.data.transforms import INTERPOLATIONS, EvalTransform, TrainTransform
+
+__all__ = [
+    'INTERPOLATIONS',
+    'Dataset',
+    'DecodeError',
+    'EvalTransform',
+    'TrainTransform',
+    'check',
+    'decode',
+    'decode_all',
+    'eval_batches',
+    'open_dataset',
+    'prepare',
+    'train_batches',
+]

@@ -34,7 +34,7 @@ IMAGES = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype('f')
         ('se_resnet50', {'se': {'use_bias': False}, 'se_stages': (4,)}, 26_343_464),
         ('se_resnet50', {'se': {'use_bias': False}, 'placement': 'inside_3x3'}, 25_714_216),
         ('se_resnet50', {'se': None}, 25_557_032),
-        # timm's legacy_seresnet18: 11.78M, pytorchcv's CIFAR networks, both exact there.
+        # As timm counts its legacy_seresnet18 and pytorchcv its CIFAR networks.
         ('se_resnet18', {}, 11_778_592),
         ('resnet110_cifar', {}, 1_730_714),
         ('se_resnet110_cifar', {}, 1_730_714 + 14_238),

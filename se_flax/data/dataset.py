@@ -1,0 +1,78 @@
+"""What every data set is to the pipeline: labelled images by position."""
+
+import concurrent.futures
+import dataclasses
+import os
+
+import numpy as np
+
+from se_flax.data.decode import DecodeError, decode
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """One split of a data set; `len()` of it is the number of examples.
+
+    Attributes:
+        name: as `open_dataset` took it.
+        split: 'train' or 'eval'.
+        class_names: by label.
+    """
+
+    name: str
+    split: str
+    class_names: tuple[str, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """The number of labels."""
+        return len(self.class_names)
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def read(self, i: int) -> tuple[bytes | np.ndarray, int]:
+        """Reads example `i`: an image file or uint8 RGB `[H, W, 3]`, and its label.
+
+        Raises DecodeError for a record that cannot be read.
+        """
+        raise NotImplementedError
+
+    def key(self, i: int) -> str:
+        """Names example `i` in messages."""
+        return f'{self.name}/{self.split}/{i}'
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodedDataset(Dataset):
+    """A data set whose pixels are in memory; what could not be decoded is left as it was."""
+
+    original: Dataset
+    examples: list[tuple[np.ndarray, int] | None] = dataclasses.field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def read(self, i: int) -> tuple[bytes | np.ndarray, int]:
+        return self.examples[i] or self.original.read(i)
+
+    def key(self, i: int) -> str:
+        return self.original.key(i)
+
+
+def decode_all(dataset: Dataset) -> Dataset:
+    """Decodes every image once, by all cores; for sets whose pixels fit into memory.
+
+    An image that cannot be decoded stays encoded, so that a pipeline names it when it meets it.
+    """
+
+    def decoded(i):
+        try:
+            image, label = dataset.read(i)
+            return decode(image), label
+        except DecodeError:
+            return None
+
+    with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        examples = list(pool.map(decoded, range(len(dataset))))
+    return DecodedDataset(dataset.name, dataset.split, dataset.class_names, dataset, examples)

@@ -1,0 +1,115 @@
+"""Random access to the records of a tfds data set: `len(records)`, `records[i] -> bytes`.
+
+tfds writes two file formats. ArrayRecord has an index; TFRecord has none, so its headers are read
+once. Both are read in place and from any thread.
+"""
+
+import bisect
+import concurrent.futures
+import contextlib
+import os
+import resource
+import struct
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from google.protobuf.message import DecodeError as ProtoError
+from tensorflow_datasets.proto import tf_example_pb2
+
+from se_flax.data.decode import DecodeError
+from se_flax.errors import UserError
+
+
+class Records(Protocol):
+    """Bytes by position."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> bytes: ...
+
+
+def open_records(paths: Sequence[str | os.PathLike], file_format: str) -> Records:
+    """Opens shards, in their order, as one sequence of records.
+
+    `file_format` is 'array_record' or 'tfrecord'. Raises UserError for another one, and for a
+    shard that is cut short.
+    """
+    if file_format == 'tfrecord':
+        return TFRecords(paths)
+    if file_format != 'array_record':
+        raise UserError(
+            f'records are stored as {file_format!r}; se_flax reads array_record and tfrecord'
+        )
+    _allow_open_files(len(paths))
+    try:
+        return ArrayRecordDataSource([str(path) for path in paths])
+    except RuntimeError as error:
+        raise UserError(f'a shard is damaged or cut short: {error}') from error
+
+
+class TFRecords:
+    """TFRecord shards: all headers are read once, a record by one `pread` after that.
+
+    A file holds records of 8 bytes of length, 4 of checksum, the data, and 4 of checksum
+    (https://www.tensorflow.org/tutorials/load_data/tfrecord). Checksums are not compared.
+    """
+
+    def __init__(self, paths: Sequence[str | os.PathLike]):
+        self._paths = list(map(os.fspath, paths))
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            spans = list(pool.map(scan, self._paths))
+        self._ends = np.cumsum(list(map(len, spans))).tolist()
+        self._spans = np.concatenate(spans)
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def __getitem__(self, i: int) -> bytes:
+        offset, length = self._spans[i].tolist()
+        # Opened each time: a training set has more shards than a process may hold open files.
+        file = os.open(self._paths[bisect.bisect_right(self._ends, i)], os.O_RDONLY)
+        try:
+            return os.pread(file, length, offset)
+        finally:
+            os.close(file)
+
+
+def scan(path: str) -> np.ndarray:
+    """Finds the records of a TFRecord file: int64 `[records, 2]`, offset and length in bytes."""
+    spans, at = [], 0
+    with open(path, 'rb', buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        while at < size:
+            header = os.pread(file.fileno(), 8, at)
+            length = struct.unpack('<Q', header)[0] if len(header) == 8 else size
+            spans.append((at + 12, length))
+            at += 16 + length
+    if at > size:
+        raise UserError(
+            f'{path} is cut short or no TFRecord file: '
+            f'its record {len(spans) - 1} ends at byte {at} of {size}'
+        )
+    return np.array(spans, np.int64).reshape(-1, 2)
+
+
+def parse_example(record: bytes) -> tuple[bytes, int]:
+    """Takes `image` and `label` out of a serialised `tf.train.Example`.
+
+    Raises DecodeError where the record is damaged or lacks one of them.
+    """
+    try:
+        feature = tf_example_pb2.Example.FromString(record).features.feature
+        return feature['image'].bytes_list.value[0], feature['label'].int64_list.value[0]
+    except (ProtoError, IndexError) as error:
+        raise DecodeError('not a tf.train.Example with an image and a label') from error
+
+
+def _allow_open_files(more: int) -> None:
+    """Raises the soft limit of open files, often 1024: ArrayRecord keeps each shard open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 1024 + 2 * more
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,0 +1,249 @@
+import logging
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from se_flax.data import (
+    EvalTransform,
+    TrainTransform,
+    decode_all,
+    eval_batches,
+    open_dataset,
+    train_batches,
+)
+from se_flax.data.dataset import Dataset
+from se_flax.data.decode import DecodeError
+from se_flax.data.pipeline import epoch_order
+from se_flax.errors import UserError
+
+AUGMENT = TrainTransform(12, crop_area=(0.2, 1.0), cutout=3)
+PLAIN = TrainTransform(1, 'none', flip=False)
+
+
+class Numbered(Dataset):
+    """Example i is one pixel that holds i, with label i; those in `bad` cannot be read."""
+
+    def __init__(self, size, bad=()):
+        super().__init__('numbered', 'train', tuple(map(str, range(size))))
+        object.__setattr__(self, 'bad', frozenset(bad))
+
+    def __len__(self):
+        return self.num_classes
+
+    def read(self, i):
+        if i in self.bad:
+            raise DecodeError('bit rot')
+        return np.array([[[i % 256, i // 256, 7]]], np.uint8), i
+
+
+def train(dataset, transform=PLAIN, batch_size=8, start=0, steps=6, seed=3, **options):
+    return list(
+        train_batches(
+            dataset,
+            transform,
+            batch_size=batch_size,
+            seed=seed,
+            start_step=start,
+            num_steps=steps,
+            **options,
+        )
+    )
+
+
+def evaluate(dataset, batch_size=8, **options):
+    return list(eval_batches(dataset, EvalTransform(1), batch_size=batch_size, **options))
+
+
+def labels(batches):
+    return np.concatenate([batch['label'] for batch in batches]).tolist()
+
+
+def assert_equal(a, b):
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        assert x.keys() == y.keys()
+        for key in x:
+            np.testing.assert_array_equal(x[key], y[key])
+
+
+@pytest.fixture(scope='module')
+def photos():
+    return open_dataset('synthetic', 'train')
+
+
+def test_shapes_and_dtypes(photos):
+    (batch,) = train(photos, AUGMENT, batch_size=6, steps=1)
+    assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
+        'image': ((6, 12, 12, 3), np.uint8),
+        'label': ((6,), np.int32),
+    }
+
+
+@given(size=st.integers(1, 400), batch_size=st.integers(1, 300), seed=st.integers(0, 2**63))
+@settings(max_examples=30, deadline=None)
+@example(size=1, batch_size=300, seed=0)
+def test_each_epoch_is_a_permutation(size, batch_size, seed):
+    steps = -(-3 * size // batch_size)
+    order = labels(train(Numbered(size), batch_size=batch_size, steps=steps, seed=seed))
+    epochs = [order[e * size : (e + 1) * size] for e in range(3)]
+    assert all(sorted(epoch) == list(range(size)) for epoch in epochs)
+    if size > 20:
+        assert epochs[0] != epochs[1] != epochs[2]
+        assert epochs[0] != list(range(size))
+
+
+def test_the_order_is_this_one():
+    """A release that changes it changes every run: it must be known."""
+    assert epoch_order(0, 0, 10).tolist() == [4, 6, 2, 7, 3, 5, 9, 0, 8, 1]
+    assert epoch_order(1, 2, 10).tolist() == [8, 5, 6, 0, 9, 1, 4, 3, 7, 2]
+
+
+def test_images_go_with_their_labels():
+    for batch in train(Numbered(700), batch_size=300, steps=3):
+        pixels = batch['image'][:, 0, 0].astype(int)
+        np.testing.assert_array_equal(pixels[:, 0] + 256 * pixels[:, 1], batch['label'])
+
+
+@pytest.mark.parametrize('start', [1, 4, 6, 9])
+def test_a_start_at_k_is_the_rest_of_the_run(photos, start):
+    assert_equal(train(photos, AUGMENT, start=start), train(photos, AUGMENT)[start:])
+
+
+def test_a_late_start_is_cheap(photos):
+    assert len(train(photos, AUGMENT, start=10**9, steps=10**9 + 2)) == 2
+
+
+@pytest.mark.parametrize('count', [2, 4])
+def test_processes_slice_the_batch(photos, count):
+    """With a batch of 260, chunks of one process's batch are no chunks of another's."""
+    parts = [
+        train(photos, AUGMENT, 260, steps=3, process_index=p, process_count=count)
+        for p in range(count)
+    ]
+    joined = [
+        {key: np.concatenate([b[key] for b in step]) for key in step[0]} for step in zip(*parts)
+    ]
+    assert_equal(joined, train(photos, AUGMENT, 260, steps=3))
+
+
+def test_threads_change_nothing(photos):
+    one = train(photos, AUGMENT, 260, num_threads=1)
+    assert_equal(train(photos, AUGMENT, 260, num_threads=4), one)
+
+
+def test_workers_change_nothing(photos):
+    one = train(photos, AUGMENT, 260, start=1, num_threads=1)
+    assert_equal(train(photos, AUGMENT, 260, start=1, num_threads=1, num_workers=2), one)
+
+
+def test_a_decoded_set_gives_the_same_batches(image_folder):
+    dataset = open_dataset(f'folder:{image_folder}', 'train')
+    assert_equal(train(decode_all(dataset), AUGMENT), train(dataset, AUGMENT))
+
+
+def test_seed_and_position_change_the_view(photos):
+    a, b = train(photos, AUGMENT, seed=1), train(photos, AUGMENT, seed=2)
+    assert labels(a) != labels(b)
+    one = Numbered(1)
+    views = train(one, TrainTransform(9, 'none', flip=False, cutout=1), batch_size=40, steps=1)
+    assert len({view.tobytes() for view in views[0]['image']}) > 20
+
+
+@given(
+    size=st.integers(1, 300),
+    rows=st.integers(1, 150),
+    count=st.integers(1, 4),
+)
+@example(size=300, rows=150, count=2)
+@settings(max_examples=40, deadline=None)
+def test_eval_covers_each_example_once(size, rows, count):
+    parts = [
+        evaluate(Numbered(size), rows * count, process_index=p, process_count=count)
+        for p in range(count)
+    ]
+    assert {len(part) for part in parts} == {-(-size // (rows * count))}
+    assert all(b['image'].shape == (rows, 1, 1, 3) for part in parts for b in part)
+    steps = [batch for step in zip(*parts, strict=True) for batch in step]
+    seen = np.concatenate([batch['label'][batch['mask']] for batch in steps])
+    assert seen.tolist() == list(range(size))
+    assert all((batch['image'][~batch['mask']] == 0).all() for batch in steps)
+
+
+def test_corrupt_record_is_replaced_by_the_next(caplog):
+    whole = labels(train(Numbered(300), batch_size=50, steps=12))
+    with caplog.at_level(logging.WARNING):
+        got = labels(train(Numbered(300, bad=[5, 299]), batch_size=50, steps=12))
+    assert got == [{5: 6, 299: 0}.get(i, i) for i in whole]
+    messages = sorted(record.getMessage() for record in caplog.records)
+    assert messages == [
+        'numbered/train/299: bit rot; it is replaced by the next one',
+        'numbered/train/5: bit rot; it is replaced by the next one',
+    ]
+
+
+def test_corrupt_record_is_masked_in_eval(caplog):
+    (batch,) = evaluate(Numbered(30, bad=[4]), 32)
+    assert np.flatnonzero(~batch['mask']).tolist() == [4, 30, 31]
+    assert 'numbered/train/4: bit rot; it is left out' in caplog.text
+
+
+@pytest.mark.parametrize('threads', [1, 4])
+def test_too_many_corrupt_records_stop(threads):
+    bad = range(100, 104)
+    assert len(train(Numbered(400, bad), steps=50, num_threads=threads)) == 50
+    with pytest.raises(UserError, match='5 of 400 records .* max_corrupt allows 4: numbered/tr'):
+        train(Numbered(400, range(99, 104)), steps=50, num_threads=threads)
+    with pytest.raises(UserError, match='allows 4: numbered/train/99, numbered/train/100, numb'):
+        evaluate(Numbered(400, range(99, 104)), num_threads=threads)
+    assert len(train(Numbered(400, range(99, 104)), steps=50, max_corrupt=0.02)) == 50
+
+
+def test_where_it_stops_does_not_depend_on_threads():
+    def stop(num_threads):
+        step = 0
+
+        def consume():
+            nonlocal step
+            for _ in train_batches(
+                Numbered(300, range(0, 300, 30)),
+                PLAIN,
+                batch_size=16,
+                seed=0,
+                start_step=0,
+                num_steps=40,
+                num_threads=num_threads,
+            ):
+                step += 1
+
+        with pytest.raises(UserError) as error:
+            consume()
+        return step, str(error.value)
+
+    assert stop(1) == stop(4)
+    assert stop(1)[0] > 0
+
+
+@pytest.mark.parametrize('size', [1, 2, 3, 200])
+def test_nothing_but_corrupt_records_stops(size):
+    with pytest.raises(UserError, match='cannot be decoded'):
+        train(Numbered(size, range(size)), max_corrupt=1.0)
+
+
+def test_one_corrupt_record_is_always_allowed():
+    assert 1 not in labels(train(Numbered(3, bad=[1])))
+
+
+def test_corrupt_file_is_named(image_folder, caplog):
+    path = image_folder / 'train' / 'dog' / '0.JPEG'
+    path.write_bytes(path.read_bytes()[:-20])
+    train(open_dataset(f'folder:{image_folder}', 'train'), AUGMENT)
+    assert str(path) in caplog.text
+
+
+def test_batch_must_divide():
+    with pytest.raises(UserError, match='batch_size=10 is not a multiple of process_count=4; tak'):
+        train(Numbered(9), batch_size=10, process_count=4)
+    with pytest.raises(UserError, match='take 8 or 12'):
+        evaluate(Numbered(9), 10, process_count=4)

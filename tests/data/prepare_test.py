@@ -1,0 +1,120 @@
+import http.server
+import subprocess
+import sys
+import threading
+
+import pytest
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download import downloader
+
+from se_flax.data import check, open_dataset, prepare
+from se_flax.data import fashion_mnist as builder
+from se_flax.errors import MissingError, UserError
+
+
+def test_prepare_makes_what_check_then_finds(idx_folder, tmp_path):
+    with pytest.raises(MissingError, match='run: se-flax data prepare fashion_mnist'):
+        check('fashion_mnist', str(tmp_path))
+    said = prepare('fashion_mnist', str(tmp_path), folder=idx_folder)
+    assert said == check('fashion_mnist', str(tmp_path))
+    assert said.startswith('fashion_mnist: 60 training and 20 evaluation images, 10 classes, array')
+    written = [path.stat().st_mtime_ns for path in tmp_path.rglob('*')]
+    prepare('fashion_mnist', str(tmp_path), folder='/nowhere')  # there is nothing left to do
+    assert written == [path.stat().st_mtime_ns for path in tmp_path.rglob('*')]
+
+
+def test_tfds_itself_reads_it_by_name(idx_folder, tmp_path):
+    prepare('fashion_mnist', str(tmp_path), folder=idx_folder)
+    source = tfds.data_source('fashion_mnist', split='test', data_dir=tmp_path, download=False)
+    assert len(source) == 20
+
+
+PREPARE_AND_DIE = """
+import os, sys
+from se_flax.data import fashion_mnist, prepare
+
+encode, calls = fashion_mnist.encode_png, []
+
+def die_in_the_test_split(image):
+    calls.append(image)
+    if len(calls) == 70:
+        os._exit(9)  # as SIGKILL: nothing is cleaned up
+    return encode(image)
+
+fashion_mnist.encode_png = die_in_the_test_split
+prepare('fashion_mnist', sys.argv[1], folder=sys.argv[2])
+"""
+
+
+def test_a_build_that_was_killed_is_no_data_set(idx_folder, tmp_path):
+    command = [sys.executable, '-c', PREPARE_AND_DIE, str(tmp_path), str(idx_folder)]
+    assert subprocess.run(command, capture_output=True).returncode == 9
+    assert list(tmp_path.glob('fashion_mnist/*'))  # it had begun
+    with pytest.raises(MissingError):
+        open_dataset('fashion_mnist', 'train', str(tmp_path))
+    prepare('fashion_mnist', str(tmp_path), folder=idx_folder)
+    assert len(open_dataset('fashion_mnist', 'train', str(tmp_path))) == 60
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    """Serves a folder, to a client that takes it for the host or for a proxy of it."""
+
+    def __init__(self, folder):
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            def translate_path(self, path):
+                return str(folder / path.rsplit('/')[-1])
+
+        super().__init__(('127.0.0.1', 0), Handler)
+
+    def __enter__(self):
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+        return f'http://127.0.0.1:{self.server_port}/'
+
+    def __exit__(self, *exception):
+        self.shutdown()
+        self.server_close()
+
+
+def test_files_that_are_not_in_the_folder_are_downloaded(idx_folder, tmp_path, monkeypatch):
+    with _Server(idx_folder) as url:
+        monkeypatch.setattr(builder, 'URL', url)
+        prepare('fashion_mnist', str(tmp_path), folder=tmp_path / 'nowhere')
+    assert len(open_dataset('fashion_mnist', 'eval', str(tmp_path))) == 20
+
+
+def test_a_download_is_compared_with_its_checksum(idx_folder, tmp_path, monkeypatch):
+    """The real URL, behind a proxy that answers with other files."""
+    with _Server(idx_folder) as url:
+        monkeypatch.setenv('http_proxy', url)
+        monkeypatch.setenv('no_proxy', '')
+        with pytest.raises(UserError, match="(?s)'fashion_mnist' cannot be built: .*checksum"):
+            prepare('fashion_mnist', str(tmp_path), folder=tmp_path / 'nowhere')
+    with pytest.raises(MissingError):
+        check('fashion_mnist', str(tmp_path))
+
+
+def test_without_a_network_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(downloader, 'MAX_RETRIES', 0)  # 10 take three minutes
+    monkeypatch.setattr(builder, 'URL', 'http://127.0.0.1:9/')
+    with pytest.raises(UserError, match='(?s)refused.*package dataset-fashion-mnist has its files'):
+        prepare('fashion_mnist', str(tmp_path), folder=tmp_path / 'nowhere')
+
+
+def test_what_needs_no_preparing(image_folder):
+    assert 'ships with the install' in prepare('fashion_mnist_mini')
+    assert prepare('synthetic') == (
+        'synthetic: 4,096 training and 512 evaluation images, 10 classes, made on the fly'
+    )
+    folder = f'folder:{image_folder}'
+    assert check(folder) == (
+        f'{folder}: 12 training and 6 evaluation images, 3 classes, in {image_folder}'
+    )
+
+
+def test_what_cannot_be_prepared(tmp_path):
+    with pytest.raises(MissingError, match='ILSVRC2012_img_val.tar'):
+        prepare('imagenet2012', str(tmp_path))
+    with pytest.raises(MissingError, match='no folder /nowhere'):
+        prepare('folder:/nowhere')
+    with pytest.raises(UserError, match='unknown data set'):
+        prepare('fashion', str(tmp_path))

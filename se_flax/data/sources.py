@@ -121,7 +121,7 @@ def _open_tfds(name: str, split: str, builder: tfds.core.DatasetBuilder) -> Tfds
         if key not in info.features or not isinstance(info.features[key], kind):
             raise UserError(
                 f'data set {name!r} has no {kind.__name__} named {key!r}; '
-                f'it has {", ".join(info.features)}'
+                f'it has {", ".join(sorted(info.features))}'
             )
 
     paths = info.splits[tfds_split].filepaths

@@ -123,7 +123,8 @@ def test_processes_slice_the_batch(photos, count):
         for p in range(count)
     ]
     joined = [
-        {key: np.concatenate([b[key] for b in step]) for key in step[0]} for step in zip(*parts)
+        {key: np.concatenate([b[key] for b in step]) for key in step[0]}
+        for step in zip(*parts, strict=True)
     ]
     assert_equal(joined, train(photos, AUGMENT, 260, steps=3))
 

@@ -87,6 +87,7 @@ def test_parse_example():
 @pytest.mark.parametrize(
     'record',
     [example(image=b'abc'), example(label=1), example(image=3, label=1), b'', b'\xff\xff\xff'],
+    ids=['no label', 'no image', 'image a number', 'empty', 'no protobuf'],  # bytes vary in order
 )
 def test_parse_refuses(record):
     with pytest.raises(DecodeError, match='not a tf.train.Example'):

@@ -116,7 +116,7 @@ def test_missing_split_shard_and_records(tfrecord_dir):
 def test_features_must_be_image_and_label(tfrecord_dir):
     path = next(tfrecord_dir.glob('*/*/features.json'))
     path.write_text(path.read_text().replace('"image": {', '"photo": {', 1))
-    with pytest.raises(UserError, match="no Image named 'image'; it has photo, label"):
+    with pytest.raises(UserError, match="no Image named 'image'; it has label, photo"):
         open_dataset('fashion_mnist', 'train', tfrecord_dir)
 
 

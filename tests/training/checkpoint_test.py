@@ -289,7 +289,7 @@ class Killed(BaseException):
     """Passes every `except Exception`, so the disk stays as a kill would leave it."""
 
 
-# A name, and which sync of it: amid the data, its folders, the manifest before and after its rename.
+# A name, and which sync: in the data, its folders, the manifest before and after its rename.
 PLACES = [('_METADATA', 1), ('new', 1), ('folder', 1), ('manifest.json.tmp', 1), ('new', 2)]
 
 

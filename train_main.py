@@ -3,31 +3,37 @@
 import logging
 import pathlib
 import shlex
+import signal
 import sys
-
-from se_flax.errors import UserError
-from se_flax.training.config import parse_args
-from se_flax.training.loop import Preempted
-from se_flax.training.preemption import EXIT_CODE
-from se_flax.training.run import NonFiniteError, run
 
 QUICKSTART = pathlib.Path(__file__).parent / 'configs' / 'quickstart.py'
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit code: 0, 1 (not finite), 2 (a user's mistake) or 75 (stopped, saved)."""
+    """Returns the exit code: 0, 1 (not finite), 2 (a user's mistake), 75 (stopped) or 130."""
+    # Not above: these take seconds, in which SIGTERM and Ctrl-C are to end it without a traceback.
+    from se_flax.errors import UserError
+    from se_flax.training.config import parse_args
+    from se_flax.training.loop import Preempted
+    from se_flax.training.preemption import EXIT_CODE, stop_signals
+    from se_flax.training.run import NonFiniteError, run
+
     logging.basicConfig(format='%(levelname)s: %(message)s')
+    go_on = f'to go on: {shlex.join(sys.orig_argv)}'
     try:
         config, workdir = parse_args(argv, default=str(QUICKSTART))
-        result = run(config, workdir)
+        with stop_signals() as stop_requested:
+            result = run(config, workdir, stop_requested)
     except Preempted as stop:
-        again = shlex.join(['python', sys.argv[0], *argv])
-        print(f'stopped after step {stop.args[0]}, which is saved; to go on: {again}')
+        print(f'stopped after step {stop.args[0]}, nothing is lost; {go_on}')
         return EXIT_CODE
+    except KeyboardInterrupt:
+        print(f'interrupted, the steps since the last checkpoint are lost; {go_on}')
+        return 128 + signal.SIGINT
     except NonFiniteError as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
-    except UserError as error:
+    except (UserError, OSError) as error:  # OSError: a full disk, a folder that is not ours
         print(f'error: {error}', file=sys.stderr)
         return 2
     print(
@@ -39,4 +45,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == '__main__':
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `stop_signals`: quiet, as SIGTERM is
     sys.exit(main(sys.argv[1:]))

@@ -51,7 +51,7 @@ def prepare(
             raise
     try:
         if name == FashionMnist.name:
-            builder = FashionMnist(data_dir, folder=folder)
+            builder = FashionMnist(data_dir and os.path.expanduser(data_dir), folder=folder)
         else:
             builder = tfds.builder(name, data_dir=data_dir, file_format='array_record')
         builder.download_and_prepare()
@@ -61,9 +61,9 @@ def prepare(
             f'install it (tensorflow counts 1.4 GB), or copy a set that was prepared elsewhere'
         ) from error
     except (OSError, tfds.download.DownloadError, NonMatchingChecksumError) as error:
-        hint = '; the Debian package dataset-fashion-mnist has its files' * (
-            name == FashionMnist.name
-        )
+        hint = ''
+        if name == FashionMnist.name:
+            hint = '; the Debian package dataset-fashion-mnist has its files'
         raise UserError(f'{name!r} cannot be built: {error}{hint}') from error
     return check(name, data_dir)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import os
 import pathlib
 import re
 
@@ -89,13 +90,14 @@ def find_builder(name: str, data_dir: str | None = None) -> tfds.core.DatasetBui
     if name == EMBEDDED:
         folder = pathlib.Path(__file__).parent / EMBEDDED / str(FashionMnistMini.VERSION)
         return tfds.builder_from_directory(folder)
+    data_dir = data_dir and os.path.expanduser(data_dir)
     try:
         return read_only_builder.builder_from_files(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
         pass
     _check_name(re.split('[/:]', name)[0])
     root = data_dir or tfds.core.constants.DATA_DIR
-    option = f' --data_dir={data_dir}' if data_dir else ''
+    option = f' --data-dir={data_dir}' if data_dir else ''
     if name == IMAGENET:
         raise MissingError(IMAGENET_MISSING.format(root=root))
     raise MissingError(

@@ -11,7 +11,7 @@ EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 def stop_signals() -> Iterator[Callable[[], bool]]:
     """Within it SIGTERM and Ctrl-C only set a flag; yields the function that tells it.
 
-    A second Ctrl-C interrupts at once.
+    A Ctrl-C after that interrupts at once. For the main thread: no other may handle signals.
     """
     received = []
 

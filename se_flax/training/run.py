@@ -4,6 +4,7 @@ import math
 import os
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,7 +19,6 @@ from se_flax.training.checkpoint import Checkpointer
 from se_flax.training.curves import plot_curves
 from se_flax.training.loop import train
 from se_flax.training.metrics_log import MetricsWriter, read_rows
-from se_flax.training.preemption import stop_signals
 from se_flax.training.progress import Progress
 from se_flax.training.recipe import Plan, make_plan
 from se_flax.training.state import make_init
@@ -30,13 +30,24 @@ from se_flax.training.summary import run_summary
 class NonFiniteError(ArithmeticError):
     """The loss, the gradient or the new state of a step is infinite or not a number."""
 
+    def __init__(self, what: str):
+        super().__init__(
+            f'{what} is not finite; no checkpoint has it. The same command would end there again: '
+            f'take a lower learning_rate or a longer warmup, and another --workdir'
+        )
 
-def run(config: ml_collections.ConfigDict, directory: pathlib.Path) -> dict[str, Any]:
+
+def run(
+    config: ml_collections.ConfigDict,
+    directory: pathlib.Path,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
     """Trains as the config says, in a workdir; started again, goes on from its last checkpoint.
 
     Args:
         config: of `parse_args`, or `base_config()` with a recipe.
         directory: the workdir; README says what it holds.
+        stop_requested: asked before each step, such as that of `stop_signals`.
 
     Returns:
         The last evaluation: `step`, `loss`, `top1`, `top5` (shares, 0 to 1) and `examples`.
@@ -44,7 +55,7 @@ def run(config: ml_collections.ConfigDict, directory: pathlib.Path) -> dict[str,
     Raises:
         UserError: for a config no run can have, missing data, another run's workdir.
         NonFiniteError: names the step; no checkpoint has its state.
-        Preempted: after SIGTERM or Ctrl-C, with the step that was saved.
+        Preempted: after `stop_requested`, with the step that was saved.
     """
     if config.compilation_cache:
         cache = os.path.expanduser(config.compilation_cache)
@@ -103,9 +114,7 @@ def run(config: ml_collections.ConfigDict, directory: pathlib.Path) -> dict[str,
         nonlocal last_read
         metrics = {name: value.item() for name, value in jax.device_get(metrics).items()}
         if not metrics.pop('finite'):
-            raise NonFiniteError(
-                f'step {i} is not finite (its loss is {metrics["loss"]}); no checkpoint has it'
-            )
+            raise NonFiniteError(f'step {i}, with the loss {metrics["loss"]},')
         if plan.due('log', i):
             speed, wait = watch.read(config.batch_size * (i - last_read))
             last_read = i
@@ -121,7 +130,7 @@ def run(config: ml_collections.ConfigDict, directory: pathlib.Path) -> dict[str,
             )
             result = evaluate(eval_step, state.variables, examples, mesh)
             if not math.isfinite(result['loss']):
-                raise NonFiniteError(f'the evaluation after step {i} is not finite')
+                raise NonFiniteError(f'the evaluation after step {i}')
             seconds = time.perf_counter() - begin
             record({'step': i, 'split': 'eval', **result, 'seconds': seconds})
         best = max(best, {'top1': result['top1'], 'step': i}, key=lambda b: b.get('top1', -1))
@@ -131,7 +140,7 @@ def run(config: ml_collections.ConfigDict, directory: pathlib.Path) -> dict[str,
             rows.flush()  # first: all rows up to a checkpoint's step are on disk when it is
             checkpoints.save(i, state, best)
 
-    with rows, progress, stop_signals() as stop_requested:
+    with rows, progress:
         state = train(
             state,
             start=start,

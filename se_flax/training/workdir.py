@@ -52,7 +52,8 @@ def claim(
                 f'Take another --workdir, or move that folder away'
             )
         return
-    if workdir.is_dir() and any(workdir.iterdir()):
+    # A kill in the write below leaves only what `atomic_write` starts with.
+    if workdir.is_dir() and {p.name for p in workdir.iterdir()} - {f'.{CONFIG}.new'}:
         raise UserError(f'{workdir} is not empty and holds no {CONFIG}; take another --workdir')
     workdir.mkdir(parents=True, exist_ok=True)
     text = json.dumps(ours, indent=2, sort_keys=True) + '\n'

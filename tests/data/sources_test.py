@@ -38,6 +38,11 @@ def test_version_can_be_named(array_record_dir):
     assert len(open_dataset('fashion_mnist:3.0.1', 'eval', array_record_dir)) == 20
 
 
+def test_data_dir_may_start_at_home(array_record_dir, monkeypatch):
+    monkeypatch.setenv('HOME', str(array_record_dir.parent))
+    assert len(open_dataset('fashion_mnist', 'eval', f'~/{array_record_dir.name}')) == 20
+
+
 def test_a_damaged_record_is_a_decode_error(array_record_dir, tmp_path):
     source = array_record_dir / 'fashion_mnist' / '3.0.1'
     target = tmp_path / 'fashion_mnist' / '3.0.1'
@@ -58,7 +63,7 @@ def test_a_damaged_record_is_a_decode_error(array_record_dir, tmp_path):
 
 
 def test_missing_set_gives_the_command(tmp_path):
-    message = f'is not in {tmp_path}; run: se-flax data prepare cifar10 --data_dir={tmp_path}$'
+    message = f'is not in {tmp_path}; run: se-flax data prepare cifar10 --data-dir={tmp_path}$'
     with pytest.raises(MissingError, match=message):
         open_dataset('cifar10', 'train', str(tmp_path))
     with pytest.raises(MissingError, match='ILSVRC2012_img_train.tar'):

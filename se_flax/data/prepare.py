@@ -44,6 +44,7 @@ def prepare(
     Raises UserError where `name` cannot be built, with what it lacks; imagenet2012 and folders by
     `check`'s MissingError.
     """
+    data_dir = data_dir and os.path.expanduser(data_dir)
     try:
         return check(name, data_dir)
     except MissingError:
@@ -51,7 +52,7 @@ def prepare(
             raise
     try:
         if name == FashionMnist.name:
-            builder = FashionMnist(data_dir and os.path.expanduser(data_dir), folder=folder)
+            builder = FashionMnist(data_dir, folder=folder)
         else:
             builder = tfds.builder(name, data_dir=data_dir, file_format='array_record')
         builder.download_and_prepare()

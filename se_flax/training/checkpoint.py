@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +132,14 @@ class Checkpointer:
                 raise CheckpointError(f'{folders[-1]} differs from the state in memory at {name}')
 
     def _remove_unfinished(self) -> None:
-        for folder in self.directory.glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*'):
-            shutil.rmtree(folder)
+        # Orbax's writers outlive a failed save for a moment and make their folder anew.
+        for _ in range(25):
+            folders = list(self.directory.glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*'))
+            if not folders:
+                return
+            for folder in folders:
+                shutil.rmtree(folder, ignore_errors=True)
+            time.sleep(0.2)
 
 
 def load(directory: str | Path, target: Any) -> tuple[Any, dict[str, Any]]:

@@ -17,7 +17,15 @@ from se_flax.training.optimizer import SCHEDULES
 # May differ between two starts of the same run: they change where and how fast, not what.
 MACHINE_FIELDS = ('data_dir', 'num_threads', 'num_workers', 'compilation_cache')
 INTERVALS = ('log', 'eval', 'checkpoint')
+_STEPS = tuple(f'{what}_every_steps' for what in INTERVALS)
+_EPOCHS = tuple(f'{what}_every_epochs' for what in INTERVALS)
+_OPTIONAL = ('num_steps', *_STEPS, *_EPOCHS)  # may be None
 DTYPES = ('float32', 'bfloat16', 'float64')
+_LENGTHS = {'mean': 3, 'std': 3, 'fill': 3, 'crop_area': 2, 'crop_aspect': 2}
+_NOT_NEGATIVE = (
+    *('seed', 'bn_group_size', 'weight_decay', 'momentum', 'label_smoothing'),
+    *('warmup', 'drop_factor', 'eval_resize', 'max_corrupt', 'num_threads', 'num_workers'),
+)
 _OPEN = 'model_fields'  # holds any field of the network's class
 
 
@@ -43,7 +51,7 @@ def base_config() -> ml_collections.ConfigDict:
     c.fill = (0, 0, 0)  # colour beyond the border and of the cutout
     c.flip = True  # left to right, every other time
     c.cutout = 0  # side of the square, pixels; 0 is none
-    c.eval_resize = 256  # shorter edge before the centre crop, pixels; 0 is image_size
+    c.eval_resize = 256  # shorter edge before the centre crop, pixels; 0 leaves it as it is
     c.interpolation = 'bilinear'
     c.cache = False  # decode all once into memory
     c.max_corrupt = 0.001  # share of unreadable images that is replaced and named, not fatal
@@ -62,12 +70,12 @@ def base_config() -> ml_collections.ConfigDict:
     c.label_smoothing = 0.0
 
     # Steps win over epochs; without either it is done at the end alone.
-    c.log_every_steps = 100
+    c.log_every_steps = config_dict.FieldReference(100)
     c.log_every_epochs = config_dict.placeholder(float)
     c.eval_every_steps = config_dict.placeholder(int)
-    c.eval_every_epochs = 1.0
+    c.eval_every_epochs = config_dict.FieldReference(1.0)
     c.checkpoint_every_steps = config_dict.placeholder(int)
-    c.checkpoint_every_epochs = 1.0
+    c.checkpoint_every_epochs = config_dict.FieldReference(1.0)
     c.keep_checkpoints = 2
     c.eval_batch_size = 256
     c.num_threads = 0  # that load data; 0 is one a core
@@ -112,7 +120,8 @@ def parse_args(argv: Sequence[str], default: str) -> tuple[ml_collections.Config
                 raise UserError(f'{name} needs a value: {name}=VALUE')
             value = rest.pop(0)
         assign(config, name.removeprefix('--config.'), value)
-    name = pathlib.Path(args.config.partition(':')[0]).stem + args.config.partition(':')[2]
+    file, colon, argument = args.config.partition(':')
+    name = pathlib.Path(file).stem + colon.replace(':', '-') + argument
     return config.lock(), pathlib.Path(args.workdir or f'runs/{name}')
 
 
@@ -140,35 +149,48 @@ def assign(config: ml_collections.ConfigDict, name: str, text: str) -> None:
     >>> c.drop_epochs, c.model_fields.se.reduction
     ((30, 60, 90), 8)
     """
-    *groups, field = name.split('.')
-    if groups and groups[0] == _OPEN:
-        group = config.model_fields
-        for key in groups[1:]:
-            group = group.setdefault(key, ml_collections.ConfigDict())
-        group[field] = _literal(text)
+    field, *inner = name.split('.')
+    if field == _OPEN and inner:
+        value = _literal(text)
+        for key in reversed(inner):
+            value = {key: value}
+        try:
+            config[_OPEN].update(value)
+        except TypeError:
+            raise UserError(f'config field {name} has another type, got {text!r}') from None
         return
     check_known('config field', name, list(config) + [f'{_OPEN}.FIELD'])
     kind = config.get_type(field)
     try:
-        config[field] = _convert(text, kind)
+        config[field] = None if text == 'None' and field in _OPTIONAL else _convert(text, kind)
     except (ValueError, TypeError, KeyError, SyntaxError):
-        raise UserError(f'config field {name} is a {kind.__name__}, got {text!r}') from None
+        raise UserError(f'config field {name} has type {kind.__name__}, got {text!r}') from None
 
 
 def check_config(config: ml_collections.ConfigDict, num_devices: int) -> None:
     """Raises UserError for values that no run can have; names the rule and the nearest choice."""
+    for name in config:
+        if config[name] is None and name not in _OPTIONAL:
+            raise UserError(
+                f'{name}=None: it needs a value; only {", ".join(_OPTIONAL)} may be None'
+            )
     check_known('schedule', config.schedule, SCHEDULES)
     check_known('dtype', config.dtype, DTYPES)
+    for name, length in _LENGTHS.items():
+        if len(config[name]) != length:
+            raise UserError(f'{name}={config[name]} must have {length} numbers')
     for name in ('batch_size', 'eval_batch_size', 'image_size', 'num_epochs', 'learning_rate'):
         _check_range(name, config[name], above=0)
-    for name in ('bn_group_size', 'weight_decay', 'momentum', 'label_smoothing', 'warmup', 'seed'):
+    for name in _NOT_NEGATIVE:
         _check_range(name, config[name], least=0)
+    for value in config.std:
+        _check_range('std', value, above=0)
     for name in ('momentum', 'label_smoothing', 'warmup'):
         _check_range(name, config[name], below=1)
-    for name in ('num_steps', *(f'{what}_every_steps' for what in INTERVALS)):
+    for name in ('num_steps', *_STEPS):
         if config[name] is not None:
             _check_range(name, config[name], least=1)
-    for name in (f'{what}_every_epochs' for what in INTERVALS):
+    for name in _EPOCHS:
         if config[name] is not None:
             _check_range(name, config[name], above=0)
     check_multiple('batch_size', config.batch_size, 'the number of devices', num_devices)
@@ -194,8 +216,6 @@ def _literal(text: str) -> Any:
 
 
 def _convert(text: str, kind: type) -> Any:
-    if text == 'None':
-        return None
     if kind is bool:
         return {'true': True, 'false': False, '1': True, '0': False}[text.lower()]
     if kind is tuple:

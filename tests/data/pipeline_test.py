@@ -190,6 +190,15 @@ def test_corrupt_record_is_masked_in_eval(caplog):
     assert 'numbered/train/4: bit rot; it is left out' in caplog.text
 
 
+def test_corrupt_records_of_each_chunk_are_named(caplog):
+    """A batch of 300 is three chunks."""
+    (batch,) = evaluate(Numbered(300, bad=[0, 150, 299]), 300)
+    assert np.flatnonzero(~batch['mask']).tolist() == [0, 150, 299]
+    assert [record.getMessage().split(':')[0] for record in caplog.records] == [
+        f'numbered/train/{i}' for i in (0, 150, 299)
+    ]
+
+
 @pytest.mark.parametrize('threads', [1, 4])
 def test_too_many_corrupt_records_stop(threads):
     bad = range(100, 104)

@@ -61,6 +61,11 @@ def test_inception_crop_is_uniform_in_area_and_log_uniform_in_aspect():
         np.testing.assert_allclose(share, [0, 0.25, 0.5, 0.75, 1], atol=0.04)
 
 
+def test_inception_crop_reaches_each_place():
+    boxes = {inception_crop(3, 4, np.random.default_rng(s), (0.1, 0.1), (1, 1)) for s in range(300)}
+    assert boxes == {(top, left, 1, 1) for top in range(3) for left in range(4)}
+
+
 def test_inception_crop_of_the_whole_image():
     assert inception_crop(30, 40, np.random.default_rng(0), (1, 1), (4 / 3, 4 / 3)) == (
         0,

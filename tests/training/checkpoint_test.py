@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import jax
@@ -328,7 +329,7 @@ def test_killed_while_an_old_step_is_removed(two_steps, monkeypatch):
     """A half-removed step would look damaged if its manifest were still there."""
     monkeypatch.setattr(shutil, 'rmtree', lambda folder: (_ for _ in ()).throw(Killed()))
     with pytest.raises(Killed):
-        Checkpointer(two_steps).save(30, make_state(30), {'best': 10})
+        Checkpointer(two_steps).save(30, make_state(30), {'best': 30 / 3})
     monkeypatch.undo()
     assert_loads(two_steps, 30)
     assert not (two_steps / '10' / checkpoint.MANIFEST).exists()
@@ -366,7 +367,7 @@ def test_a_file_size_limit_loses_nothing_older(two_steps, limit):
             checkpoints.save(30, big, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-    assert names(two_steps) == ['10', '20']
+    assert checkpoints.steps() == [10, 20]
     assert_loads(two_steps, 20)
     checkpoints.save(30, big, {})  # with room again, the same object goes on
     checkpoints.verify(big)
@@ -384,12 +385,27 @@ def test_a_full_disk_loses_nothing_older(tmp_path):
         big = make_state(20).replace(batch_stats={'mean': jnp.asarray(noise, jnp.float32)})
         with pytest.raises(CheckpointError, match=r'No space left on device.*untouched: \[10\]'):
             checkpoints.save(20, big, {})
-        assert names(tmp_path) == ['10']
+        assert checkpoints.steps() == [10]
         assert_loads(tmp_path, 10)
         checkpoints.save(20, make_state(20), {'best': 20 / 3})
         assert_loads(tmp_path, 20)
     finally:
         subprocess.run(['umount', tmp_path], check=True)
+
+
+def test_a_writer_that_outlives_a_failed_save_leaves_nothing(two_steps, monkeypatch):
+    """What Orbax does now and then, here each time: the folder is back after its removal."""
+    folder = two_steps / f'30{ocp.utils.TMP_DIR_SUFFIX}'
+
+    def save(*args, **kwargs):
+        folder.mkdir()
+        threading.Timer(0.1, folder.mkdir, kwargs={'exist_ok': True}).start()
+        raise ValueError('it said no')
+
+    monkeypatch.setattr(ocp.Checkpointer, 'save', save)
+    with pytest.raises(CheckpointError, match=r'step 30 .*\(it said no\)'):
+        Checkpointer(two_steps).save(30, make_state(30), {})
+    assert names(two_steps) == ['10', '20']
 
 
 def test_leftovers_of_a_crashed_save_go_at_the_next_start(two_steps):

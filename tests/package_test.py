@@ -1,0 +1,113 @@
+"""What importing costs and needs, the layers of the package, and lists in docstrings that rot."""
+
+import dataclasses
+import importlib
+import inspect
+import pathlib
+import pkgutil
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+import se_flax
+from se_flax import SqueezeExcite
+
+ROOT = pathlib.Path(__file__).parents[1]
+TRAINING = {
+    *('optax', 'orbax', 'tensorflow_datasets', 'array_record', 'grain', 'clu', 'ml_collections'),
+    *('simplejpeg', 'cv2', 'rich', 'matplotlib', 'tensorboardX', 'tensorflow', 'torch'),
+}
+
+BEYOND = TRAINING - {'optax', 'rich'}  # rich is Flax's own
+
+
+def python(code):
+    command = [sys.executable, '-c', code]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def heavy_modules(code):
+    result = python(f'{code}\nimport sys\nprint(*{{name.split(".")[0] for name in sys.modules}})')
+    assert result.returncode == 0, result.stderr
+    return TRAINING & set(result.stdout.split())
+
+
+def test_import_is_light():
+    assert heavy_modules('import se_flax') == {'rich'}  # which Flax itself loads
+    assert heavy_modules('import flax.linen') == {'rich'}
+
+
+def test_the_check_of_a_light_import_can_fail():
+    assert 'ml_collections' in heavy_modules('import se_flax, se_flax.training.config')
+
+
+BLOCK = """
+import sys
+
+class Blocked:
+    def find_spec(name, path=None, target=None):
+        if name.split('.')[0] in {blocked!r}:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Blocked)
+import {module}
+"""
+
+
+@pytest.mark.parametrize('module', ['se_flax.models', 'se_flax.nn', 'se_flax.training.step'])
+def test_networks_and_the_step_need_only_jax_flax_and_optax(module):
+    result = python(BLOCK.format(blocked=BEYOND, module=module))
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_block_can_fail():
+    result = python(BLOCK.format(blocked=BEYOND, module='se_flax.training.config'))
+    assert 'ModuleNotFoundError: ml_collections' in result.stderr
+
+
+def test_nothing_on_the_training_path_imports_tensorflow_or_torch():
+    assert not heavy_modules('import se_flax.training.run, se_flax.cli') & {'tensorflow', 'torch'}
+
+
+def test_layers_import_one_way():
+    lint = pathlib.Path(sys.executable).with_name('lint-imports')
+    result = subprocess.run([lint, '--no-cache'], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+
+
+def documented_classes():
+    for info in pkgutil.walk_packages(se_flax.__path__, 'se_flax.'):
+        module = importlib.import_module(info.name)
+        for name, cls in inspect.getmembers(module, inspect.isclass):
+            own = cls.__module__ == info.name and dataclasses.is_dataclass(cls)
+            if own and 'Attributes:' in cls.__doc__:
+                yield pytest.param(cls, id=f'{info.name}.{name}')
+
+
+@pytest.mark.parametrize('cls', list(documented_classes()))
+def test_attributes_in_the_docstring_are_the_fields_in_order(cls):
+    block = inspect.getdoc(cls).split('Attributes:\n')[1].split('\n\n')[0]
+    names = re.findall(r'^    (\w[\w, ]*):', block, re.MULTILINE)
+    flax = {'parent', 'name'} if issubclass(cls, nn.Module) else set()
+    fields = [f.name for f in dataclasses.fields(cls) if f.name not in flax]
+    assert ', '.join(names).split(', ') == fields
+
+
+def test_the_block_works_in_nnx():
+    """The one line of the README for NNX, against Linen with the same parameters."""
+    x = jax.random.normal(jax.random.key(1), (2, 5, 5, 32))
+    block = nnx.bridge.ToNNX(SqueezeExcite(), rngs=nnx.Rngs(0)).lazy_init(x)
+    layers = {
+        name: {kind: jnp.asarray(getattr(block, name)[kind][...]) for kind in ('kernel', 'bias')}
+        for name in ('reduce', 'expand')
+    }
+    want = SqueezeExcite().apply({'params': layers}, x)
+    np.testing.assert_allclose(block(x), want, rtol=1e-6)
+    assert not np.allclose(want, x)

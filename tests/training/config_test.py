@@ -1,0 +1,219 @@
+"""The command line of a run, the files in configs/, and every message about a mistake in them."""
+
+import ast
+import itertools
+import pathlib
+import re
+import shlex
+
+import pytest
+
+from se_flax.errors import UserError
+from se_flax.training.config import (
+    INTERVALS,
+    MACHINE_FIELDS,
+    assign,
+    base_config,
+    check_config,
+    load_config,
+    parse_args,
+)
+
+ROOT = pathlib.Path(__file__).parents[2]
+QUICKSTART = 'configs/quickstart.py'
+FILES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'configs').glob('*.py'))
+
+
+@pytest.fixture(autouse=True)
+def _in_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def test_arguments_in_any_order():
+    arguments = [
+        ['--config=configs/imagenet.py:resnet50'],
+        ['--workdir', 'runs/mine'],
+        ['--config.batch_size=128'],
+        ['--config.learning_rate', '2'],
+        ['--config.model_fields.width=48'],
+    ]
+    seen = []
+    for order in itertools.permutations(arguments):
+        config, workdir = parse_args(list(itertools.chain(*order)), default=QUICKSTART)
+        seen.append((config.to_json(), workdir))
+    assert len(set(seen)) == 1
+    assert (config.model, config.batch_size, config.learning_rate) == ('resnet50', 128, 2.0)
+    assert config.model_fields.width == 48
+    assert workdir == pathlib.Path('runs/mine')
+    assert config.is_locked
+
+
+@pytest.mark.parametrize(
+    ('argv', 'workdir'),
+    [
+        ([], 'runs/quickstart'),
+        (['--config=configs/imagenet.py'], 'runs/imagenet'),
+        (['--config', 'configs/imagenet.py:se_resnet101'], 'runs/imagenet-se_resnet101'),
+    ],
+)
+def test_the_workdir_is_named_after_the_config(argv, workdir):
+    assert parse_args(argv, default=QUICKSTART)[1] == pathlib.Path(workdir)
+
+
+def test_the_last_of_two_values_counts():
+    argv = ['--config.seed=1', '--config.seed=2']
+    assert parse_args(argv, default=QUICKSTART)[0].seed == 2
+
+
+@pytest.mark.parametrize(
+    ('field', 'text', 'value'),
+    [
+        ('batch_size', '128', 128),
+        ('learning_rate', '1', 1.0),
+        ('learning_rate', '1e-3', 0.001),
+        ('cache', 'true', True),
+        ('cache', 'False', False),
+        ('flip', '0', False),
+        ('data', 'folder:/a=b', 'folder:/a=b'),
+        ('data_dir', 'None', 'None'),
+        ('drop_epochs', '30,60', (30, 60)),
+        ('drop_epochs', '[2.5]', (2.5,)),
+        ('drop_epochs', '30', (30,)),
+        ('drop_epochs', '()', ()),
+        ('num_steps', '20', 20),
+        ('num_steps', 'None', None),
+        ('log_every_epochs', '1', 1.0),
+        ('eval_every_epochs', 'None', None),
+    ],
+)
+def test_text_becomes_the_type_of_the_field(field, text, value):
+    config = base_config()
+    assign(config, field, text)
+    assert config[field] == value
+    assert type(config[field]) is type(value)
+
+
+@pytest.mark.parametrize('what', INTERVALS)
+@pytest.mark.parametrize(('unit', 'text', 'value'), [('steps', '5', 5), ('epochs', '5', 5.0)])
+def test_an_interval_that_was_none_keeps_its_type(what, unit, text, value):
+    config = base_config()
+    assign(config, f'{what}_every_{unit}', 'None')
+    assign(config, f'{what}_every_{unit}', text)
+    assert type(config[f'{what}_every_{unit}']) is type(value)
+
+
+@pytest.mark.parametrize(
+    ('name', 'text', 'value'),
+    [
+        ('model_fields.se.reduction', '8', {'se': {'reduction': 8}}),
+        ('model_fields.se', 'None', {'se': None}),
+        ('model_fields.placement', 'pre', {'placement': 'pre'}),
+        ('model_fields.se_stages', '(2, 3)', {'se_stages': (2, 3)}),
+        ('model_fields.zero_init', 'True', {'zero_init': True}),
+    ],
+)
+def test_fields_of_the_network_are_open(name, text, value):
+    config = base_config()
+    assign(config, name, text)
+    assert config.model_fields.to_dict() == value
+
+
+def test_fields_of_the_network_join_those_of_the_file():
+    argv = ['--config.model_fields.se.reduction=8', '--config.model_fields.se.squeeze=max']
+    config, _ = parse_args(argv, default=QUICKSTART)
+    assert config.model_fields.se.to_dict() == {'reduction': 8, 'squeeze': 'max'}
+    assert config.model_fields.width == 32
+
+
+@pytest.mark.parametrize('file', FILES)
+def test_a_config_says_how_it_is_run_and_is_valid(file):
+    doc = ast.get_docstring(ast.parse(pathlib.Path(file).read_text()))
+    commands = re.findall(r'^ +python train_main.py(.*)$', doc, re.MULTILINE)
+    assert commands
+    for command in commands:
+        config, _ = parse_args(shlex.split(command), default=QUICKSTART)
+        assert config.to_json() == load_config(file).to_json()
+        check_config(config, num_devices=1)
+        assert set(config) == set(base_config())
+
+
+def test_every_field_is_used():
+    sources = [path for path in (ROOT / 'se_flax').rglob('*.py') if path.name != 'config.py']
+    used = set(re.findall(r'\bconfig\.(\w+)', ' '.join(path.read_text() for path in sources)))
+    named = {f'{what}_every_{unit}' for what in INTERVALS for unit in ('steps', 'epochs')}
+    assert set(base_config()) - used - named == set()  # recipe_test sees to the intervals
+    assert set(MACHINE_FIELDS) <= set(base_config())
+
+
+MISTAKES = """
+--confg=configs/quickstart.py
+--config=configs/quickstrat.py
+--config=configs
+--config=nowhere/quickstart.py
+--config=configs/quickstart.py:se_resnet50
+--config=train_main.py
+quickstart
+--batch_size=64
+--config.batchsize=64
+--config.optimizer.momentum=0.9
+--config.model_field.width=3
+--config.batch_size
+--config.batch_size=64.5
+--config.batch_size=None
+--config.learning_rate=fast
+--config.cache=maybe
+--config.drop_epochs=30;60
+--config.drop_epochs=
+--config.num_steps=1.5
+--config.model_fields=3
+--config.model_fields.width=wide
+--config.model_fields.width.stem=3
+--config.schedule=cosin
+--config.dtype=float16
+--config.mean=1,2
+--config.std=1,2,0
+--config.fill=0
+--config.crop_area=0.5
+--config.batch_size=0
+--config.batch_size=60
+--config.batch_size=72
+--config.eval_batch_size=100
+--config.image_size=0
+--config.num_epochs=0
+--config.learning_rate=0
+--config.learning_rate=nan
+--config.bn_group_size=-1
+--config.weight_decay=-1
+--config.momentum=1
+--config.label_smoothing=1
+--config.warmup=1
+--config.warmup=-0.1
+--config.seed=-1
+--config.num_steps=0
+--config.eval_every_steps=0
+--config.log_every_epochs=0
+--config.num_threads=-1
+--config.num_workers=-1
+"""
+
+
+def test_every_mistake_has_its_message(golden):
+    """On eight devices; the text is what a user reads after `error: `."""
+
+    def read(command):
+        config, _ = parse_args([command], default=QUICKSTART)
+        check_config(config, num_devices=8)
+
+    lines = []
+    for command in MISTAKES.split('\n')[1:-1]:
+        with pytest.raises(UserError) as error:
+            read(command)
+        lines += [command, f'    {error.value}']
+    golden('training/config_errors.txt', '\n'.join(lines) + '\n')
+
+
+def test_none_in_a_file_is_refused():
+    config = load_config(QUICKSTART)
+    config.batch_size = None
+    with pytest.raises(UserError, match='batch_size=None'):
+        check_config(config, num_devices=1)

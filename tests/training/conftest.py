@@ -1,0 +1,79 @@
+"""A run of seconds, started as a user starts it, and its undisturbed result."""
+
+import fcntl
+import os
+import pathlib
+import runpy
+import subprocess
+import sys
+
+import jax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+ROOT = pathlib.Path(__file__).parents[2]
+# Each save takes longer than the steps around it, so that a kill or signal finds the run at work.
+FIELDS = (
+    *('num_steps=24', 'log_every_steps=1', 'checkpoint_every_steps=2', 'eval_every_steps=8'),
+    *('batch_size=16', 'bn_group_size=2', 'eval_batch_size=304'),  # 2,000 = 6 * 304 + 176
+    *('model_fields.width=16', 'cache=false'),
+)
+
+
+@pytest.fixture(scope='session')
+def shared_folder(tmp_path_factory, worker_id, testrun_uid):
+    """A folder that all xdist workers of this session have."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder if worker_id == 'master' else folder.parent / testrun_uid
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope='session')
+def fields(shared_folder):
+    """What makes the quick start tiny, as arguments; all starts share what they compile."""
+    fields = (*FIELDS, f'compilation_cache={shared_folder / "cache"}')
+    return [f'--config.{field}' for field in fields]
+
+
+@pytest.fixture(scope='session')
+def environ():
+    """Processes have the eight devices of the tests themselves, so their results are equal."""
+    jax_variables = {
+        'JAX_PLATFORMS': 'cpu',
+        'JAX_NUM_CPU_DEVICES': '8',
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    }
+    return os.environ | jax_variables
+
+
+@pytest.fixture(scope='session')
+def reference(shared_folder, fields, environ):
+    """The workdir of a tiny run that nobody disturbed; not to be written to."""
+    workdir = shared_folder / 'reference'
+    with (shared_folder / 'lock').open('w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (workdir / 'DONE').exists():
+            command = [sys.executable, ROOT / 'train_main.py', f'--workdir={workdir}', *fields]
+            subprocess.run(command, env=environ, check=True)
+    return workdir
+
+
+@pytest.fixture
+def train_main(fields):
+    """`train_main(workdir, *arguments)` runs the tiny run in this process, returns the code."""
+    main = runpy.run_path(str(ROOT / 'train_main.py'))['main']
+    cache, least = 'jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs'
+    before = jax.config.read(cache), jax.config.read(least)
+    jax.config.update(least, 0)
+    compilation_cache.reset_cache()
+    yield lambda workdir, *arguments: main([f'--workdir={workdir}', *fields, *arguments])
+    jax.config.update(cache, before[0])
+    jax.config.update(least, before[1])
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope='session')
+def kill_run():
+    """The functions of scripts/kill_run.py."""
+    return runpy.run_path(str(ROOT / 'scripts' / 'kill_run.py'))

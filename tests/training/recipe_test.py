@@ -1,0 +1,164 @@
+"""From fields to objects: nothing that a config says is lost on the way."""
+
+import fractions
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from se_flax.data import EvalTransform, TrainTransform
+from se_flax.errors import MissingError, UserError
+from se_flax.nn import SqueezeExcite
+from se_flax.training import recipe
+from se_flax.training.config import INTERVALS, assign, base_config, load_config
+
+QUICKSTART = pathlib.Path(__file__).parents[2] / 'configs' / 'quickstart.py'
+
+
+def quickstart(**fields):
+    config = load_config(str(QUICKSTART))
+    config.update(fields)
+    return config
+
+
+def test_the_quick_start_is_the_run_it_promises():
+    plan = recipe.make_plan(quickstart(), num_devices=1)
+    assert (len(plan.train_set), len(plan.eval_set), plan.train_set.num_classes) == (
+        10000,
+        2000,
+        10,
+    )
+    assert plan.steps_per_epoch == 10000 / 64
+    assert plan.num_steps == round(20 * 10000 / 64)
+    assert plan.every == {'log': 50, 'eval': 156, 'checkpoint': 156}
+    assert (plan.model.width, plan.model.stem_strides, plan.model.bn_group_size) == (32, 2, 32)
+    assert plan.train_view == TrainTransform(28, crop='pad', pad=1)
+    assert plan.eval_view == EvalTransform(28)
+    peak = int(0.2 * plan.num_steps)
+    np.testing.assert_allclose(plan.schedule(peak), 0.1, rtol=1e-6)
+    np.testing.assert_allclose(plan.schedule(plan.num_steps), 0, atol=1e-7)
+
+
+def test_twenty_steps_at_a_constant_rate_are_reachable_by_fields():
+    config = quickstart()
+    for field, text in {'num_steps': '20', 'schedule': 'constant', 'warmup': '0'}.items():
+        assign(config, field, text)
+    schedule, _ = recipe.make_training(config, 20, 156.25)
+    assert {float(schedule(step)) for step in range(20)} == {0.1}
+
+
+@given(
+    num_epochs=st.fractions(fractions.Fraction(1, 100), 50, max_denominator=100),
+    examples=st.integers(1, 10_000),
+    batch_size=st.integers(1, 512),
+    num_steps=st.none() | st.integers(1, 100),
+)
+def test_the_length_of_a_run(num_epochs, examples, batch_size, num_steps):
+    """In exact fractions: the nearest number of steps, at least one; num_steps wins."""
+    config = base_config()
+    config.num_epochs, config.num_steps = float(num_epochs), num_steps
+    got = recipe.total_steps(config, examples / batch_size)
+    if num_steps:
+        assert got == num_steps
+    else:
+        exact = num_epochs * examples / batch_size
+        assert got >= 1
+        assert abs(got - exact) <= fractions.Fraction('0.500001') or (got == 1 and exact < 1)
+
+
+@pytest.mark.parametrize('what', INTERVALS)
+@pytest.mark.parametrize(
+    ('steps', 'epochs', 'every'),
+    [(7, 2.0, 7), (7, None, 7), (None, 2.0, 200), (None, 0.001, 1), (None, None, None)],
+)
+def test_steps_win_over_epochs_and_neither_is_the_end_alone(what, steps, epochs, every):
+    config = quickstart(num_steps=500)
+    config[f'{what}_every_steps'], config[f'{what}_every_epochs'] = steps, epochs
+    assert recipe.interval(config, what, steps_per_epoch=100) == every
+    plan = recipe.make_plan(config, num_devices=1)._replace(every={what: every})
+    got = [step for step in range(1, 501) if plan.due(what, step)]
+    assert got == sorted({*range(every or 500, 501, every or 500), 500})
+
+
+@pytest.mark.parametrize(
+    ('field', 'value'),
+    [
+        ('image_size', 20),
+        ('crop', 'inception'),
+        ('crop_area', (0.2, 0.9)),
+        ('crop_aspect', (0.5, 2.0)),
+        ('pad', 3),
+        ('flip', False),
+        ('cutout', 5),
+        ('fill', (1, 2, 3)),
+        ('interpolation', 'bicubic'),
+    ],
+)
+def test_transforms_have_the_fields_of_the_config(field, value):
+    view = recipe.train_transform(quickstart(**{field: value}))
+    assert getattr(view, field) == value
+    assert view != recipe.train_transform(quickstart())
+
+
+def test_evaluation_has_the_fields_of_the_config():
+    config = quickstart(image_size=20, eval_resize=24, interpolation='bicubic')
+    assert recipe.eval_transform(config) == EvalTransform(20, 24, 'bicubic')
+
+
+def test_a_network_has_the_fields_of_the_config():
+    config = quickstart(bn_group_size=0, dtype='bfloat16')
+    assign(config, 'model_fields.se.reduction', '4')
+    model = recipe.make_model(config, num_classes=3)
+    assert model.bn_group_size is None  # the global batch
+    assert model.dtype == jnp.bfloat16
+    assert model.num_classes == 3
+    assert model.se.func is SqueezeExcite
+    assert model.se.keywords == {'reduction': 4}
+
+
+def test_step_decay_counts_epochs():
+    config = quickstart(schedule='step', warmup=0.0, drop_epochs=(1, 2.5), drop_factor=0.5)
+    schedule, _ = recipe.make_training(config, 40, steps_per_epoch=10.0)
+    got = [round(float(schedule(step)), 4) for step in (9, 10, 24, 25, 39)]
+    assert got == [0.1, 0.05, 0.05, 0.025, 0.025]
+
+
+@pytest.mark.parametrize('momentum', [0.0, 0.7])
+@pytest.mark.parametrize('nesterov', [False, True])
+def test_the_optimizer_has_the_fields_of_the_config(momentum, nesterov):
+    """Two steps of a constant gradient, by hand."""
+    config = quickstart(schedule='constant', warmup=0.0, learning_rate=0.5, weight_decay=0.2)
+    config.momentum, config.nesterov = momentum, nesterov
+    _, tx = recipe.make_training(config, 10, 10.0)
+    params = {'kernel': jnp.array([2.0])}
+    state = tx.init(params)
+    weight, velocity = 2.0, 0.0
+    for _ in range(2):
+        updates, state = tx.update({'kernel': jnp.array([1.0])}, state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+        gradient = 1.0 + 0.2 * weight
+        velocity = momentum * velocity + gradient
+        weight -= 0.5 * (gradient + momentum * velocity if nesterov else velocity)
+        np.testing.assert_allclose(params['kernel'], weight, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ('fields', 'error', 'message'),
+    [
+        ({'model': 'seresnet8_cifar'}, UserError, 'did you mean se_resnet8_cifar'),
+        ({'model_fields': {'widht': 3}}, UserError, 'did you mean width'),
+        ({'data': 'fashion_mini'}, UserError, 'fashion_mnist_mini'),
+        ({'data': 'folder:/nowhere'}, MissingError, '/nowhere'),
+        ({'dtype': 'float64'}, UserError, 'JAX_ENABLE_X64=1'),
+        ({'crop': 'pads'}, UserError, 'did you mean pad'),
+        ({'batch_size': 72}, UserError, 'take 64 or 96'),
+        ({'warmup': 0.5, 'num_steps': -1}, UserError, 'num_steps=-1 must be at least 1'),
+    ],
+)
+def test_what_is_wrong_in_a_config_is_found_in_the_plan(fields, error, message):
+    with pytest.raises(error, match=message):
+        recipe.make_plan(quickstart(**fields), num_devices=1)

@@ -1,0 +1,218 @@
+"""Runs are killed, stopped, damaged and starved; what comes out must be the undisturbed result."""
+
+import json
+import os
+import pathlib
+import random
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from se_flax.training import run as run_module
+from se_flax.training.checkpoint import load
+from se_flax.training.metrics_log import read_rows
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def newest(workdir):
+    return max(int(path.parent.name) for path in workdir.glob('checkpoints/[0-9]*/manifest.json'))
+
+
+def unfinished(reference, workdir):
+    """Makes a workdir whose run was stopped after its last checkpoint."""
+    shutil.copytree(reference, workdir)
+    (workdir / 'DONE').unlink()
+    return workdir
+
+
+def flip_a_byte(folder):
+    rng = random.Random(0)
+    path = rng.choice(sorted(p for p in folder.rglob('d/*') if p.is_file()))
+    content = bytearray(path.read_bytes())
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    path.write_bytes(content)
+
+
+# Killed
+
+
+def test_five_kills_change_nothing(shared_folder, reference, fields, environ):
+    script = [sys.executable, ROOT / 'scripts' / 'kill_run.py', '--kills=5', '--seed=3']
+    command = [*script, f'--workdir={shared_folder}', *fields]
+    done = subprocess.run(command, env=environ, text=True, capture_output=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r'^5 kills, \d runs?: bitwise equal to the undisturbed run$', done.stdout, re.M)
+    assert len(re.findall(r'^ +\d  .* equal$', done.stdout, re.M)) == 5
+
+
+def test_the_kill_script_sees_one_digit_and_one_bit(reference, tmp_path, kill_run):
+    differences = kill_run['differences']
+    copy = tmp_path / 'copy'
+    shutil.copytree(reference, copy)
+    assert differences(reference, copy) == []
+
+    rows = read_rows(copy / 'metrics.jsonl')
+    rows[5]['seconds'] = rows[5]['time'] = 0.0  # a time
+    text = '\n'.join(map(json.dumps, rows)) + '\n'
+    (copy / 'metrics.jsonl').write_text(text)
+    assert differences(reference, copy) == []
+
+    rows[5]['loss'] = np.nextafter(rows[5]['loss'], 9).item()
+    (copy / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, rows[:-1])) + '\n')
+    (copy / 'DONE').write_text('{}')
+    [row, count, done] = differences(reference, copy)
+    assert str(rows[5]['loss']) in row
+    assert f'{len(rows) - 1} rows, not {len(rows)}' in count
+    assert 'DONE' in done
+
+    shutil.rmtree(copy / 'checkpoints' / '24')
+    assert any('state differs at' in line for line in differences(reference, copy))
+
+
+# Stopped
+
+
+def start(workdir, fields, environ, *arguments):
+    command = [sys.executable, ROOT / 'train_main.py', f'--workdir={workdir}', *fields, *arguments]
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT}
+    return subprocess.Popen(command, env=environ, text=True, **pipes)
+
+
+def wait_until(reached, process):
+    while not reached():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.002)
+
+
+def test_stopped_twice_it_goes_on_by_the_command_it_names(
+    reference, tmp_path, fields, environ, kill_run
+):
+    workdir = tmp_path / 'a folder'  # the command must quote it
+    process = start(workdir, fields, environ)
+    for number, step in ((signal.SIGTERM, 3), (signal.SIGINT, 11)):
+        rows = workdir / 'metrics.jsonl'
+        wait_until(lambda step=step: any(r['step'] == step for r in read_rows(rows)), process)
+        process.send_signal(number)
+        text = process.communicate()[0]
+        assert process.returncode == 75, text
+        assert 'Traceback' not in text
+        last = text.splitlines()[-1]
+        stopped, command = re.fullmatch(r'stopped after step (\d+), .*; to go on: (.*)', last).groups()
+        assert step <= int(stopped) < 24
+        assert newest(workdir) == int(stopped) == read_rows(rows)[-1]['step']
+        assert not (workdir / 'DONE').exists()
+        pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT}
+        process = subprocess.Popen(shlex.split(command), env=environ, text=True, **pipes)
+    text = process.communicate()[0]
+    assert process.returncode == 0, text
+    assert f'going on from step {stopped}' in text
+    assert kill_run['differences'](reference, workdir) == []
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_stopped_while_python_imports(number, tmp_path, fields, environ):
+    process = start(tmp_path / 'run', fields, environ)
+    time.sleep(0.3)
+    process.send_signal(number)
+    assert process.communicate()[0] == ''
+    assert process.returncode == -number
+
+
+def test_stopped_before_the_first_step(tmp_path, fields, environ):
+    process = start(tmp_path, fields, environ)
+    wait_until((tmp_path / 'config.json').exists, process)
+    process.send_signal(signal.SIGTERM)
+    text = process.communicate()[0]
+    assert process.returncode == 75, text
+    assert 'Traceback' not in text
+    assert 'stopped after step 0, nothing is lost; to go on: ' in text.splitlines()[-1]
+
+
+def test_a_finished_run_is_left_as_it_is(reference, train_main, capfd):
+    def content():
+        return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(reference.rglob('*'))}
+
+    before = content()
+    assert train_main(reference) == 0
+    assert content() == before
+    assert f'{reference} has a finished run' in capfd.readouterr().out
+
+
+@pytest.mark.parametrize('left', [(), ('.config.json.new',)])
+def test_killed_while_it_claims_its_folder(left, reference, tmp_path, train_main):
+    for name in left:
+        (tmp_path / name).write_text('{"half')
+    assert train_main(tmp_path, '--config.num_steps=1') == 0
+
+
+# Damaged
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
+    reference, tmp_path, train_main, kill_run, capfd, caplog
+):
+    workdir = unfinished(reference, tmp_path / 'run')
+    flip_a_byte(workdir / 'checkpoints' / '24')
+    assert train_main(workdir) == 0
+    assert f'checkpoint {workdir}/checkpoints/24 is damaged: ' in caplog.text
+    assert 'going on from step 22' in capfd.readouterr().out
+    assert kill_run['differences'](reference, workdir) == []
+
+
+def test_without_a_good_checkpoint_it_stops_each_time(reference, tmp_path, train_main, capfd):
+    workdir = unfinished(reference, tmp_path / 'run')
+    for step in ('22', '24'):
+        flip_a_byte(workdir / 'checkpoints' / step)
+    rows = (workdir / 'metrics.jsonl').read_bytes()
+    for _ in range(2):
+        assert train_main(workdir) == 2
+        error = capfd.readouterr().err
+        assert re.search(r'^error: no good checkpoint left: .*/24 .*/22 .*Put a copy back', error, re.M)
+        assert (workdir / 'metrics.jsonl').read_bytes() == rows
+
+
+# Not finite
+
+
+def test_a_step_that_is_not_finite_never_becomes_a_checkpoint(tmp_path, train_main, capfd):
+    huge = ('--config.learning_rate=1e25', '--config.warmup=0', '--config.checkpoint_every_steps=1')
+    assert train_main(tmp_path, *huge) == 1
+    error = capfd.readouterr().err
+    step = int(re.search(r'^error: step (\d+), with the loss .*, is not finite', error, re.M)[1])
+    assert 'take a lower learning_rate or a longer warmup, and another --workdir' in error
+    assert newest(tmp_path) == step - 1 == read_rows(tmp_path / 'metrics.jsonl')[-1]['step']
+    assert not (tmp_path / 'DONE').exists()
+    for folder in (tmp_path / 'checkpoints').iterdir():
+        state, _ = load_as_numpy(folder)
+        assert all(np.isfinite(leaf).all() for leaf in state.values())
+
+
+# Starved
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own, and the function that gives it another size in bytes."""
+    if os.geteuid() or not shutil.which('mount'):
+        pytest.skip('mounting a small file system takes root')
+    path = tmp_path / 'disk'
+    path.mkdir()
+
+    def mount(size, option=''):
+        command = ['mount', '-t', 'tmpfs', '-o', f'{option}size={size}', 'tmpfs', path]
+        return subprocess.run(command, capture_output=True).returncode == 0
+
+    if not mount(0):
+        pytest.skip('this machine does not let us mount a small file system')
+    yield path, lambda size: mount(size, 'remount,')
+    subprocess.run(['umount', path], check=True)

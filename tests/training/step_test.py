@@ -1,0 +1,235 @@
+"""The training step: the same on any number of devices, and each of its parts against NumPy."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from se_flax.models import create_model
+from se_flax.parallel import DATA, replicated, shard_batch
+from se_flax.training.optimizer import make_optimizer, make_schedule
+from se_flax.training.state import make_init
+from se_flax.training.step import jit_train_step, make_train_step
+
+PIXELS = {'mean': (73.0, 70.0, 60.0), 'std': (90.0, 80.0, 100.0)}
+COLLECTIVE = re.compile(r' (all-reduce|all-gather|all-to-all|reduce-scatter|collective-\w+)\(')
+
+
+def random_batch(seed, size=64, image_size=16, classes=10):
+    """Noise over a colour that depends on the class, so that there is something to learn."""
+    rng = np.random.default_rng(seed)
+    label = rng.integers(classes, size=size, dtype=np.int32)
+    colour = np.random.default_rng(0).integers(128, size=(classes, 1, 1, 3))
+    noise = rng.integers(128, size=(size, image_size, image_size, 3))
+    return {'image': (colour[label] + noise).astype(np.uint8), 'label': label}
+
+
+class Trainer:
+    """A network, its state and its compiled step on a number of devices."""
+
+    def __init__(self, model, draw=None, *, num_devices=1, rate=0.01, smoothing=0.0, **options):
+        pixels = {k: options.pop(k, v) for k, v in PIXELS.items()}
+        sgd = {'momentum': 0.9, 'nesterov': False, 'weight_decay': 5e-4} | options
+        schedule = rate if callable(rate) else lambda step: rate
+        tx = make_optimizer(schedule, **sgd)
+        self.mesh = Mesh(jax.devices()[:num_devices], (DATA,))
+        init = make_init(model, tx, 16, self.mesh)
+        key = jax.random.key(0)
+        state = draw(jax.eval_shape(init, key)) if draw else init(key)
+        self.state = jax.device_put(state, replicated(self.mesh))
+        step = make_train_step(model, tx, schedule, label_smoothing=smoothing, **pixels)
+        self.step = jit_train_step(step, self.mesh)
+
+    def train(self, batch):
+        self.state, metrics = self.step(self.state, shard_batch(self.mesh, batch))
+        return {name: value.item() for name, value in jax.device_get(metrics).items()}
+
+    def compiled(self, batch):
+        return self.step.lower(self.state, shard_batch(self.mesh, batch)).compile()
+
+
+def small_resnet(dtype=jnp.float32, group_size=8):
+    return create_model(
+        'se_resnet8_cifar', stage_sizes=(1, 1), bn_group_size=group_size, dtype=dtype
+    )
+
+
+def draw(shapes):
+    """A first state by NumPy: quick, and no golden hangs on jax's generators."""
+    rng = np.random.default_rng(0)
+
+    def leaf(path, shape):
+        centre = 1.0 if path[-1].key in ('scale', 'var') else 0.0
+        return rng.normal(centre, 0.1, shape.shape).astype(shape.dtype)
+
+    zeros = jax.tree.map(lambda shape: np.zeros(shape.shape, shape.dtype), shapes)
+    params, batch_stats = jax.tree.map_with_path(leaf, (shapes.params, shapes.batch_stats))
+    return zeros.replace(params=params, batch_stats=batch_stats)
+
+
+@functools.cache
+def trained(num_devices, dtype):
+    """Returns the losses of 20 steps and the trainer after them."""
+    # In float64 the recipe's rate; in float32 rounding alone would grow too far with it.
+    rate = make_schedule('cosine', 0.1, 20, warmup_steps=4) if dtype == jnp.float64 else 0.01
+    with jax.enable_x64(dtype == jnp.float64):
+        trainer = Trainer(small_resnet(dtype), draw, num_devices=num_devices, rate=rate)
+        losses = [trainer.train(random_batch(i))['loss'] for i in range(20)]
+    assert trainer.step._cache_size() == 1  # compiled once
+    assert losses[-1] < 0.9 * losses[0]
+    return losses, trainer
+
+
+@pytest.mark.parametrize('num_devices', [2, 4, 8])
+def test_losses_do_not_depend_on_the_number_of_devices(num_devices):
+    (one, _), (many, _) = trained(1, jnp.float32), trained(num_devices, jnp.float32)
+    np.testing.assert_allclose(many[0], one[0], rtol=1e-6)
+    np.testing.assert_allclose(many, one, rtol=1e-4)
+
+
+@pytest.mark.parametrize('num_devices', [2, 4, 8])
+def test_in_float64_losses_agree_to_rounding_at_the_recipes_rate(num_devices):
+    (one, _), (many, _) = trained(1, jnp.float64), trained(num_devices, jnp.float64)
+    np.testing.assert_allclose(many, one, rtol=1e-9)
+
+
+def test_golden_run(golden):
+    """In float64, so that six digits do not depend on the processor or the compiler."""
+    losses, trainer = trained(1, jnp.float64)
+    lines = [f'loss {loss:.6g}' for loss in losses]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(trainer.state)):
+        name = jax.tree_util.keystr(path, simple=True, separator='/')
+        lines.append(f'{name} {np.linalg.norm(leaf):.6g}')
+    golden('training/step.txt', '\n'.join(lines) + '\n')
+
+
+def collectives(trainer):
+    return COLLECTIVE.findall(trainer.compiled(random_batch(0)).as_text())
+
+
+def test_the_gradients_are_the_only_collective():
+    _, trainer = trained(8, jnp.float32)  # whole groups, of 8 images, on each of 8 devices
+    assert collectives(trainer) == ['all-reduce']  # XLA joins gradients and metrics to one tuple
+
+
+@pytest.mark.parametrize('group_size', [16, None])
+def test_groups_that_span_devices_cost_a_collective_a_layer(group_size):
+    trainer = Trainer(small_resnet(group_size=group_size), draw, num_devices=8)
+    assert len(collectives(trainer)) > 6  # there are 6 BatchNorms
+
+
+def test_state_is_donated():
+    _, trainer = trained(8, jnp.float32)
+    old = jax.tree.leaves(trainer.state)
+    memory = trainer.compiled(random_batch(0)).memory_analysis()
+    assert memory.alias_size_in_bytes == sum(leaf.nbytes for leaf in old)
+
+
+class Softmax(nn.Module):
+    """Regression on the pixels, whose gradients are one line; it counts the images it saw."""
+
+    dtype: type = jnp.float64
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        seen = self.variable('batch_stats', 'seen', jnp.zeros, (), jnp.int32)
+        if train:
+            seen.value += len(x)
+        head = nn.Dense(10, dtype=self.dtype, param_dtype=self.dtype, name='head')
+        return head(x.reshape(len(x), -1))
+
+
+@pytest.mark.parametrize('nesterov', [False, True])
+@pytest.mark.parametrize('smoothing', [0.0, 0.1])
+def test_steps_equal_numpy(nesterov, smoothing):
+    """Loss, weight decay and momentum as Caffe has them, with the decay inside the momentum."""
+    rates, decay, momentum = np.array([0.03, 0.02, 0.01]), 0.05, 0.8
+    with jax.enable_x64(True):
+        trainer = Trainer(
+            Softmax(),
+            rate=lambda step: jnp.asarray(rates)[step],
+            smoothing=smoothing,
+            nesterov=nesterov,
+            momentum=momentum,
+            weight_decay=decay,
+        )
+        params = jax.device_get(trainer.state.params)['head']
+        weight, bias = params['kernel'], params['bias']
+        velocity = [np.zeros_like(weight), np.zeros_like(bias)]
+        for i, rate in enumerate(rates):
+            batch = random_batch(i)
+            got = trainer.train(batch)
+
+            x = (batch['image'] - np.array(PIXELS['mean'])) / PIXELS['std']
+            x = x.reshape(len(x), -1)
+            logits = x @ weight + bias
+            probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+            targets = np.eye(10)[batch['label']] * (1 - smoothing) + smoothing / 10
+            order = np.argsort(-logits, axis=1)
+            want = {
+                'loss': -(targets * np.log(probabilities)).sum(1).mean(),
+                'top1': (order[:, 0] == batch['label']).mean(),
+                'top5': (order[:, :5] == batch['label'][:, None]).any(1).mean(),
+                'learning_rate': rate,
+                'finite': True,
+            }
+            assert got == pytest.approx(want, rel=1e-7)
+
+            error = (probabilities - targets) / len(x)
+            # Kernels decay, biases do not.
+            gradients = [x.T @ error + decay * weight, error.sum(0)]
+            velocity = [momentum * v + g for v, g in zip(velocity, gradients, strict=True)]
+            ahead = [momentum * v + g for v, g in zip(velocity, gradients, strict=True)]
+            updates = ahead if nesterov else velocity
+            weight, bias = weight - rate * updates[0], bias - rate * updates[1]
+            new = jax.device_get(trainer.state)
+            np.testing.assert_allclose(new.params['head']['kernel'], weight, rtol=1e-10)
+            np.testing.assert_allclose(new.params['head']['bias'], bias, rtol=1e-10)
+            assert new.step == i + 1
+            assert new.batch_stats['seen'] == 64 * (i + 1)
+
+
+class Infinite(nn.Module):
+    """A loss of log 10 all the same, and something infinite in one `place`."""
+
+    place: str
+    dtype: type = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        running = self.variable('batch_stats', 'mean', jnp.zeros, ())
+        kernel = self.param('kernel', nn.initializers.zeros, (10,))
+        if train and self.place == 'running statistics':
+            running.value = jnp.inf * jnp.ones(())
+        if self.place == 'gradient':
+            kernel = jnp.sqrt(kernel)  # 0, and its slope there is infinite
+        return jnp.broadcast_to(kernel, (len(x), 10))
+
+
+@pytest.mark.parametrize(
+    ('place', 'rate', 'finite'),
+    [
+        ('nowhere', 0.01, True),
+        ('gradient', 0.0, False),
+        ('running statistics', 0.01, False),
+        ('nowhere', np.inf, False),
+    ],
+)
+def test_a_finite_loss_does_not_hide_what_is_not(place, rate, finite):
+    metrics = Trainer(Infinite(place), rate=rate).train(random_batch(0))
+    assert metrics['loss'] == pytest.approx(np.log(10), rel=1e-6)
+    assert metrics['finite'] is finite
+
+
+def test_a_poisoned_image_is_noticed():
+    """On CPU a ReLU fused into a reduction may drop a NaN, so the loss need not show it."""
+    batch = random_batch(0)
+    batch['image'][5] = 0  # 0 / 0 is no number
+    model = create_model('resnet8_cifar', stage_sizes=(1,), bn_group_size=8)
+    trainer = Trainer(model, draw, mean=(0.0,) * 3, std=(0.0,) * 3)
+    assert trainer.train(batch)['finite'] is False

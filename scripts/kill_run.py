@@ -160,7 +160,9 @@ def differences(reference: pathlib.Path, workdir: pathlib.Path) -> list[str]:
     found = row_differences(reference, workdir)
     if (reference / 'DONE').read_bytes() != (workdir / 'DONE').read_bytes():
         found.append(f'{workdir}: DONE differs')
-    ours, theirs = final_state(workdir), final_state(reference)
+    ours, theirs = (
+        read_state(d / 'checkpoints' / str(whole_step(d))) for d in (workdir, reference)
+    )
     return found + [
         f'{workdir}: the final state differs at {name}'
         for name in sorted(ours | theirs)
@@ -186,9 +188,9 @@ def row_differences(
     return found
 
 
-def final_state(workdir: pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads the newest checkpoint by Orbax alone: each leaf of the state by its name."""
-    folder = (workdir / 'checkpoints' / str(whole_step(workdir))).absolute()
+def read_state(checkpoint: pathlib.Path) -> dict[str, np.ndarray]:
+    """Reads a checkpoint by Orbax alone: each leaf of the state by its name."""
+    folder = checkpoint.absolute()
     handler = ocp.CompositeCheckpointHandler(state=ocp.PyTreeCheckpointHandler())
     with ocp.Checkpointer(handler) as orbax:
         tree = orbax.metadata(folder).item_metadata['state'].tree

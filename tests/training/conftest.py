@@ -63,13 +63,11 @@ def reference(shared_folder, fields, environ):
 def train_main(fields):
     """`train_main(workdir, *arguments)` runs the tiny run in this process, returns the code."""
     main = runpy.run_path(str(ROOT / 'train_main.py'))['main']
-    cache, least = 'jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs'
-    before = jax.config.read(cache), jax.config.read(least)
-    jax.config.update(least, 0)
-    compilation_cache.reset_cache()
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+    compilation_cache.reset_cache()  # else a compilation before this one has settled that none is
     yield lambda workdir, *arguments: main([f'--workdir={workdir}', *fields, *arguments])
-    jax.config.update(cache, before[0])
-    jax.config.update(least, before[1])
+    jax.config.update('jax_compilation_cache_dir', None)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
     compilation_cache.reset_cache()
 
 

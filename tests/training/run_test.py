@@ -1,5 +1,6 @@
 """Runs are killed, stopped, damaged and starved; what comes out must be the undisturbed result."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -18,7 +19,6 @@ import numpy as np
 import pytest
 
 from se_flax.training import run as run_module
-from se_flax.training.checkpoint import load
 from se_flax.training.metrics_log import read_rows
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -51,7 +51,9 @@ def test_five_kills_change_nothing(shared_folder, reference, fields, environ):
     command = [*script, f'--workdir={shared_folder}', *fields]
     done = subprocess.run(command, env=environ, text=True, capture_output=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r'^5 kills, \d runs?: bitwise equal to the undisturbed run$', done.stdout, re.M)
+    assert re.search(
+        r'^5 kills, \d runs?: bitwise equal to the undisturbed run$', done.stdout, re.M
+    )
     assert len(re.findall(r'^ +\d  .* equal$', done.stdout, re.M)) == 5
 
 
@@ -98,16 +100,18 @@ def test_stopped_twice_it_goes_on_by_the_command_it_names(
     reference, tmp_path, fields, environ, kill_run
 ):
     workdir = tmp_path / 'a folder'  # the command must quote it
+    rows = workdir / 'metrics.jsonl'
     process = start(workdir, fields, environ)
     for number, step in ((signal.SIGTERM, 3), (signal.SIGINT, 11)):
-        rows = workdir / 'metrics.jsonl'
         wait_until(lambda step=step: any(r['step'] == step for r in read_rows(rows)), process)
         process.send_signal(number)
         text = process.communicate()[0]
         assert process.returncode == 75, text
         assert 'Traceback' not in text
         last = text.splitlines()[-1]
-        stopped, command = re.fullmatch(r'stopped after step (\d+), .*; to go on: (.*)', last).groups()
+        stopped, command = re.fullmatch(
+            r'stopped after step (\d+), .*; to go on: (.*)', last
+        ).groups()
         assert step <= int(stopped) < 24
         assert newest(workdir) == int(stopped) == read_rows(rows)[-1]['step']
         assert not (workdir / 'DONE').exists()
@@ -177,14 +181,18 @@ def test_without_a_good_checkpoint_it_stops_each_time(reference, tmp_path, train
     for _ in range(2):
         assert train_main(workdir) == 2
         error = capfd.readouterr().err
-        assert re.search(r'^error: no good checkpoint left: .*/24 .*/22 .*Put a copy back', error, re.M)
+        assert re.search(
+            r'^error: no good checkpoint left: .*/24 .*/22 .*Put a copy back', error, re.M
+        )
         assert (workdir / 'metrics.jsonl').read_bytes() == rows
 
 
 # Not finite
 
 
-def test_a_step_that_is_not_finite_never_becomes_a_checkpoint(tmp_path, train_main, capfd):
+def test_a_step_that_is_not_finite_never_becomes_a_checkpoint(
+    tmp_path, train_main, kill_run, capfd
+):
     huge = ('--config.learning_rate=1e25', '--config.warmup=0', '--config.checkpoint_every_steps=1')
     assert train_main(tmp_path, *huge) == 1
     error = capfd.readouterr().err
@@ -193,7 +201,7 @@ def test_a_step_that_is_not_finite_never_becomes_a_checkpoint(tmp_path, train_ma
     assert newest(tmp_path) == step - 1 == read_rows(tmp_path / 'metrics.jsonl')[-1]['step']
     assert not (tmp_path / 'DONE').exists()
     for folder in (tmp_path / 'checkpoints').iterdir():
-        state, _ = load_as_numpy(folder)
+        state = kill_run['read_state'](folder)
         assert all(np.isfinite(leaf).all() for leaf in state.values())
 
 
@@ -202,17 +210,98 @@ def test_a_step_that_is_not_finite_never_becomes_a_checkpoint(tmp_path, train_ma
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of its own, and the function that gives it another size in bytes."""
-    if os.geteuid() or not shutil.which('mount'):
-        pytest.skip('mounting a small file system takes root')
-    path = tmp_path / 'disk'
-    path.mkdir()
+    """A file system of its own: its folder, and the function that gives it a size in bytes."""
+    folder = tmp_path / 'disk'
+    folder.mkdir()
 
-    def mount(size, option=''):
-        command = ['mount', '-t', 'tmpfs', '-o', f'{option}size={size}', 'tmpfs', path]
-        return subprocess.run(command, capture_output=True).returncode == 0
+    def mount(option, size):
+        command = ['mount', '-t', 'tmpfs', '-o', f'{option}size={size}', 'tmpfs', folder]
+        return subprocess.run(command, capture_output=True).returncode
 
-    if not mount(0):
-        pytest.skip('this machine does not let us mount a small file system')
-    yield path, lambda size: mount(size, 'remount,')
-    subprocess.run(['umount', path], check=True)
+    if os.geteuid() or mount('', 1 << 20):
+        pytest.skip('this user, or this machine, cannot mount a small file system')
+    yield folder, lambda size: mount('remount,', size)
+    subprocess.run(['umount', folder], check=True)
+
+
+def test_a_full_disk_loses_nothing(small_disk, reference, train_main, kill_run, capfd):
+    folder, resize = small_disk
+    workdir = folder / 'run'
+    checkpoint = sum(p.stat().st_size for p in (reference / 'checkpoints' / '24').rglob('*'))
+    resize(int(2.6 * checkpoint))  # two are kept, the third is written before the first is dropped
+    assert train_main(workdir) == 2
+    assert 'error: could not save step 6 to ' in capfd.readouterr().err
+    assert newest(workdir) == 4
+    kill_run['read_state'](workdir / 'checkpoints' / '2')
+
+    with contextlib.suppress(OSError), (folder / 'other').open('wb', buffering=0) as other:
+        while True:
+            other.write(bytes(512))
+    assert train_main(workdir) == 2  # not even a row of metrics has room
+    assert 'No space left on device' in capfd.readouterr().err
+    assert newest(workdir) == 4
+
+    resize(20 * checkpoint)
+    assert train_main(workdir) == 0
+    assert 'going on from step 4' in capfd.readouterr().out
+    assert kill_run['differences'](reference, workdir) == []
+
+
+# Fast
+
+
+def test_step_and_evaluation_are_compiled_once(tmp_path, train_main):
+    compiled = []
+
+    def listen(event, seconds, fun_name='', **_):
+        if event == '/jax/core/compile/backend_compile_duration':
+            compiled.append(fun_name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        assert train_main(tmp_path, '--config.num_steps=17') == 0  # 3 evaluations of 7 batches
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert compiled.count('jit(train_step)') == 1
+    assert compiled.count('jit(step)') == 1
+
+
+def test_the_host_waits_for_no_step_before_the_next_is_on_its_way(
+    tmp_path, train_main, monkeypatch
+):
+    """Each fetch of a device value is noted, by whatever way it is asked for."""
+    events = []
+    Array = type(jnp.zeros(()))
+    fetch = Array._value.fget
+
+    def value(array):
+        events.append('fetch')
+        return fetch(array)
+
+    jit_train_step = run_module.jit_train_step
+
+    def noting(*args):
+        compiled = jit_train_step(*args)
+
+        def step(*args):
+            events.append('step')
+            return compiled(*args)
+
+        return step
+
+    monkeypatch.setattr(Array, '_value', property(value))
+    monkeypatch.setattr(run_module, 'jit_train_step', noting)
+    at_the_end = ('--config.checkpoint_every_steps=9', '--config.eval_every_steps=9')
+    assert train_main(tmp_path, '--config.num_steps=6', *at_the_end) == 0
+    steps = ' '.join(events[events.index('step') :])
+    metrics = ' '.join(['fetch'] * 5)  # loss, top1, top5, learning_rate, finite
+    assert steps.startswith(
+        f'step step {metrics} step {metrics} step {metrics} step {metrics} step'
+    )
+    assert 'step' not in steps.removeprefix(f'step{f" step {metrics}" * 5}')
+
+
+def test_the_transfer_guard_is_on(tmp_path, train_main, monkeypatch):
+    monkeypatch.setattr(run_module, 'shard_batch', lambda mesh, batch: batch)
+    with pytest.raises(Exception, match='Disallowed host-to-device transfer'):
+        train_main(tmp_path)

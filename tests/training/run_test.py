@@ -193,7 +193,7 @@ def test_without_a_good_checkpoint_it_stops_each_time(reference, tmp_path, train
 def test_a_step_that_is_not_finite_never_becomes_a_checkpoint(
     tmp_path, train_main, kill_run, capfd
 ):
-    huge = ('--config.learning_rate=1e25', '--config.warmup=0', '--config.checkpoint_every_steps=1')
+    huge = ('--config.learning_rate=1e25', '--config.checkpoint_every_steps=1')
     assert train_main(tmp_path, *huge) == 1
     error = capfd.readouterr().err
     step = int(re.search(r'^error: step (\d+), with the loss .*, is not finite', error, re.M)[1])
@@ -218,7 +218,7 @@ def small_disk(tmp_path):
         command = ['mount', '-t', 'tmpfs', '-o', f'{option}size={size}', 'tmpfs', folder]
         return subprocess.run(command, capture_output=True).returncode
 
-    if os.geteuid() or mount('', 1 << 20):
+    if os.geteuid() or mount('', 10 << 20):
         pytest.skip('this user, or this machine, cannot mount a small file system')
     yield folder, lambda size: mount('remount,', size)
     subprocess.run(['umount', folder], check=True)
@@ -226,24 +226,23 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_loses_nothing(small_disk, reference, train_main, kill_run, capfd):
     folder, resize = small_disk
-    workdir = folder / 'run'
-    checkpoint = sum(p.stat().st_size for p in (reference / 'checkpoints' / '24').rglob('*'))
-    resize(int(2.6 * checkpoint))  # two are kept, the third is written before the first is dropped
+    workdir = unfinished(reference, folder / 'run')
+    shutil.rmtree(workdir / 'checkpoints' / '24')
+    resize(shutil.disk_usage(folder).used + 300_000)  # a checkpoint has 700 kB
     assert train_main(workdir) == 2
-    assert 'error: could not save step 6 to ' in capfd.readouterr().err
-    assert newest(workdir) == 4
-    kill_run['read_state'](workdir / 'checkpoints' / '2')
+    assert re.fullmatch('error: could not save step 24 to .*\n', capfd.readouterr().err)
+    assert newest(workdir) == 22
 
     with contextlib.suppress(OSError), (folder / 'other').open('wb', buffering=0) as other:
         while True:
             other.write(bytes(512))
     assert train_main(workdir) == 2  # not even a row of metrics has room
-    assert 'No space left on device' in capfd.readouterr().err
-    assert newest(workdir) == 4
+    assert re.fullmatch('error: .*No space left on device.*\n', capfd.readouterr().err)
+    assert newest(workdir) == 22
 
-    resize(20 * checkpoint)
+    resize(10 << 20)
     assert train_main(workdir) == 0
-    assert 'going on from step 4' in capfd.readouterr().out
+    assert 'going on from step 22' in capfd.readouterr().out
     assert kill_run['differences'](reference, workdir) == []
 
 

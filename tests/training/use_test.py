@@ -54,7 +54,7 @@ def test_evaluating_beside_a_trainer_reads_the_finished_step_and_changes_nothing
     workdir = tmp_path / 'run'
     shutil.copytree(reference, workdir)
     (workdir / 'DONE').unlink()
-    newest = max((int(p.name) for p in (workdir / 'checkpoints').iterdir()))
+    newest = max(int(p.name) for p in (workdir / 'checkpoints').iterdir())
     for name in (f'{newest + 4}.orbax-checkpoint-tmp', f'{newest + 4}', f'{newest + 2}'):
         shutil.copytree(workdir / f'checkpoints/{newest}', workdir / 'checkpoints' / name)
     (workdir / f'checkpoints/{newest + 4}/manifest.json').unlink()
@@ -75,7 +75,9 @@ def test_the_command_prints_them(reference, capsys):
 
 
 def test_another_data_set_must_have_the_classes_of_the_run(reference):
-    with pytest.raises(UserError, match=r'synthetic has other classes \(0 degrees, .* T-shirt'):
+    with pytest.raises(
+        UserError, match=r'synthetic has other classes \(0 degrees, .* run \(T-shirt'
+    ):
         evaluate_run(reference, data='synthetic')
 
 

@@ -187,6 +187,8 @@ def check_config(config: ml_collections.ConfigDict, num_devices: int) -> None:
         _check_range('std', value, above=0)
     for name in ('momentum', 'label_smoothing', 'warmup'):
         _check_range(name, config[name], below=1)
+    _check_range('seed', config.seed, below=2**32)  # jax keeps no more bits of it
+    _check_range('keep_checkpoints', config.keep_checkpoints, least=2)  # one may be damaged
     for name in ('num_steps', *_STEPS):
         if config[name] is not None:
             _check_range(name, config[name], least=1)

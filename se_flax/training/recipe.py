@@ -46,8 +46,10 @@ def make_plan(config: ml_collections.ConfigDict, num_devices: int) -> Plan:
     steps_per_epoch = len(train_set) / config.batch_size
     num_steps = total_steps(config, steps_per_epoch)
     every = {what: interval(config, what, steps_per_epoch) for what in INTERVALS}
+    model = make_model(config, train_set.num_classes)
+    _check_model(model, config)
     return Plan(
-        make_model(config, train_set.num_classes),
+        model,
         *make_training(config, num_steps, steps_per_epoch),
         train_set,
         eval_set,
@@ -61,13 +63,36 @@ def make_plan(config: ml_collections.ConfigDict, num_devices: int) -> Plan:
 def make_model(config: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
     """Returns the network, its BatchNorm groups and dtype as the config says.
 
-    Raises UserError for unknown names, and for float64 where jax does not have it switched on.
+    Raises UserError for unknown names, for a field of the network that the run sets, and for
+    float64 where jax does not have it switched on.
     """
     if config.dtype == 'float64' and not jax.config.jax_enable_x64:
         raise UserError("dtype='float64' needs the environment variable JAX_ENABLE_X64=1")
     fields = config.model_fields.to_dict()
-    fields['bn_group_size'] = config.bn_group_size or None
-    return create_model(config.model, num_classes, dtype=jnp.dtype(config.dtype), **fields)
+    ours = {
+        'num_classes': num_classes,
+        'dtype': jnp.dtype(config.dtype),
+        'bn_group_size': config.bn_group_size or None,
+    }
+    if twice := ours.keys() & fields.keys():
+        raise UserError(
+            f'model_fields has {", ".join(sorted(twice))}: num_classes is that of the data, '
+            'dtype and bn_group_size are fields of the config itself'
+        )
+    return create_model(config.model, **ours, **fields)
+
+
+def _check_model(model: nn.Module, config: ml_collections.ConfigDict) -> None:
+    """Traces the network, as its fields are checked where they are used; compiles nothing."""
+    image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), model.dtype)
+    try:
+        jax.eval_shape(model.init, jax.random.key(0), image)
+    except UserError:
+        raise
+    except (TypeError, ValueError, ArithmeticError) as error:
+        fields = config.model_fields.to_dict()
+        reason = str(error).splitlines()[0]
+        raise UserError(f'{config.model} cannot have model_fields {fields}: {reason}') from error
 
 
 def open_split(config: ml_collections.ConfigDict, split: str) -> Dataset:

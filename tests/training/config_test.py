@@ -189,6 +189,8 @@ quickstart
 --config.warmup=1
 --config.warmup=-0.1
 --config.seed=-1
+--config.seed=4294967296
+--config.keep_checkpoints=1
 --config.num_steps=0
 --config.eval_every_steps=0
 --config.log_every_epochs=0

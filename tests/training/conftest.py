@@ -17,8 +17,9 @@ FIELDS = (
     *('num_steps=24', 'log_every_steps=1', 'checkpoint_every_steps=2', 'eval_every_steps=8'),
     *('batch_size=16', 'bn_group_size=2', 'eval_batch_size=304'),  # 2,000 = 6 * 304 + 176
     *('model_fields.width=16', 'cache=false'),
-    # The rate changes, on step 12, yet `num_steps` is no constant of what is compiled.
-    *('schedule=step', 'drop_epochs=0.02', 'warmup=0'),
+    # The rate changes on step 12, upwards, so that the best evaluation is not the last one; and
+    # `num_steps` is no constant of what is compiled.
+    *('schedule=step', 'drop_epochs=0.02', 'drop_factor=30', 'warmup=0'),
 )
 
 
@@ -59,6 +60,18 @@ def reference(shared_folder, fields, environ):
             command = [sys.executable, ROOT / 'train_main.py', f'--workdir={workdir}', *fields]
             subprocess.run(command, env=environ, check=True)
     return workdir
+
+
+@pytest.fixture
+def start_train_main(fields, environ):
+    """`start_train_main(workdir)` starts the tiny run in a process of its own."""
+
+    def start(workdir):
+        command = [sys.executable, ROOT / 'train_main.py', f'--workdir={workdir}', *fields]
+        pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT}
+        return subprocess.Popen(command, env=environ, text=True, **pipes)
+
+    return start
 
 
 @pytest.fixture

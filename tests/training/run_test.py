@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,12 +85,6 @@ def test_the_kill_script_sees_one_digit_and_one_bit(reference, tmp_path, kill_ru
 # Stopped
 
 
-def start(workdir, fields, environ, *arguments):
-    command = [sys.executable, ROOT / 'train_main.py', f'--workdir={workdir}', *fields, *arguments]
-    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT}
-    return subprocess.Popen(command, env=environ, text=True, **pipes)
-
-
 def wait_until(reached, process):
     while not reached():
         assert process.poll() is None, process.stdout.read()
@@ -97,11 +92,11 @@ def wait_until(reached, process):
 
 
 def test_stopped_twice_it_goes_on_by_the_command_it_names(
-    reference, tmp_path, fields, environ, kill_run
+    reference, tmp_path, start_train_main, environ, kill_run
 ):
     workdir = tmp_path / 'a folder'  # the command must quote it
     rows = workdir / 'metrics.jsonl'
-    process = start(workdir, fields, environ)
+    process = start_train_main(workdir)
     for number, step in ((signal.SIGTERM, 3), (signal.SIGINT, 11)):
         wait_until(lambda step=step: any(r['step'] == step for r in read_rows(rows)), process)
         process.send_signal(number)
@@ -124,16 +119,16 @@ def test_stopped_twice_it_goes_on_by_the_command_it_names(
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_stopped_while_python_imports(number, tmp_path, fields, environ):
-    process = start(tmp_path / 'run', fields, environ)
+def test_stopped_while_python_imports(number, tmp_path, start_train_main):
+    process = start_train_main(tmp_path / 'run')
     time.sleep(0.3)
     process.send_signal(number)
     assert process.communicate()[0] == ''
     assert process.returncode == -number
 
 
-def test_stopped_before_the_first_step(tmp_path, fields, environ):
-    process = start(tmp_path, fields, environ)
+def test_stopped_before_the_first_step(tmp_path, start_train_main):
+    process = start_train_main(tmp_path)
     wait_until((tmp_path / 'config.json').exists, process)
     process.send_signal(signal.SIGTERM)
     text = process.communicate()[0]
@@ -185,6 +180,56 @@ def test_without_a_good_checkpoint_it_stops_each_time(reference, tmp_path, train
             r'^error: no good checkpoint left: .*/24 .*/22 .*Put a copy back', error, re.M
         )
         assert (workdir / 'metrics.jsonl').read_bytes() == rows
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """`pictures(broken)` makes an image folder of 20 + 10 images in ten classes, some broken."""
+    rng = np.random.default_rng(0)
+
+    def make(broken):
+        root = tmp_path / 'pictures'
+        for split, count in (('train', 2), ('val', 1)):
+            for label in range(10):
+                folder = root / split / f'class {label}'
+                folder.mkdir(parents=True)
+                for i in range(count):
+                    image = rng.integers(256, size=(28, 28, 3), dtype=np.uint8)
+                    cv2.imwrite(str(folder / f'{i}.png'), image)
+        for name in broken:
+            (root / name).write_bytes(b'not a picture')
+        # The rate changes on step 12, as in the other runs: the same program, compiled already.
+        return f'--config.data=folder:{root}', '--config.num_steps=3', '--config.drop_epochs=9.6'
+
+    return make
+
+
+def test_a_corrupt_image_is_named_and_replaced(tmp_path, train_main, pictures, caplog):
+    arguments = pictures(broken=['train/class 3/0.png'])
+    assert train_main(tmp_path / 'run', *arguments) == 0
+    [warning] = [r.getMessage() for r in caplog.records if 'class 3/0.png' in r.getMessage()]
+    assert re.search(r'train/class 3/0.png: not an image .*; it is replaced', warning)
+    assert read_rows(tmp_path / 'run' / 'metrics.jsonl')[-1]['examples'] == 10
+
+
+def test_too_many_corrupt_images_stop_the_run(tmp_path, train_main, pictures, capfd):
+    names = [f'train/class {label}/0.png' for label in range(5)]
+    assert train_main(tmp_path / 'run', *pictures(broken=names)) == 2
+    error = capfd.readouterr().err
+    assert re.search(r'^error: \d of 20 records cannot be decoded, max_corrupt allows 1: ', error)
+    assert sum(name in error for name in names) >= 2
+
+
+def test_a_workdir_of_another_config_is_left_alone(reference, train_main, capfd):
+    config = (reference / 'config.json').read_bytes()
+    assert train_main(reference, '--config.seed=7', '--config.weight_decay=0.25') == 2
+    assert capfd.readouterr().err == (
+        f'error: {reference} holds a run with another config: seed is 0 there and 7 now; '
+        'weight_decay is 0.0005 there and 0.25 now. '
+        'Take another --workdir, or move that folder away\n'
+    )
+    assert (reference / 'config.json').read_bytes() == config
+    assert train_main(reference, '--config.num_threads=3') == 0  # not what, only how fast
 
 
 # Not finite

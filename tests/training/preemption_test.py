@@ -1,0 +1,21 @@
+"""Signals that a process sends to itself."""
+
+import os
+import signal
+
+import pytest
+
+from se_flax.training.preemption import stop_signals
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_only_sets_the_flag(number):
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    with stop_signals() as stop_requested:
+        assert not stop_requested()
+        os.kill(os.getpid(), number)
+        assert stop_requested()
+        os.kill(os.getpid(), signal.SIGTERM)  # as often as a scheduler likes
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before

@@ -396,15 +396,17 @@ def test_a_full_disk_loses_nothing_older(tmp_path):
 def test_a_writer_that_outlives_a_failed_save_leaves_nothing(two_steps, monkeypatch):
     """What Orbax does now and then, here each time: the folder is back after its removal."""
     folder = two_steps / f'30{ocp.utils.TMP_DIR_SUFFIX}'
+    writer = threading.Timer(0.1, folder.mkdir, kwargs={'exist_ok': True})
 
     def save(*args, **kwargs):
         folder.mkdir()
-        threading.Timer(0.1, folder.mkdir, kwargs={'exist_ok': True}).start()
+        writer.start()
         raise ValueError('it said no')
 
     monkeypatch.setattr(ocp.Checkpointer, 'save', save)
     with pytest.raises(CheckpointError, match=r'step 30 .*\(it said no\)'):
         Checkpointer(two_steps).save(30, make_state(30), {})
+    writer.join()
     assert names(two_steps) == ['10', '20']
 
 

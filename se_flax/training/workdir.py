@@ -62,7 +62,7 @@ def claim(
 
 def finish(workdir: pathlib.Path, result: Mapping[str, Any]) -> None:
     """Writes DONE, the last file of a run: the result as JSON."""
-    atomic_write(workdir / DONE, (json.dumps(result) + '\n').encode())
+    atomic_write(workdir / DONE, (json.dumps(result, sort_keys=True) + '\n').encode())
 
 
 def finished(workdir: pathlib.Path) -> dict[str, Any] | None:

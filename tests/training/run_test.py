@@ -121,7 +121,7 @@ def test_stopped_twice_it_goes_on_by_the_command_it_names(
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_stopped_while_python_imports(number, tmp_path, start_train_main):
     process = start_train_main(tmp_path / 'run')
-    time.sleep(0.3)
+    time.sleep(0.5)
     process.send_signal(number)
     assert process.communicate()[0] == ''
     assert process.returncode == -number
@@ -154,6 +154,23 @@ def test_killed_while_it_claims_its_folder(left, reference, tmp_path, train_main
     assert train_main(tmp_path, '--config.num_steps=1') == 0
 
 
+def test_rows_are_on_the_disk_before_the_checkpoint_that_counts_on_them(
+    tmp_path, train_main, monkeypatch
+):
+    """A kill loses nothing of what the operating system has; a power cut would."""
+    calls = []
+    for cls, name in ((run_module.MetricsWriter, 'flush'), (run_module.Checkpointer, 'save')):
+        method = getattr(cls, name)
+
+        def noting(*args, name=name, method=method):
+            calls.append(name)
+            return method(*args)
+
+        monkeypatch.setattr(cls, name, noting)
+    assert train_main(tmp_path, '--config.num_steps=2') == 0
+    assert calls[:2] == ['flush', 'save']
+
+
 # Damaged
 
 
@@ -166,6 +183,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
     assert f'checkpoint {workdir}/checkpoints/24 is damaged: ' in caplog.text
     assert 'going on from step 22' in capfd.readouterr().out
     assert kill_run['differences'](reference, workdir) == []
+    best = json.loads((workdir / 'DONE').read_text())['best']
+    assert best['step'] < 22, (
+        'the best evaluation must come from the checkpoint for this to test it'
+    )
 
 
 def test_without_a_good_checkpoint_it_stops_each_time(reference, tmp_path, train_main, capfd):

@@ -1,8 +1,8 @@
 """The trainer's images a second beside the bare step's: `python benchmarks/loop.py`.
 
-Both run the quick start in turn, in one process: the trainer with data, metrics and progress line
-as `run()` has them, the bare step over and over on one batch that is on the device. The goal is
-a ratio of at least 0.95.
+One run of the quick start: every so many steps the trainer is held up, and the same step, over and
+over on one batch that is on the device, has the machine as long. So a noisy machine disturbs both.
+The goal is a ratio of at least 0.95.
 """
 
 import argparse
@@ -22,7 +22,6 @@ import jax
 from se_flax.data import train_batches
 from se_flax.parallel import data_mesh, shard_batch
 from se_flax.training.config import load_config
-from se_flax.training.metrics_log import read_rows
 from se_flax.training.recipe import make_plan
 from se_flax.training.run import run
 from se_flax.training.state import make_init
@@ -31,8 +30,8 @@ from se_flax.training.step import jit_train_step, make_train_step
 QUICKSTART = pathlib.Path(__file__).parents[1] / 'configs' / 'quickstart.py'
 
 
-def bare_speed(config, num_steps):
-    """Returns images a second of the jitted step alone."""
+def make_bare(config):
+    """Returns a function that takes so many steps and waits for the last."""
     mesh = data_mesh()
     plan = make_plan(config, mesh.size)
     state = make_init(plan.model, plan.optimizer, config.image_size, mesh)(jax.random.key(0))
@@ -54,24 +53,38 @@ def bare_speed(config, num_steps):
         num_steps=1,
     )
     batch = shard_batch(mesh, next(batches))
-    state, _ = jax.block_until_ready(step(state, batch))  # compiles
-    begin = time.perf_counter()
-    for _ in range(num_steps):
-        state, metrics = step(state, batch)
-    jax.block_until_ready((state, metrics))
-    return config.batch_size * num_steps / (time.perf_counter() - begin)
+
+    def bare(num_steps):
+        nonlocal state
+        for _ in range(num_steps):
+            state, _ = step(state, batch)
+        jax.block_until_ready(state)
+
+    bare(1)  # compiles
+    return bare
 
 
-def trainer_speed(config, num_steps):
-    """Returns the same of a whole run's steps, without those of the first row, which compile."""
-    config = config.copy_and_resolve_references()
-    config.log_every_steps = num_steps // 5
-    config.num_steps = num_steps + config.log_every_steps
+def alternate(bare, num_steps, pairs):
+    """Yields False at each turn of the trainer; notes the seconds of its steps and of bare ones."""
+    while True:
+        begin = time.perf_counter()
+        bare(num_steps)
+        middle = time.perf_counter()
+        for _ in range(num_steps):
+            yield False
+        jax.block_until_ready(jax.live_arrays())  # the trainer's newest step is under way
+        pairs.append((middle - begin, time.perf_counter() - middle))
+
+
+def measure(config, rounds, num_steps):
+    """Returns `(bare, trainer)` seconds of each round."""
+    config.num_steps = (rounds + 1) * num_steps
+    # Steady state: the trainer's stopwatch pauses for evaluations and saves, too.
+    config.eval_every_epochs = config.checkpoint_every_epochs = None
+    turns = alternate(make_bare(config), num_steps, pairs := [])
     with tempfile.TemporaryDirectory() as workdir, contextlib.redirect_stdout(io.StringIO()):
-        run(config, pathlib.Path(workdir))
-        rows = read_rows(pathlib.Path(workdir) / 'metrics.jsonl')
-    train = [row for row in rows if row['split'] == 'train'][1:]
-    return statistics.harmonic_mean([row['images_per_second'] for row in train])
+        run(config, pathlib.Path(workdir), stop_requested=lambda: next(turns))
+    return pairs[1:]  # the first round compiles
 
 
 def cpu_model():
@@ -82,21 +95,20 @@ def cpu_model():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--steps', type=int, default=100, help='that are timed in a round')
+    parser.add_argument('--rounds', type=int, default=20)
+    parser.add_argument('--steps', type=int, default=50, help='of each kind in a round')
     args = parser.parse_args()
-    config = load_config(str(QUICKSTART))
 
     cores = len(os.sched_getaffinity(0))
     print(f'{cpu_model()}, {cores} cores; {jax.device_count()} x {jax.devices()[0].device_kind}')
     print(*(f'{name} {version(name)}' for name in ('se_flax', 'jax', 'jaxlib', 'flax', 'grain')))
-    rounds = []
-    for i in range(args.rounds):
-        bare, trainer = bare_speed(config, args.steps), trainer_speed(config, args.steps)
-        rounds.append((bare, trainer, trainer / bare))
-        print(f'round {i + 1}: bare {bare:.0f}, trainer {trainer:.0f}, ratio {trainer / bare:.3f}')
-    bare, trainer, ratio = map(statistics.median, zip(*rounds, strict=True))
-    print(f'median: bare {bare:.0f}, trainer {trainer:.0f} images/s, ratio {ratio:.3f}')
+    config = load_config(str(QUICKSTART))
+    pairs = measure(config, args.rounds, args.steps)
+    images = config.batch_size * args.steps
+    bare, trainer = (images / statistics.median(seconds) for seconds in zip(*pairs, strict=True))
+    ratios = sorted(bare / trainer for bare, trainer in pairs)
+    print(f'medians of {args.rounds} rounds: bare {bare:.0f}, trainer {trainer:.0f} images/s')
+    print(f'ratio {statistics.median(ratios):.3f}, of the rounds {ratios[0]:.3f}-{ratios[-1]:.3f}')
 
 
 if __name__ == '__main__':

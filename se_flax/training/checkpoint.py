@@ -14,7 +14,6 @@ import hashlib
 import itertools
 import json
 import logging
-import os
 import shutil
 import time
 from pathlib import Path
@@ -25,6 +24,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from se_flax.errors import MissingError, UserError
+from se_flax.training import atomic
 
 MANIFEST = 'manifest.json'
 log = logging.getLogger(__name__)
@@ -277,14 +277,6 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _encode(manifest: dict[str, Any]) -> bytes:
     """The canonical bytes of a manifest; they hold its own hash, so no byte of it can flip."""
     content = {key: value for key, value in manifest.items() if key != 'sha256'}
@@ -295,16 +287,12 @@ def _encode(manifest: dict[str, Any]) -> bytes:
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     # The data reaches the disk before what vouches for it; a full disk may show only here.
     for path in (*folder.rglob('*'), folder, folder.parent):
-        _sync(path)
+        atomic.sync(path)
     files = {
         name: {'size': path.stat().st_size, 'sha256': _sha256(path)}
         for name, path in _files(folder).items()
     }
-    unfinished = folder / f'{MANIFEST}.tmp'
-    unfinished.write_bytes(_encode(manifest | {'files': files}))
-    _sync(unfinished)
-    unfinished.rename(folder / MANIFEST)
-    _sync(folder)
+    atomic.atomic_write(folder / MANIFEST, _encode(manifest | {'files': files}))
 
 
 def _checked_manifest(folder: Path) -> dict[str, Any]:

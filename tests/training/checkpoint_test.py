@@ -25,7 +25,7 @@ from hypothesis.extra import numpy as hnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from se_flax.errors import MissingError, UserError
-from se_flax.training import checkpoint
+from se_flax.training import atomic, checkpoint
 from se_flax.training.checkpoint import Checkpointer, CheckpointError, load
 from se_flax.training.state import TrainState
 
@@ -291,7 +291,7 @@ class Killed(BaseException):
 
 
 # A name, and which sync: in the data, its folders, the manifest before and after its rename.
-PLACES = [('_METADATA', 1), ('new', 1), ('folder', 1), ('manifest.json.tmp', 1), ('new', 2)]
+PLACES = [('_METADATA', 1), ('new', 1), ('folder', 1), ('.manifest.json.new', 1), ('new', 2)]
 
 
 @contextlib.contextmanager
@@ -299,7 +299,7 @@ def sync_fails(place, new, error):
     """Raises `error` at one of PLACES in a save to the step folder `new`."""
     name, number = place
     at = {'new': new, 'folder': new.parent}.get(name)
-    sync, seen = checkpoint._sync, []
+    sync, seen = atomic.sync, []
 
     def failing_sync(path):
         if path == at or path.name == name:
@@ -309,7 +309,7 @@ def sync_fails(place, new, error):
         sync(path)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, '_sync', failing_sync)
+        patch.setattr(atomic, 'sync', failing_sync)
         yield
 
 

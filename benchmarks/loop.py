@@ -22,10 +22,10 @@ import jax
 from se_flax.data import train_batches
 from se_flax.parallel import data_mesh, shard_batch
 from se_flax.training.config import load_config
-from se_flax.training.recipe import make_plan
+from se_flax.training.recipe import make_plan, make_step
 from se_flax.training.run import run
 from se_flax.training.state import make_init
-from se_flax.training.step import jit_train_step, make_train_step
+from se_flax.training.step import jit_train_step
 
 QUICKSTART = pathlib.Path(__file__).parents[1] / 'configs' / 'quickstart.py'
 
@@ -35,15 +35,7 @@ def make_bare(config):
     mesh = data_mesh()
     plan = make_plan(config, mesh.size)
     state = make_init(plan.model, plan.optimizer, config.image_size, mesh)(jax.random.key(0))
-    step = make_train_step(
-        plan.model,
-        plan.optimizer,
-        plan.schedule,
-        mean=config.mean,
-        std=config.std,
-        label_smoothing=config.label_smoothing,
-    )
-    step = jit_train_step(step, mesh)
+    step = jit_train_step(make_step(config, plan), mesh)
     batches = train_batches(
         plan.train_set,
         plan.train_view,

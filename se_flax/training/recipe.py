@@ -13,6 +13,7 @@ from se_flax.errors import UserError
 from se_flax.models import create_model
 from se_flax.training.config import INTERVALS, check_config
 from se_flax.training.optimizer import make_optimizer, make_schedule
+from se_flax.training.step import TrainStep, make_train_step
 
 
 class Plan(NamedTuple):
@@ -93,6 +94,18 @@ def _check_model(model: nn.Module, config: ml_collections.ConfigDict) -> None:
         fields = config.model_fields.to_dict()
         reason = str(error).splitlines()[0]
         raise UserError(f'{config.model} cannot have model_fields {fields}: {reason}') from error
+
+
+def make_step(config: ml_collections.ConfigDict, plan: Plan) -> TrainStep:
+    """Returns the training step of a plan, with the pixels and the loss the config names."""
+    return make_train_step(
+        plan.model,
+        plan.optimizer,
+        plan.schedule,
+        mean=config.mean,
+        std=config.std,
+        label_smoothing=config.label_smoothing,
+    )
 
 
 def open_split(config: ml_collections.ConfigDict, split: str) -> Dataset:

@@ -20,9 +20,9 @@ from se_flax.training.curves import plot_curves
 from se_flax.training.loop import train
 from se_flax.training.metrics_log import MetricsWriter, read_rows
 from se_flax.training.progress import Progress
-from se_flax.training.recipe import Plan, make_plan
+from se_flax.training.recipe import Plan, make_plan, make_step
 from se_flax.training.state import make_init
-from se_flax.training.step import jit_train_step, make_train_step
+from se_flax.training.step import jit_train_step
 from se_flax.training.stopwatch import Stopwatch
 from se_flax.training.summary import run_summary
 
@@ -76,11 +76,8 @@ def run(
     print(_summary(config, plan, state.params))
     print(f'Workdir: {directory}, {f"going on from step {start}" if start else "a new run"}.')
 
-    pixels = {'mean': config.mean, 'std': config.std}
-    step = make_train_step(
-        plan.model, plan.optimizer, plan.schedule, label_smoothing=config.label_smoothing, **pixels
-    )
-    eval_step = make_eval_step(plan.model, mesh, **pixels)
+    step = jit_train_step(make_step(config, plan), mesh)
+    eval_step = make_eval_step(plan.model, mesh, mean=config.mean, std=config.std)
     loading = {'num_threads': config.num_threads or None, 'max_corrupt': config.max_corrupt}
     batches = train_batches(
         plan.train_set,
@@ -149,7 +146,7 @@ def run(
             evaluate=evaluate_all,
             save=save,
             batch=batch,
-            step=jit_train_step(step, mesh),
+            step=step,
             report=report,
             stop_requested=stop_requested,
         )

@@ -14,6 +14,7 @@ from se_flax.parallel import replicated, split
 from se_flax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
+TrainStep = Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
@@ -24,7 +25,7 @@ def make_train_step(
     mean,
     std,
     label_smoothing: float = 0.0,
-) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
+) -> TrainStep:
     """Returns `(state, batch) -> (state, metrics)`; `jit_train_step` compiles it over a mesh.
 
     The batch holds `image` `[B, H, W, 3]` uint8 and `label` `[B]` int32. The metrics are scalars:
@@ -67,7 +68,7 @@ def make_train_step(
     return train_step
 
 
-def jit_train_step(train_step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+def jit_train_step(train_step: TrainStep, mesh: Mesh) -> TrainStep:
     """Compiles a step over the mesh: state replicated and donated, batch split."""
     return jax.jit(
         train_step,

@@ -11,13 +11,14 @@ from se_flax.nn import Conv
 
 def numpy_conv(x, kernel, strides, padding, groups):
     """One output pixel and one group at a time."""
-    k, _, width_in, features = kernel.shape
-    x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    height, width = ((n - k) // strides + 1 for n in x.shape[1:3])
+    kh, kw, width_in, features = kernel.shape
+    x = np.pad(x, ((0, 0), (padding[0],) * 2, (padding[1],) * 2, (0, 0)))
+    height, width = (x.shape[1] - kh) // strides + 1, (x.shape[2] - kw) // strides + 1
     y = np.zeros((len(x), height, width, features))
     width_out = features // groups
     for i, j, g in np.ndindex(height, width, groups):
-        window = x[:, i * strides : i * strides + k, j * strides : j * strides + k]
+        top, left = i * strides, j * strides
+        window = x[:, top : top + kh, left : left + kw]
         window = window[..., g * width_in : (g + 1) * width_in]
         part = slice(g * width_out, (g + 1) * width_out)
         y[:, i, j, part] = np.tensordot(window, kernel[..., part], 3)
@@ -28,7 +29,7 @@ def numpy_conv(x, kernel, strides, padding, groups):
     groups=st.integers(1, 3),
     widths=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     size=st.tuples(st.integers(3, 8), st.integers(3, 8)),
-    kernel_size=st.integers(1, 3),
+    kernel_size=st.integers(1, 3) | st.tuples(st.integers(1, 3), st.integers(1, 3)),
     strides=st.integers(1, 3),
     padding=st.sampled_from([None, 0, 2]),
     use_bias=st.booleans(),
@@ -44,7 +45,7 @@ def test_equals_numpy(groups, widths, size, kernel_size, strides, padding, use_b
         params = conv.init(jax.random.key(0), x)['params']
         params = jax.tree.map(lambda p: rng.normal(size=p.shape), params)
         got = conv.apply({'params': params}, x)
-    pad = kernel_size // 2 if padding is None else padding
+    pad = [n // 2 if padding is None else padding for n in params['kernel'].shape[:2]]
     want = numpy_conv(x, params['kernel'], strides, pad, groups) + params.get('bias', 0)
     np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-10)
 

@@ -42,9 +42,14 @@ def check_multiple(what: str, value: int, of_what: str, of: int) -> None:
         )
 
 
-def check_images(images: Any) -> None:
-    """Raises UserError unless `images` is a `[B, H, W, 3]` batch of floats."""
+def check_images(images: Any, smallest: int = 1) -> None:
+    """Raises UserError unless `images` is a `[B, H, W, 3]` batch of floats, H, W >= `smallest`."""
     if len(images.shape) != 4 or images.shape[-1] != 3:
         raise UserError(f'images have shape {tuple(images.shape)}; a network takes [B, H, W, 3]')
     if images.dtype.kind in 'iub':
         raise UserError(f'images are {images.dtype}; normalise them to a float dtype first')
+    height, width = images.shape[1:3]
+    if min(height, width) < smallest:
+        raise UserError(
+            f'images are {height} x {width}; this network needs at least {smallest} x {smallest}'
+        )

@@ -1,8 +1,15 @@
 """Networks by name. Importing this package registers every family."""
 
+from se_flax.models.bn_inception import BNInception as BNInception
+from se_flax.models.inception_resnet_v2 import InceptionResNetV2 as InceptionResNetV2
+from se_flax.models.mobilenet import MobileNet as MobileNet
+from se_flax.models.preact_resnet import PreActResNet as PreActResNet
 from se_flax.models.registry import ModelInfo as ModelInfo
 from se_flax.models.registry import PaperResult as PaperResult
 from se_flax.models.registry import create_model as create_model
 from se_flax.models.registry import list_models as list_models
 from se_flax.models.registry import model_info as model_info
 from se_flax.models.resnet import ResNet as ResNet
+from se_flax.models.shake_shake import ShakeResNet as ShakeResNet
+from se_flax.models.shufflenet import ShuffleNet as ShuffleNet
+from se_flax.models.vgg import VGG as VGG

@@ -16,11 +16,12 @@ from se_flax.nn import SqueezeExcite
 
 
 class PaperResult(NamedTuple):
-    """What arXiv 1709.01507v4 prints for a network: errors in percent, one centre crop."""
+    """What arXiv 1709.01507v4 prints: errors in percent, one centre crop, and multiply-adds."""
 
     top1_error: float
     top5_error: float | None
     table: str
+    macs: float | None = None
 
 
 class ModelInfo(NamedTuple):

@@ -2,5 +2,8 @@
 
 from se_flax.nn.batch_norm import BatchNorm as BatchNorm
 from se_flax.nn.conv import Conv as Conv
+from se_flax.nn.pool import adaptive_avg_pool as adaptive_avg_pool
+from se_flax.nn.pool import avg_pool as avg_pool
 from se_flax.nn.pool import max_pool as max_pool
+from se_flax.nn.shake import shake as shake
 from se_flax.nn.squeeze_excite import SqueezeExcite as SqueezeExcite

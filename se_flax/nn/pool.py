@@ -1,5 +1,7 @@
 """Pooling with explicit padding."""
 
+import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 
@@ -26,3 +28,31 @@ def max_pool(x, window: int = 3, strides: int = 2, padding: int = 0, *, ceil: bo
 
     pads = (sides(x.shape[1]), sides(x.shape[2]))
     return nn.max_pool(x, (window, window), (strides, strides), pads)
+
+
+def avg_pool(x, window: int = 3, strides: int = 1, padding: int = 0, *, count_pad: bool = True):
+    """Takes the mean over square windows: `[B, H, W, C]` to `[B, H', W', C]`, same dtype.
+
+    `H' = (H + 2 padding - window) // strides + 1`. The zeros of the padding count as pixels, as in
+    Caffe and by PyTorch's default; without `count_pad` the mean is over the image's pixels alone.
+    """
+    pads = ((padding, padding),) * 2
+    size = (window, window)
+    return nn.avg_pool(x, size, (strides, strides), pads, count_include_pad=count_pad)
+
+
+def adaptive_avg_pool(x, size: int):
+    """Averages any map into `size` x `size` cells: `[B, H, W, C]` to `[B, size, size, C]`.
+
+    Cell i is the mean of rows `floor(i H / size)` up to, not with, `ceil((i + 1) H / size)`:
+    PyTorch's AdaptiveAvgPool2d, so overlapping cells for a smaller map, and x itself at the size.
+    """
+
+    def cells(n):  # [size, n], each row a mean
+        i = np.arange(size)[:, None]
+        inside = (i * n // size <= np.arange(n)) & (np.arange(n) < -(-(i + 1) * n // size))
+        return jnp.asarray(inside / inside.sum(1, keepdims=True), x.dtype)
+
+    if x.shape[1:3] == (size, size):
+        return x
+    return jnp.einsum('ih,jw,bhwc->bijc', cells(x.shape[1]), cells(x.shape[2]), x)

@@ -8,7 +8,7 @@ import pytest
 from se_flax.errors import UserError
 from se_flax.models import create_model, list_models, model_info
 from se_flax.models.complexity import count_macs, count_params
-from se_flax.models.resnet import PLACEMENTS
+from se_flax.models.residual import PLACEMENTS
 from se_flax.nn import SqueezeExcite
 
 small = partial(create_model, 'se_resnet50', 10, stage_sizes=(1, 1, 1, 1), width=16)
@@ -111,6 +111,7 @@ def numpy_unit(params, x, placement):
 
 @pytest.mark.parametrize('placement', PLACEMENTS)
 def test_placements_are_figure_5(placement):
+    from se_flax.models.network import Layers
     from se_flax.models.resnet import Bottleneck
     from se_flax.nn import BatchNorm, Conv
 
@@ -119,11 +120,16 @@ def test_placements_are_figure_5(placement):
         unit = Bottleneck(
             filters=16,
             strides=1,
-            conv=partial(Conv, dtype=jnp.float64),
-            norm=partial(BatchNorm, use_running_average=True, epsilon=0, dtype=jnp.float64),
+            layers=Layers(
+                conv=partial(Conv, dtype=jnp.float64),
+                norm=partial(BatchNorm, use_running_average=True, epsilon=0, dtype=jnp.float64),
+            ),
             se=partial(SqueezeExcite, 4),
             placement=placement,
             stride_in='1x1',
+            groups=1,
+            group_width=64,
+            projection_size=1,
             last_scale_init=jax.nn.initializers.ones,
         )
         variables = unit.init(jax.random.key(0), x)
@@ -189,7 +195,7 @@ def test_wrong_images_are_refused(images, message):
         ('se_resnet50', {'se': {'reductions': 8}}, 'did you mean reduction'),
         ('se_resnet50', {'placement': 'prior'}, 'did you mean pre'),
         ('se_resnet50', {'se_stages': (6,)}, 'unknown stage in se_stages 6'),
-        ('se_resnet50', {'stem': 'deep'}, 'one of imagenet, cifar'),
+        ('se_resnet50', {'stem': 'tiny'}, 'one of imagenet, deep, cifar'),
         ('se_resnet50', {'pool': 'pad'}, 'did you mean padded'),
         ('se_resnet50', {'stride_in': '7x7'}, '1x1'),
     ],

@@ -1,0 +1,98 @@
+"""BN-Inception (arXiv 1502.03167), as the authors released it in Caffe."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from se_flax.errors import check_images, check_multiple
+from se_flax.models.network import Layer, Layers, Network
+from se_flax.models.registry import PaperResult, register
+from se_flax.nn import SqueezeExcite, avg_pool, max_pool
+
+
+class Widths(NamedTuple):
+    """Channels of a module's branches; without a 1x1 and a projection it halves the map."""
+
+    conv1x1: int | None
+    conv3x3: tuple[int, int]
+    double3x3: tuple[int, int, int]
+    pool: str
+    projection: int | None
+
+
+MODULES = {
+    '3a': Widths(64, (64, 64), (64, 96, 96), 'mean', 32),
+    '3b': Widths(64, (64, 96), (64, 96, 96), 'mean', 64),
+    '3c': Widths(None, (128, 160), (64, 96, 96), 'max', None),
+    '4a': Widths(224, (64, 96), (96, 128, 128), 'mean', 128),
+    '4b': Widths(192, (96, 128), (96, 128, 128), 'mean', 128),
+    '4c': Widths(160, (128, 160), (128, 160, 160), 'mean', 128),
+    '4d': Widths(96, (128, 192), (160, 192, 192), 'mean', 128),
+    '4e': Widths(None, (128, 192), (192, 256, 256), 'max', None),
+    '5a': Widths(352, (192, 320), (160, 224, 224), 'mean', 128),
+    '5b': Widths(352, (192, 320), (192, 224, 224), 'max', 128),
+}
+
+
+class InceptionModule(nn.Module):
+    """Up to four branches, concatenated; SE behind that, the pooled input included."""
+
+    widths: Widths
+    layers: Layers
+    se: Layer | None
+
+    @nn.compact
+    def __call__(self, x):
+        def conv(name, x, features, kernel_size, strides=1):
+            return nn.relu(self.layers.conv_norm(name, x, features, kernel_size, strides))
+
+        w = self.widths
+        strides = 1 if w.projection else 2
+        branches = [conv('_1x1', x, w.conv1x1, 1)] if w.conv1x1 else []
+
+        y = conv('_3x3_reduce', x, w.conv3x3[0], 1)
+        branches.append(conv('_3x3', y, w.conv3x3[1], 3, strides))
+
+        y = conv('_double3x3_reduce', x, w.double3x3[0], 1)
+        y = conv('_double3x3_1', y, w.double3x3[1], 3)
+        branches.append(conv('_double3x3_2', y, w.double3x3[2], 3, strides))
+
+        if strides == 2:
+            branches.append(max_pool(x, ceil=True))
+        else:
+            y = avg_pool(x, padding=1) if w.pool == 'mean' else max_pool(x, 3, 1, padding=1)
+            branches.append(conv('_pool_proj', y, w.projection, 1))
+        y = jnp.concatenate(branches, -1)
+        return self.se(name='se')(y) if self.se else y
+
+
+class BNInception(Network):
+    """BN-Inception; SE stands behind each of the ten modules (section 3.3). See `Network`.
+
+    Raises UserError also where a side is not a multiple of 32: unpadded pools and padded
+    convolutions halve other maps to different sizes.
+    """
+
+    @nn.compact
+    def __call__(self, x, *, train: bool = False):
+        check_images(x, smallest=32)
+        for side, size in zip(('height', 'width'), x.shape[1:3], strict=True):
+            check_multiple(f'image {side}', size, 'total stride', 32)
+        layers = self.layers(train)
+        x = nn.relu(layers.conv_norm('1', x, 64, 7, 2))
+        x = max_pool(x, ceil=True)
+        x = nn.relu(layers.conv_norm('2_reduce', x, 64, 1))
+        x = nn.relu(layers.conv_norm('2', x, 192, 3))
+        x = max_pool(x, ceil=True)
+        for name, widths in MODULES.items():
+            x = InceptionModule(widths, layers, self.se, name=f'inception_{name}')(x)
+        return self.classify(x, train)
+
+
+_bn_inception = partial(register, module=BNInception)
+_bn_inception('bn_inception', paper=PaperResult(25.38, 7.89, 'Table 2', 2.03e9))
+_bn_inception(
+    'se_bn_inception', se=SqueezeExcite, paper=PaperResult(24.23, 7.14, 'Table 2', 2.04e9)
+)

@@ -1,0 +1,141 @@
+"""Inception-ResNet-v2 (arXiv 1602.07261) in the layout of the public weights."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from se_flax.errors import check_images
+from se_flax.models.network import Layer, Layers
+from se_flax.models.registry import PaperResult, register
+from se_flax.models.residual import ResidualNetwork, ResidualUnit
+from se_flax.nn import SqueezeExcite, avg_pool, max_pool
+
+
+class C(NamedTuple):
+    """A convolution, BatchNorm and ReLU of a branch; padding as in `Conv`."""
+
+    features: int
+    kernel_size: int | tuple[int, int] = 1
+    strides: int = 1
+    padding: int | None = None
+
+
+Branch = Sequence[C]
+HALVE = {'kernel_size': 3, 'strides': 2, 'padding': 0}
+BLOCK35 = ([C(32)], [C(32), C(32, 3)], [C(32), C(48, 3), C(64, 3)])
+BLOCK17 = ([C(192)], [C(128), C(160, (1, 7)), C(192, (7, 1))])
+BLOCK8 = ([C(192)], [C(192), C(224, (1, 3)), C(256, (3, 1))])
+MIXED_5B = ([C(96)], [C(48), C(64, 5)], [C(64), C(96, 3), C(96, 3)])
+MIXED_6A = ([C(384, **HALVE)], [C(256), C(256, 3), C(384, **HALVE)])
+MIXED_7A = (
+    [C(256), C(384, **HALVE)],
+    [C(256), C(288, **HALVE)],
+    [C(256), C(288, 3), C(320, **HALVE)],
+)
+
+
+def _branch(layers: Layers, name: str, x, convs: Branch):
+    for i, c in enumerate(convs, start=1):
+        x = layers.conv_norm(
+            f'_{name}_{i}', x, c.features, c.kernel_size, c.strides, padding=c.padding
+        )
+        x = nn.relu(x)
+    return x
+
+
+class Mixed(nn.Module):
+    """Branches and a pool of the input, concatenated; SE behind that, as in BN-Inception.
+
+    The pool halves the map, as the branches do, or has `projection` channels beside them.
+    """
+
+    branches: Sequence[Branch]
+    layers: Layers
+    se: Layer | None
+    projection: int | None = None
+
+    @nn.compact
+    def __call__(self, x):
+        maps = [_branch(self.layers, f'branch{i}', x, b) for i, b in enumerate(self.branches)]
+        if self.projection:
+            pooled = avg_pool(x, padding=1, count_pad=False)
+            maps.append(_branch(self.layers, 'pool', pooled, [C(self.projection)]))
+        else:
+            maps.append(max_pool(x))
+        y = jnp.concatenate(maps, -1)
+        return self.se(name='se')(y) if self.se else y
+
+
+class InceptionUnit(ResidualUnit):
+    """Branches, concatenated and projected, times `scale`, beside the input.
+
+    'inside_3x3' is here the concatenation before the projection.
+    """
+
+    branches: Sequence[Branch]
+    scale: float
+    relu: bool = True
+
+    @nn.compact
+    def __call__(self, x):
+        y = self.squeeze_excite('pre', x)
+        maps = [_branch(self.layers, f'branch{i}', y, b) for i, b in enumerate(self.branches)]
+        y = self.squeeze_excite('inside_3x3', jnp.concatenate(maps, -1))
+        y = self.layers.conv(x.shape[-1], 1, use_bias=True, name='conv_up')(y)
+        y = self.scale * self.squeeze_excite('standard', y)
+        y += self.squeeze_excite('identity', x)
+        return self.squeeze_excite('post', nn.relu(y) if self.relu else y)
+
+
+class InceptionResNetV2(ResidualNetwork):
+    """Inception-ResNet-v2, with 10, 20 and 10 units in the stages 5, 6 and 7.
+
+    The paper's variant was never published and its 11.75 G multiply-adds fit no known layout
+    (this one has 13.2 G). SE stands on the branch, before its constant scale and the addition, and
+    behind the modules that have no shortcut. See `Network` and `ResidualNetwork`.
+    """
+
+    se_stages: Sequence[int] = (5, 6, 7)
+
+    @nn.compact
+    def __call__(self, x, *, train: bool = False):
+        check_images(x, smallest=75)
+        self.check_sites((5, 6, 7))
+        layers = self.layers(train, epsilon=1e-3)
+        se = {stage: self.se if stage in self.se_stages else None for stage in (5, 6, 7)}
+
+        def conv(name, x, features, kernel_size, strides=1, padding=0):
+            return nn.relu(
+                layers.conv_norm(name, x, features, kernel_size, strides, padding=padding)
+            )
+
+        def units(name, stage, x, size, branches, scale):
+            unit = self.unit(InceptionUnit, stage, layers)
+            for i in range(1, size + 1):
+                x = unit(branches=branches, scale=scale, name=f'{name}_{i}')(x)
+            return x
+
+        x = conv('_1a', x, 32, 3, 2)
+        x = conv('_2a', x, 32, 3)
+        x = max_pool(conv('_2b', x, 64, 3, padding=1))
+        x = conv('_3b', x, 80, 1)
+        x = max_pool(conv('_4a', x, 192, 3))
+        x = Mixed(MIXED_5B, layers, se[5], projection=64, name='mixed_5b')(x)
+        x = units('block35', 5, x, 10, BLOCK35, 0.17)
+        x = Mixed(MIXED_6A, layers, se[6], name='mixed_6a')(x)
+        x = units('block17', 6, x, 20, BLOCK17, 0.10)
+        x = Mixed(MIXED_7A, layers, se[7], name='mixed_7a')(x)
+        x = units('block8', 7, x, 9, BLOCK8, 0.20)
+        last = self.unit(InceptionUnit, 7, layers)
+        x = last(branches=BLOCK8, scale=1.0, relu=False, name='block8_10')(x)
+        return self.classify(conv('_7b', x, 1536, 1), train)
+
+
+_inception = partial(register, module=InceptionResNetV2, input_size=299)
+_inception('inception_resnet_v2', paper=PaperResult(20.37, 5.21, 'Table 2', 11.75e9))
+_inception(
+    'se_inception_resnet_v2', se=SqueezeExcite, paper=PaperResult(19.80, 4.79, 'Table 2', 11.76e9)
+)

@@ -1,0 +1,82 @@
+"""What every network has: classes, SE or none, BatchNorm groups, a dtype."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from se_flax.nn import BatchNorm, Conv
+
+Layer = Callable[..., nn.Module]
+
+
+class Layers(NamedTuple):
+    """The layers a network hands down to its blocks."""
+
+    conv: Layer
+    norm: Layer
+
+    def conv_norm(
+        self,
+        name,
+        x,
+        features,
+        kernel_size=1,
+        strides=1,
+        *,
+        scale_init=nn.initializers.ones,
+        **conv,
+    ):
+        """Applies `conv{name}` and `norm{name}`, as parameters of the module that calls."""
+        x = self.conv(features, kernel_size, strides, name=f'conv{name}', **conv)(x)
+        return self.norm(name=f'norm{name}', scale_init=scale_init)(x)
+
+
+class Network(nn.Module):
+    """Takes `[B, H, W, 3]` float images, returns `[B, num_classes]` logits, float32 or wider.
+
+    Every family is one class, with and without SE. All raise UserError for other images, for images
+    too small to leave a map, and for unknown switches, before anything is compiled.
+
+    Attributes:
+        num_classes: width of the head.
+        se: makes the SE block, such as `partial(SqueezeExcite, reduction=8)`; None is the plain
+            network.
+        bn_group_size: images that share BatchNorm statistics; None is the global batch.
+        bn_momentum: share of the running statistics kept at a step.
+        dtype: of the maps; parameters and statistics are float32 or wider.
+    """
+
+    num_classes: int = 1000
+    se: Layer | None = None
+    bn_group_size: int | None = None
+    bn_momentum: float = 0.9
+    dtype: Any = jnp.float32
+
+    def layers(self, train: bool, epsilon: float = 1e-5) -> Layers:
+        """Returns convolution and BatchNorm as this network has them."""
+        norm = partial(
+            BatchNorm,
+            use_running_average=not train,
+            group_size=self.bn_group_size,
+            momentum=self.bn_momentum,
+            epsilon=epsilon,
+            dtype=self.dtype,
+        )
+        return Layers(partial(Conv, dtype=self.dtype), norm)
+
+    def recalibrate(self, x, name: str = 'se'):
+        """Applies the SE block, where the network has one."""
+        return self.se(name=name)(x) if self.se else x
+
+    def classify(self, x, train: bool, dropout: float = 0.0):
+        """Turns features, `[B, C]` or the map whose mean they are, into logits."""
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        x = x.astype(wide)
+        if x.ndim == 4:
+            x = x.mean((1, 2))  # not a fixed 7x7 window, so that any image size works
+        if dropout:
+            x = nn.Dropout(dropout, deterministic=not train)(x)
+        return nn.Dense(self.num_classes, dtype=wide, param_dtype=wide, name='head')(x)

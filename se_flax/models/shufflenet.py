@@ -1,0 +1,77 @@
+"""ShuffleNet 1x with 3 groups (arXiv 1707.01083)."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from se_flax.errors import check_images
+from se_flax.models.registry import PaperResult, register
+from se_flax.models.residual import ResidualNetwork, ResidualUnit
+from se_flax.nn import SqueezeExcite, avg_pool, max_pool
+
+STAGES = ((2, 240, 4), (3, 480, 8), (4, 960, 4))  # stage, channels out, units
+
+
+def channel_shuffle(x, groups: int):
+    """Deals the channels of `groups` groups round, so that the next groups see all of them."""
+    return x.reshape(*x.shape[:-1], groups, -1).swapaxes(-1, -2).reshape(x.shape)
+
+
+class ShuffleUnit(ResidualUnit):
+    """1x1, shuffle, depthwise 3x3, 1x1 beside the input (Figure 2 b, c): `features` channels out.
+
+    With stride 2 the averaged input is concatenated, not added, so the branch makes the rest.
+    """
+
+    features: int
+    strides: int
+    groups: int
+    first_groups: int
+
+    @nn.compact
+    def __call__(self, x):
+        conv_norm, inner = self.layers.conv_norm, self.features // 4
+        shortcut = x if self.strides == 1 else avg_pool(x, 3, 2, padding=1)
+        features = self.features - (0 if self.strides == 1 else x.shape[-1])
+        y = self.squeeze_excite('pre', x)
+        y = nn.relu(conv_norm(1, y, inner, groups=self.first_groups))
+        y = channel_shuffle(y, self.groups)
+        y = conv_norm(2, y, inner, 3, self.strides, groups=inner)
+        y = self.squeeze_excite('inside_3x3', y)
+        y = self.squeeze_excite('standard', conv_norm(3, y, features, groups=self.groups))
+        shortcut = self.squeeze_excite('identity', shortcut)
+        y = shortcut + y if self.strides == 1 else jnp.concatenate([shortcut, y], -1)
+        return self.squeeze_excite('post', nn.relu(y))
+
+
+class ShuffleNet(ResidualNetwork):
+    """ShuffleNet of width 1. SE stands on the branch, before addition or concatenation: the paper
+    does not say where, but there its parameters are Table 3's. See `ResidualNetwork`.
+    """
+
+    se_stages: Sequence[int] = (2, 3, 4)
+
+    @nn.compact
+    def __call__(self, x, *, train: bool = False):
+        check_images(x)
+        self.check_sites((2, 3, 4))
+        layers, groups = self.layers(train), 3
+        x = nn.relu(layers.conv_norm('_stem', x, 24, 3, 2))
+        x = max_pool(x, padding=1)
+        for stage, features, size in STAGES:
+            unit = partial(self.unit(ShuffleUnit, stage, layers), features=features, groups=groups)
+            for i in range(size):
+                # 24 channels are too few to group.
+                first_groups = 1 if stage == 2 and i == 0 else groups
+                name = f'stage{stage}_block{i + 1}'
+                x = unit(strides=1 if i else 2, first_groups=first_groups, name=name)(x)
+        return self.classify(x, train)
+
+
+# Whether section 5's SE has biases is open; without them the counts are those of Table 3.
+_se = partial(SqueezeExcite, use_bias=False)
+_shufflenet = partial(register, module=ShuffleNet)
+_shufflenet('shufflenet', paper=PaperResult(32.6, 12.5, 'Table 3', 140e6))
+_shufflenet('se_shufflenet', se=_se, paper=PaperResult(31.0, 11.1, 'Table 3', 142e6))

@@ -1,0 +1,45 @@
+"""VGG-16 with BatchNorm (arXiv 1409.1556, configuration D)."""
+
+from functools import partial
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from se_flax.errors import check_images
+from se_flax.models.network import Network
+from se_flax.models.registry import PaperResult, register
+from se_flax.nn import SqueezeExcite, adaptive_avg_pool, max_pool
+
+STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels, convolutions
+
+
+class VGG(Network):
+    """VGG-16; SE stands behind the ReLU of each convolution (section 3.3). See `Network`.
+
+    Attributes:
+        dropout: share of the features dropped behind both hidden layers in training.
+    """
+
+    dropout: float = 0.5
+
+    @nn.compact
+    def __call__(self, x, *, train: bool = False):
+        check_images(x, smallest=32)
+        layers = self.layers(train)
+        for stage, (features, convs) in enumerate(STAGES, start=1):
+            for i in range(1, convs + 1):
+                x = nn.relu(layers.conv_norm(f'{stage}_{i}', x, features, 3))
+                x = self.recalibrate(x, f'se{stage}_{i}')
+            x = max_pool(x, 2, 2)
+        # The hidden layers are made for 7x7, the map of a 224 image.
+        x = adaptive_avg_pool(x, 7).reshape(len(x), -1)
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        for name in ('fc6', 'fc7'):
+            x = nn.relu(nn.Dense(4096, dtype=self.dtype, param_dtype=wide, name=name)(x))
+            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return self.classify(x, train)
+
+
+_vgg = partial(register, module=VGG)
+_vgg('vgg16', paper=PaperResult(27.02, 8.81, 'Table 2', 15.47e9))
+_vgg('se_vgg16', se=SqueezeExcite, paper=PaperResult(25.22, 7.70, 'Table 2', 15.48e9))

@@ -91,13 +91,18 @@ class InceptionUnit(ResidualUnit):
 
 
 class InceptionResNetV2(ResidualNetwork):
-    """Inception-ResNet-v2, with 10, 20 and 10 units in the stages 5, 6 and 7.
+    """Inception-ResNet-v2.
 
     The paper's variant was never published and its 11.75 G multiply-adds fit no known layout
     (this one has 13.2 G). SE stands on the branch, before its constant scale and the addition, and
-    behind the modules that have no shortcut. See `Network` and `ResidualNetwork`.
+    behind the modules that have no shortcut. See `Network` and `ResidualNetwork`; the stages are 5,
+    6 and 7.
+
+    Attributes:
+        stage_sizes: units a stage.
     """
 
+    stage_sizes: Sequence[int] = (10, 20, 10)
     se_stages: Sequence[int] = (5, 6, 7)
 
     @nn.compact
@@ -105,17 +110,23 @@ class InceptionResNetV2(ResidualNetwork):
         check_images(x, smallest=75)
         self.check_sites((5, 6, 7))
         layers = self.layers(train, epsilon=1e-3)
-        se = {stage: self.se if stage in self.se_stages else None for stage in (5, 6, 7)}
 
         def conv(name, x, features, kernel_size, strides=1, padding=0):
-            return nn.relu(
-                layers.conv_norm(name, x, features, kernel_size, strides, padding=padding)
-            )
+            x = layers.conv_norm(name, x, features, kernel_size, strides, padding=padding)
+            return nn.relu(x)
 
-        def units(name, stage, x, size, branches, scale):
+        def mixed(name, stage, x, branches, projection=None):
+            se = self.se if stage in self.se_stages else None
+            return Mixed(branches, layers, se, projection, name=f'mixed_{name}')(x)
+
+        def units(name, stage, x, branches, scale):
             unit = self.unit(InceptionUnit, stage, layers)
-            for i in range(1, size + 1):
-                x = unit(branches=branches, scale=scale, name=f'{name}_{i}')(x)
+            last = self.stage_sizes[stage - 5]
+            for i in range(1, last + 1):
+                # The network's last unit hands on the plain sum.
+                plain = stage == 7 and i == last
+                fields = {'scale': 1.0, 'relu': False} if plain else {'scale': scale}
+                x = unit(branches=branches, **fields, name=f'{name}_{i}')(x)
             return x
 
         x = conv('_1a', x, 32, 3, 2)
@@ -123,14 +134,9 @@ class InceptionResNetV2(ResidualNetwork):
         x = max_pool(conv('_2b', x, 64, 3, padding=1))
         x = conv('_3b', x, 80, 1)
         x = max_pool(conv('_4a', x, 192, 3))
-        x = Mixed(MIXED_5B, layers, se[5], projection=64, name='mixed_5b')(x)
-        x = units('block35', 5, x, 10, BLOCK35, 0.17)
-        x = Mixed(MIXED_6A, layers, se[6], name='mixed_6a')(x)
-        x = units('block17', 6, x, 20, BLOCK17, 0.10)
-        x = Mixed(MIXED_7A, layers, se[7], name='mixed_7a')(x)
-        x = units('block8', 7, x, 9, BLOCK8, 0.20)
-        last = self.unit(InceptionUnit, 7, layers)
-        x = last(branches=BLOCK8, scale=1.0, relu=False, name='block8_10')(x)
+        x = units('block35', 5, mixed('5b', 5, x, MIXED_5B, 64), BLOCK35, 0.17)
+        x = units('block17', 6, mixed('6a', 6, x, MIXED_6A), BLOCK17, 0.10)
+        x = units('block8', 7, mixed('7a', 7, x, MIXED_7A), BLOCK8, 0.20)
         return self.classify(conv('_7b', x, 1536, 1), train)
 
 

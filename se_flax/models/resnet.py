@@ -121,7 +121,7 @@ class ResNet(ResidualNetwork):
 
     @nn.compact
     def __call__(self, x, *, train: bool = False):
-        check_images(x)
+        check_images(x, smallest=1 if self.stem == 'cifar' else 3)  # the unpadded pool's
         check_known('stem', self.stem, STEMS)
         check_known('pool', self.pool, POOLS)
         check_known('stride_in', self.stride_in, STRIDES_IN)

@@ -9,6 +9,7 @@ from se_flax.errors import check_images
 from se_flax.models.network import Network
 from se_flax.models.registry import PaperResult, register
 from se_flax.nn import SqueezeExcite, adaptive_avg_pool, max_pool
+from se_flax.nn.conv import he_normal
 
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels, convolutions
 
@@ -34,8 +35,9 @@ class VGG(Network):
         # The hidden layers are made for 7x7, the map of a 224 image.
         x = adaptive_avg_pool(x, 7).reshape(len(x), -1)
         wide = jnp.promote_types(self.dtype, jnp.float32)
+        dense = partial(nn.Dense, 4096, dtype=self.dtype, param_dtype=wide, kernel_init=he_normal)
         for name in ('fc6', 'fc7'):
-            x = nn.relu(nn.Dense(4096, dtype=self.dtype, param_dtype=wide, name=name)(x))
+            x = nn.relu(dense(name=name)(x))
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return self.classify(x, train)
 

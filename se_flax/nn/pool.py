@@ -1,5 +1,7 @@
 """Pooling with explicit padding."""
 
+from functools import partial
+
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -36,9 +38,14 @@ def avg_pool(x, window: int = 3, strides: int = 1, padding: int = 0, *, count_pa
     `H' = (H + 2 padding - window) // strides + 1`. The zeros of the padding count as pixels, as in
     Caffe and by PyTorch's default; without `count_pad` the mean is over the image's pixels alone.
     """
-    pads = ((padding, padding),) * 2
-    size = (window, window)
-    return nn.avg_pool(x, size, (strides, strides), pads, count_include_pad=count_pad)
+    pool = partial(
+        nn.avg_pool,
+        window_shape=(window, window),
+        strides=(strides, strides),
+        padding=((padding, padding),) * 2,
+    )
+    # Not flax's count_include_pad=False, whose float32 counts make float32 maps of bfloat16 ones.
+    return pool(x) if count_pad else pool(x) / pool(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
 
 
 def adaptive_avg_pool(x, size: int):

@@ -32,7 +32,7 @@ _OPEN = 'model_fields'  # holds any field of the network's class
 def base_config() -> ml_collections.ConfigDict:
     """Returns every field of a run; a config file sets those that make its recipe."""
     c = ml_collections.ConfigDict()
-    c.seed = 0  # of parameters, order and augmentation
+    c.seed = 0  # of parameters, order, augmentation and what the network draws
 
     c.model = 'se_resnet50'  # one of `se-flax models`
     c.model_fields = ml_collections.ConfigDict()  # of the network's class; `se.reduction` of SE

@@ -105,6 +105,7 @@ def make_step(config: ml_collections.ConfigDict, plan: Plan) -> TrainStep:
         mean=config.mean,
         std=config.std,
         label_smoothing=config.label_smoothing,
+        seed=config.seed,
     )
 
 

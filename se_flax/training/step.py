@@ -25,17 +25,21 @@ def make_train_step(
     mean,
     std,
     label_smoothing: float = 0.0,
+    seed: int = 0,
 ) -> TrainStep:
     """Returns `(state, batch) -> (state, metrics)`; `jit_train_step` compiles it over a mesh.
 
     The batch holds `image` `[B, H, W, 3]` uint8 and `label` `[B]` int32. The metrics are scalars:
     `loss`, `top1` and `top5` (means over the global batch, before the update), `learning_rate`,
-    and `finite`: whether the loss, the gradient and the whole new state are.
+    and `finite`: whether the loss, the gradient and the whole new state are. What a network draws
+    (dropout, Shake-Shake's mixtures) is a function of `seed` and the number of the step.
     """
 
     def train_step(state, batch):
         images = normalize(batch['image'], mean, std, model.dtype)
         labels = batch['label']
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        rngs = dict(zip(('dropout', 'shake'), jax.random.split(key), strict=True))
 
         def loss_fn(params):
             logits, updates = model.apply(
@@ -43,6 +47,7 @@ def make_train_step(
                 images,
                 train=True,
                 mutable=['batch_stats'],
+                rngs=rngs,
             )
             targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
             targets = optax.smooth_labels(targets, label_smoothing)

@@ -1,10 +1,11 @@
 import math
 
+import jax.numpy as jnp
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from se_flax.nn import max_pool
+from se_flax.nn import adaptive_avg_pool, avg_pool, max_pool
 
 
 def caffe_max_pool(x, window, strides, padding, ceil):
@@ -37,3 +38,48 @@ def test_equals_caffes_rule(size, window, strides, padding, ceil):
     x = np.random.default_rng(0).normal(size=(2, *size, 3)).astype('f')
     got = max_pool(x, window, strides, padding, ceil=ceil)
     np.testing.assert_array_equal(got, caffe_max_pool(x, window, strides, padding, ceil))
+
+
+@given(
+    size=st.tuples(st.integers(3, 9), st.integers(3, 9)),
+    window=st.integers(1, 3),
+    strides=st.integers(1, 3),
+    padding=st.integers(0, 1),
+    count_pad=st.booleans(),
+)
+@settings(max_examples=40, deadline=None)
+def test_mean_counts_the_padding_or_not(size, window, strides, padding, count_pad):
+    padding = min(padding, window - 1)  # a window of padding alone has no mean
+    x = np.random.default_rng(0).normal(size=(2, *size, 3)).astype('f')
+    got = avg_pool(x, window, strides, padding, count_pad=count_pad)
+    for i in range(got.shape[1]):
+        for j in range(got.shape[2]):
+            top, left = i * strides - padding, j * strides - padding
+            inside = x[:, max(top, 0) : top + window, max(left, 0) : left + window]
+            count = window**2 if count_pad else inside.shape[1] * inside.shape[2]
+            np.testing.assert_allclose(got[:, i, j], inside.sum((1, 2)) / count, atol=1e-5)
+    assert got.shape[1:3] == tuple((n + 2 * padding - window) // strides + 1 for n in size)
+
+
+@given(st.tuples(st.integers(1, 20), st.integers(1, 20)), st.integers(1, 8))
+@settings(max_examples=40, deadline=None)
+def test_adaptive_cells(size, cells):
+    x = np.random.default_rng(0).normal(size=(2, *size, 3)).astype('f')
+    got = adaptive_avg_pool(x, cells)
+    assert got.shape == (2, cells, cells, 3)
+
+    def edges(i, n):
+        return math.floor(i * n / cells), math.ceil((i + 1) * n / cells)
+
+    for i in range(cells):
+        for j in range(cells):
+            (top, bottom), (left, right) = edges(i, size[0]), edges(j, size[1])
+            want = x[:, top:bottom, left:right].mean((1, 2))
+            np.testing.assert_allclose(got[:, i, j], want, atol=1e-5)
+
+
+def test_pools_keep_bfloat16():
+    x = jnp.ones((1, 8, 8, 3), jnp.bfloat16)
+    for y in (max_pool(x), avg_pool(x), avg_pool(x, padding=1, count_pad=False)):
+        assert y.dtype == jnp.bfloat16
+    assert adaptive_avg_pool(x, 3).dtype == jnp.bfloat16

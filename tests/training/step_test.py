@@ -32,7 +32,9 @@ def random_batch(seed, size=64, image_size=16, classes=10):
 class Trainer:
     """A network, its state and its compiled step on a number of devices."""
 
-    def __init__(self, model, draw=None, *, num_devices=1, rate=0.01, smoothing=0.0, **options):
+    def __init__(
+        self, model, draw=None, *, num_devices=1, rate=0.01, smoothing=0.0, seed=0, **options
+    ):
         pixels = {k: options.pop(k, v) for k, v in PIXELS.items()}
         sgd = {'momentum': 0.9, 'nesterov': False, 'weight_decay': 5e-4} | options
         schedule = rate if callable(rate) else lambda step: rate
@@ -42,7 +44,9 @@ class Trainer:
         key = jax.random.key(0)
         state = draw(jax.eval_shape(init, key)) if draw else init(key)
         self.state = jax.device_put(state, replicated(self.mesh))
-        step = make_train_step(model, tx, schedule, label_smoothing=smoothing, **pixels)
+        step = make_train_step(
+            model, tx, schedule, label_smoothing=smoothing, seed=seed, **pixels
+        )
         self.step = jit_train_step(step, self.mesh)
 
     def train(self, batch):
@@ -233,3 +237,27 @@ def test_a_poisoned_image_is_noticed():
     model = create_model('resnet8_cifar', stage_sizes=(1,), bn_group_size=8)
     trainer = Trainer(model, draw, mean=(0.0,) * 3, std=(0.0,) * 3)
     assert trainer.train(batch)['finite'] is False
+
+
+def small_shake(dtype=jnp.float32):
+    sizes = {'stage_sizes': (1, 1), 'stem': 8, 'width': 8}
+    return create_model('shake_shake26_2x96d', bn_group_size=8, dtype=dtype, **sizes)
+
+
+def test_random_mixtures_do_not_depend_on_the_number_of_devices():
+    losses = []
+    for num_devices in (1, 4):
+        with jax.enable_x64(True):
+            trainer = Trainer(small_shake(jnp.float64), draw, num_devices=num_devices)
+            losses.append([trainer.train(random_batch(0))['loss'] for _ in range(3)])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-9)
+
+
+def test_each_step_and_seed_draws_other_mixtures():
+    def losses(seed):
+        trainer = Trainer(small_shake(), draw, rate=0.0, seed=seed)
+        return [trainer.train(random_batch(0))['loss'] for _ in range(2)]
+
+    first, again, other = losses(0), losses(0), losses(1)
+    assert first == again
+    assert len({*first, *other}) == 4

@@ -1,0 +1,416 @@
+"""What holds for every network, whatever its family."""
+
+import re
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import ClosedJaxpr, Literal
+
+from se_flax.errors import UserError
+from se_flax.models import create_model, list_models, model_info
+from se_flax.models.residual import PLACEMENTS
+from se_flax.training.optimizer import decays
+
+# One small or shallow member a family. The full ones are counted in counts.csv.
+FAMILIES = {
+    'se_resnet50': {'stage_sizes': (1, 1, 1, 1)},
+    'se_resnext50_32x4d': {'stage_sizes': (1, 1, 1, 1)},
+    'senet154': {'stage_sizes': (1, 1, 1, 1)},
+    'timm_seresnet50': {'stage_sizes': (1, 1, 1, 1)},
+    'timm_legacy_seresnet18': {'stage_sizes': (1, 1, 1, 1)},
+    'se_resnet20_cifar': {'stage_sizes': (1, 1, 1)},
+    'se_vgg16': {},
+    'se_bn_inception': {},
+    'se_inception_resnet_v2': {'stage_sizes': (1, 1, 2)},
+    'se_mobilenet': {},
+    'se_shufflenet': {},
+    'se_preact_resnet110': {'stage_sizes': (1, 1, 1)},
+    'se_preact_resnet164': {'stage_sizes': (1, 1, 1)},
+    'se_wrn16_8': {'stage_sizes': (1, 1, 1), 'width': 32},
+    'se_shake_shake26_2x96d': {'stage_sizes': (1, 1, 1), 'width': 32},
+    'se_shake_even29_2x4x64d': {'stage_sizes': (1, 1, 1), 'width': 32},
+}
+RESNETS = [name for name, fields in FAMILIES.items() if fields.get('stage_sizes') == (1, 1, 1, 1)]
+SMALLEST = {
+    **dict.fromkeys(RESNETS, 3),
+    **{'se_vgg16': 32, 'se_bn_inception': 32, 'se_inception_resnet_v2': 75},
+}
+# Stages that SE can be left out of, for the families with residual units.
+STAGES = {
+    name: stages
+    for names, stages in (
+        (RESNETS, (2, 3, 4, 5)),
+        (('se_inception_resnet_v2',), (5, 6, 7)),
+        (
+            ('se_resnet20_cifar', 'se_shufflenet', 'se_preact_resnet110', 'se_preact_resnet164')
+            + ('se_wrn16_8', 'se_shake_shake26_2x96d', 'se_shake_even29_2x4x64d'),
+            (2, 3, 4),
+        ),
+    )
+    for name in names
+}
+
+
+def family(name, **fields):
+    return create_model(name, 10, **FAMILIES[name], **fields)
+
+
+def image(size, dtype=jnp.float32, batch=2):
+    return jax.ShapeDtypeStruct((batch, size, size, 3), dtype)
+
+
+@cache
+def shapes(model, size):
+    """The shape of each parameter and statistic by its path."""
+    tree = jax.eval_shape(model.init, jax.random.key(0), image(size))
+    flat = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(k, simple=True, separator='/'): v.shape for k, v in flat}
+
+
+def without_se(names):
+    return {k: v for k, v in names.items() if not re.search(r'/se[\d_]*/', k)}
+
+
+def plain_twin(name):
+    """'se_x' to 'x', 'timm_sex' to 'timm_x'; None where there is no plain one."""
+    trunks = {'senet154': 'senet154_trunk'}
+    twin = trunks.get(name, re.sub(r'^(timm_)?se_?(?=\w)', r'\1', name))
+    return twin if twin in list_models() and twin != name else None
+
+
+# Sections 1.3 and 2 of the fact sheet, from prototxts, timm and pytorchcv.
+@pytest.mark.parametrize(
+    ('name', 'params'),
+    [
+        ('resnext50_32x4d', 25_028_904),
+        ('se_resnext50_32x4d', 27_559_896),
+        ('resnext101_32x4d', 44_177_704),
+        ('se_resnext101_32x4d', 48_955_416),
+        ('se_resnext101_64x4d', 88_232_984),
+        ('senet154', 115_088_984),
+        ('vgg16', 138_361_768),
+        ('se_vgg16', 138_361_768 + 230_792),
+        ('bn_inception', 11_285_224),
+        ('se_bn_inception', 11_931_622),
+        ('inception_resnet_v2', 55_843_464),
+        ('mobilenet', 4_231_976),
+        ('se_mobilenet', 4_711_720),
+        ('shufflenet', 1_865_728),
+        ('se_shufflenet', 2_476_144),
+        ('preact_resnet110', 1_730_522),
+        ('se_preact_resnet110', 1_730_522 + 14_238),
+        ('preact_resnet164', 1_703_258),
+        ('se_preact_resnet164', 1_703_258 + 202_104),
+        ('wrn16_8', 10_961_370),
+        ('se_wrn16_8', 10_961_370 + 87_920),
+        ('shake_shake26_2x96d', 26_192_922),
+        ('se_shake_shake26_2x96d', 26_192_922 + 199_248),
+        ('shake_even29_2x4x64d', 34_529_700),
+        ('se_shake_even29_2x4x64d', 34_529_700 + 1_043_616),
+    ],
+)
+def test_exact_parameter_counts(name, params):
+    assert model_info(name).params == params
+
+
+@pytest.mark.parametrize(
+    ('name', 'params_in_millions'), [('se_mobilenet', 4.7), ('mobilenet', 4.2)]
+)
+def test_table_3s_parameters(name, params_in_millions):
+    assert round(model_info(name).params / 1e6, 1) == params_in_millions
+
+
+PUBLISHED = [name for name in list_models() if (p := model_info(name).paper) and p.macs]
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_multiply_adds_are_the_papers(name):
+    info = model_info(name)
+    if 'inception_resnet_v2' in name:
+        # The authors' variant is unknown; no published layout has its 11.75 G.
+        assert info.macs > 1.1 * info.paper.macs
+    else:
+        # ShuffleNet's 140 M are quoted from its own paper; the network has 137.5 M.
+        rel = 0.03 if 'shufflenet' in name else 0.005
+        assert info.macs == pytest.approx(info.paper.macs, rel=rel)
+
+
+def test_multiply_adds_of_senet154():
+    assert model_info('senet154').macs == pytest.approx(20.688e9, rel=1e-4)
+
+
+TWINS = [name for name in list_models() if plain_twin(name)]
+
+
+def test_every_network_of_the_paper_has_a_twin():
+    plain = {plain_twin(name) for name in TWINS}
+    alone = {name for name in list_models() if name not in TWINS and name not in plain}
+    assert alone == {
+        'timm_senet154',  # senet154's is the trunk
+        'timm_legacy_seresnet18',
+        'timm_legacy_seresnet34',
+        'timm_legacy_seresnext26_32x4d',
+    }
+
+
+@pytest.mark.parametrize('name', TWINS)
+def test_twins_differ_by_the_se_blocks_alone(name):
+    size = model_info(name).input_size
+    with_se, plain = (shapes(create_model(n), size) for n in (name, plain_twin(name)))
+    assert without_se(with_se) == plain
+    assert len(with_se) > len(plain)
+
+
+@pytest.mark.parametrize(
+    ('name', 'blocks'),
+    [
+        ('se_resnet50', 16),
+        ('se_resnet101', 33),
+        ('se_resnet152', 50),
+        ('senet154', 50),
+        ('se_bn_inception', 10),
+        ('se_vgg16', 13),
+        ('se_mobilenet', 13),
+        ('se_shufflenet', 16),
+        ('se_preact_resnet110', 54),
+        ('se_preact_resnet164', 54),
+        ('se_wrn16_8', 6),
+        ('se_shake_shake26_2x96d', 24),
+        ('se_shake_even29_2x4x64d', 18),
+        ('se_inception_resnet_v2', 43),  # 40 units and three modules
+    ],
+)
+def test_number_of_se_blocks(name, blocks):
+    names = shapes(create_model(name), model_info(name).input_size)
+    assert sum(k.endswith('reduce/kernel') and 'se' in k for k in names) == blocks
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_other_image_sizes_work(name):
+    sizes = (28, 64) if model_info(name).input_size == 32 else (160, 288, 320)
+    outputs = [
+        jax.eval_shape(family(name).init_with_output, jax.random.key(0), image(size))
+        for size in (model_info(name).input_size, *sizes)
+    ]
+    logits, _ = outputs[0]
+    assert (logits.shape, logits.dtype) == ((2, 10), jnp.float32)
+    assert outputs == outputs[:1] * len(outputs)
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_the_smallest_image_works_and_a_smaller_one_is_refused(name):
+    smallest = SMALLEST.get(name, 1)
+    shapes(family(name), smallest)
+    with pytest.raises(UserError, match=f'at least {smallest} x {smallest}'):
+        shapes(family(name), smallest - 1)
+
+
+def test_bn_inception_wants_multiples_of_32():
+    with pytest.raises(UserError, match='image height=299 is not .* total stride=32; take 288 or'):
+        shapes(family('se_bn_inception'), 299)
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_wrong_images_are_refused(name):
+    with pytest.raises(UserError, match='normalise them'):
+        jax.eval_shape(family(name).init, jax.random.key(0), image(96, jnp.uint8))
+
+
+def small_size(name):
+    return 96 if name == 'se_inception_resnet_v2' else 32
+
+
+@pytest.mark.parametrize('placement', PLACEMENTS)
+@pytest.mark.parametrize('name', STAGES)
+def test_every_residual_network_has_every_placement(name, placement):
+    """The same network around it, and one block a unit (two where both branches have one)."""
+    standard = shapes(family(name), small_size(name))
+    other = shapes(family(name, placement=placement), small_size(name))
+    assert without_se(other) == without_se(standard)
+    per_unit = {k.split('/se/')[0] for k in other if '/se/' in k}
+    two_branches = 'shake' in name and placement in ('standard', 'inside_3x3')
+    units = {k.split('/')[1] for k in standard if re.search(r'block|mixed', k)}
+    assert len(per_unit) == len(units) * (2 if two_branches else 1)
+    assert {block.split('/')[1] for block in per_unit} == units
+
+
+@pytest.mark.parametrize('name', STAGES)
+def test_every_subset_of_stages_can_have_se(name):
+    def stages(names):
+        if 'inception' in name:
+            of = {'mixed_5b': 5, 'block35': 5, 'mixed_6a': 6, 'block17': 6, 'mixed_7a': 7}
+            units = [k.split('/')[1] for k in names if '/se/' in k]
+            return {of.get(u, of.get(u.split('_')[0], 7)) for u in units}
+        return {int(m[1]) for k in names if (m := re.search(r'stage(\d)\S*/se/', k))}
+
+    every = STAGES[name]
+    for chosen in (every[:1], every[1:], (every[0], every[-1]), ()):
+        got = stages(shapes(family(name, se_stages=chosen), small_size(name)))
+        assert got == set(chosen)
+    with pytest.raises(UserError, match='unknown stage in se_stages 1'):
+        shapes(family(name, se_stages=(1,)), small_size(name))
+    with pytest.raises(UserError, match='did you mean standard'):
+        shapes(family(name, placement='standart'), small_size(name))
+
+
+def random_variables(model, size):
+    """Parameters and statistics by NumPy, none of them at its initial value."""
+    rng = np.random.default_rng(0)
+
+    def leaf(path, shape):
+        if path[-1].key == 'kernel':
+            fan_in = np.prod(shape.shape[:-1])
+            return rng.normal(0, np.sqrt(1 / fan_in), shape.shape).astype('f')
+        centre = 1.0 if path[-1].key in ('scale', 'var') else 0.0
+        return rng.normal(centre, 0.1, shape.shape).astype('f')
+
+    tree = jax.eval_shape(model.init, jax.random.key(0), image(size))
+    return jax.tree_util.tree_map_with_path(leaf, tree)
+
+
+GATED = ('se_bn_inception', 'se_mobilenet', 'se_shufflenet', 'se_preact_resnet164')
+
+
+@pytest.mark.parametrize('name', [*GATED, 'se_shake_shake26_2x96d', 'se_inception_resnet_v2'])
+def test_open_gates_make_the_plain_network(name):
+    """With W2 = 0 each gate is sigmoid(b2): 1 for a large b2."""
+    size = small_size(name)
+    model = family(name, se={'use_bias': True})
+    variables = random_variables(model, size)
+
+    def open_gate(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator='/')
+        if re.search(r'/se[\d_]*/expand/kernel', name):
+            return 0 * leaf
+        return 0 * leaf + 50 if re.search(r'/se[\d_]*/expand/bias', name) else leaf
+
+    def drop_se(tree):
+        if not isinstance(tree, dict):
+            return tree
+        return {k: drop_se(v) for k, v in tree.items() if not re.fullmatch(r'se[\d_]*', k)}
+
+    x = np.random.default_rng(1).normal(size=(1, size, size, 3)).astype('f')
+    forward = jax.jit(model.apply)
+    shut = forward(variables, x)
+    variables = jax.tree_util.tree_map_with_path(open_gate, variables)
+    got = forward(variables, x)
+    plain = family(name, se=None)
+    want = jax.jit(plain.apply)(drop_se(variables), x)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
+    assert np.abs(shut - got).max() > 1e-3 * np.abs(want).max()
+
+
+def distribution(x, fan_in):
+    """Names what an initialiser drew: a constant, or normal of a standard deviation."""
+    x = np.asarray(x, np.float64).ravel()
+    if (x == x[0]).all():
+        return f'{x[0]:g}'
+    shape = 'truncated normal' if np.abs(x).max() < 2.3 * x.std() and x.size > 1000 else 'normal'
+    error = 5 / np.sqrt(2 * x.size)  # five standard errors of a standard deviation
+    for numerator in (2, 1):
+        if abs(x.std() / np.sqrt(numerator / fan_in) - 1) < error:
+            return f'{shape}, std sqrt({numerator}/{fan_in})'
+    return f'{shape}, std {x.std():.3g}'
+
+
+DRAWN = [n for n in FAMILIES if n not in ('se_resnext50_32x4d', 'senet154', 'se_resnet20_cifar')]
+
+
+@pytest.mark.parametrize('name', DRAWN)
+def test_initial_values_and_weight_decay(name, golden):
+    """Line by line what each parameter starts from, and whether it decays."""
+    key = jax.random.key(0, impl='rbg')  # compiles faster than the default
+    params = jax.jit(family(name).init)(key, np.zeros((1, 96, 96, 3), 'f'))['params']
+    lines = []
+    marks = jax.tree.leaves(decays(params))
+    for (path, x), decay in zip(jax.tree_util.tree_leaves_with_path(params), marks, strict=True):
+        key = jax.tree_util.keystr(path, simple=True, separator='/')
+        start = distribution(x, int(np.prod(x.shape[:-1])))
+        shape = 'x'.join(map(str, x.shape))
+        lines.append(f'{key}  {shape}  {start}  {"decays" if decay else "does not decay"}')
+    golden(f'models/{name}.txt', '\n'.join(lines) + '\n')
+
+
+# bfloat16. A cast to float32 is fused into the reduction that follows it, so statistics and means
+# may start from such a map; it must not reach a convolution, a product or a pool, or be cast back.
+
+
+def float32_maps(closed, images):
+    """Returns the names of operations that make, or take, a feature map in float32.
+
+    A feature map is what depends on the images, number `images` of the arguments, and holds more
+    values than a batch of the widest features.
+    """
+    limit, found = 2 * 4096, []
+
+    def is_map(v):
+        return v.aval.ndim >= 3 and v.aval.size > limit
+
+    def walk(jaxpr, wide_in, from_images_in):
+        kinds = zip(jaxpr.invars, wide_in, from_images_in, strict=True)
+        wide, from_images = set(), set()
+        for v, is_wide, is_from_images in kinds:
+            wide |= {v} if is_wide else set()
+            from_images |= {v} if is_from_images else set()
+
+        def marks(variables, of):
+            return [not isinstance(v, Literal) and v in of for v in variables]
+
+        for eqn in jaxpr.eqns:
+            if not any(marks(eqn.invars, from_images)):
+                continue
+            from_images.update(eqn.outvars)
+            leaves = jax.tree.leaves(list(eqn.params.values()), is_leaf=is_closed)
+            inner = [leaf.jaxpr for leaf in leaves if is_closed(leaf)]
+            for sub in inner:
+                args = eqn.invars[len(eqn.invars) - len(sub.invars) :]  # `cond` has an index first
+                outs = walk(sub, marks(args, wide), marks(args, from_images))
+                wide.update(v for v, out in zip(eqn.outvars, outs, strict=True) if out)
+            if inner:
+                continue
+            for out in filter(is_map, eqn.outvars):
+                if out.aval.dtype == jnp.float32:
+                    wide.add(out)
+                    if eqn.primitive.name in HEAVY:
+                        found.append(eqn.primitive.name)
+                elif any(marks(eqn.invars, wide)):
+                    found.append(eqn.primitive.name)
+        return marks(jaxpr.outvars, wide)
+
+    walk(
+        closed.jaxpr,
+        [False] * len(closed.jaxpr.invars),
+        [i == images for i in range(len(closed.jaxpr.invars))],
+    )
+    return found
+
+
+HEAVY = {'conv_general_dilated', 'dot_general', 'reduce_window_sum', 'reduce_window_max'}
+
+
+def is_closed(leaf):
+    return isinstance(leaf, ClosedJaxpr)
+
+
+def feature_maps_in_float32(model, size, train):
+    rngs = dict.fromkeys(('dropout', 'shake'), jax.random.key(0)) if train else None
+    variables = jax.eval_shape(model.init, jax.random.key(0), image(size))
+    apply = partial(
+        model.apply, train=train, rngs=rngs, mutable=['batch_stats'] if train else False
+    )
+    closed = jax.make_jaxpr(apply)(variables, image(size, model.dtype))
+    (logits, *_) = closed.out_avals
+    assert logits.dtype == jnp.float32
+    return float32_maps(closed, images=len(closed.jaxpr.invars) - 1)
+
+
+@pytest.mark.parametrize('train', [False, True])
+@pytest.mark.parametrize('name', FAMILIES)
+def test_feature_maps_are_bfloat16_throughout(name, train):
+    size = 96 if model_info(name).input_size != 32 else 32
+    assert feature_maps_in_float32(family(name, dtype=jnp.bfloat16), size, train) == []
+    # The same walk finds them where they are.
+    assert 'conv_general_dilated' in feature_maps_in_float32(family(name), size, train)

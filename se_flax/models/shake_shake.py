@@ -83,9 +83,9 @@ class ShakeUnit(ResidualUnit):
         if not self.pre_activated:
             return self.layers.conv_norm('_proj', x, self.features, 1, self.strides)
         x, half, s = nn.relu(x), self.features // 2, self.strides
-        # Two samplings of the map, one pixel apart, so that a stride of 2 does not lose the odd
-        # pixels; the second is shifted in from the lower right.
-        shifted = jnp.pad(x[:, 1:, 1:], ((0, 0), (0, 1), (0, 1), (0, 0)))
+        # Two samplings of the map, the second shifted by a pixel to the lower right, so that a
+        # stride of 2 does not lose the odd pixels.
+        shifted = jnp.pad(x[:, :-1, :-1], ((0, 0), (1, 0), (1, 0), (0, 0)))
         paths = [
             self.layers.conv(half, 1, s, name=f'conv_proj{i}')(path)
             for i, path in enumerate((x, shifted), start=1)

@@ -9,6 +9,14 @@ from collections.abc import Sequence
 from se_flax.errors import UserError, check_known
 from se_flax.models import list_models, model_info
 
+# Packages and the extras that bring them; `train` brings the others.
+EXTRAS = {
+    'safetensors': 'weights',
+    'google': 'weights',
+    'huggingface_hub': 'weights',
+    'torch': 'torch',
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 for a mistake of the user, told in a line."""
@@ -20,10 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f'error: {error}', file=sys.stderr)
         return 2
     except ImportError as error:
-        # Only the `train` extra is optional: `models` and `info` need nothing else.
-        if (error.name or '').partition('.')[0] == 'se_flax':
+        # `models` and `info` need no extra.
+        package = (error.name or '').partition('.')[0]
+        if package == 'se_flax':
             raise
-        print(f"error: this needs {error.name}; pip install 'se_flax[train]'", file=sys.stderr)
+        extra = EXTRAS.get(package, 'train')
+        print(f"error: this needs {error.name}; pip install 'se_flax[{extra}]'", file=sys.stderr)
         return 2
     return 0
 
@@ -39,6 +49,8 @@ def _parser() -> argparse.ArgumentParser:
 
     models = command(commands, 'models', _models, 'list the networks')
     models.add_argument('pattern', nargs='?', default='*', metavar='PATTERN', help='such as "se_*"')
+    models.add_argument('--paper', action='store_true', help='only those the paper has numbers for')
+    models.add_argument('--markdown', action='store_true', help='as a Markdown table')
     info = command(commands, 'info', _info, 'say what is known of a network')
     info.add_argument('name', metavar='NAME')
 
@@ -53,13 +65,26 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument('--data-dir', help="default: tfds's, ~/tensorflow_datasets")
 
     evaluate = command(commands, 'evaluate', _evaluate, 'loss and accuracy of a trained network')
-    evaluate.add_argument('--workdir', type=pathlib.Path, required=True)
-    evaluate.add_argument('--data', help="default: the run's own")
-    evaluate.add_argument('--data-dir', help="default: the run's own")
+    _add_network(evaluate)
+    evaluate.add_argument('--data', help="default: the run's own; needed with --weights")
+    evaluate.add_argument('--data-dir', help="default: the run's own, or tfds's")
     predict = command(commands, 'predict', _predict, 'the most probable classes of images')
-    predict.add_argument('--workdir', type=pathlib.Path, required=True)
+    _add_network(predict)
     predict.add_argument('images', nargs='+', type=pathlib.Path, metavar='IMAGE')
+
+    convert = command(commands, 'convert', _convert, 'turn public weights into a weights file')
+    convert.add_argument(
+        'source', metavar='SOURCE', help='.pth, .pt, .safetensors or .caffemodel, or hub:ID'
+    )
+    convert.add_argument('--model', metavar='NAME', help='one of `se-flax models`')
+    convert.add_argument('--out', metavar='FILE.safetensors', required=True)
     return parser
+
+
+def _add_network(parser: argparse.ArgumentParser) -> None:
+    network = parser.add_mutually_exclusive_group(required=True)
+    network.add_argument('--workdir', type=pathlib.Path, help='of a run')
+    network.add_argument('--weights', type=pathlib.Path, metavar='FILE.safetensors')
 
 
 def _table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -78,21 +103,32 @@ def _models(args: argparse.Namespace) -> None:
     names = list_models(args.pattern)
     if not names:
         check_known('model', args.pattern, list_models())
-    rows = [('name', 'parameters', 'multiply-adds', 'input', 'top-1 / top-5 error (paper)')]
+    rows = [('name', 'parameters', 'multiply-adds', 'in the paper', 'input', 'error in the paper')]
     for info in map(model_info, names):
+        if args.paper and not info.paper:
+            continue
         size = f'{info.input_size}x{info.input_size}'
-        rows.append((info.name, f'{info.params:,}', _macs(info.macs), size, _paper(info.paper)))
-    print(_table(rows))
+        published = _macs(info.paper.macs) if info.paper and info.paper.macs else ''
+        cells = (f'{info.params:,}', _macs(info.macs), published, size, _paper(info.paper))
+        rows.append((info.name, *cells))
+    print(_markdown(rows) if args.markdown else _table(rows))
 
 
-def _macs(macs: int) -> str:
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    header, *body = (f'| {" | ".join(row)} |' for row in rows)
+    return '\n'.join([header, f'|---|{"---:|" * (len(rows[0]) - 1)}', *body])
+
+
+def _macs(macs: float) -> str:
     return f'{macs / 1e9:.2f} G' if macs >= 1e9 else f'{macs / 1e6:.1f} M'
 
 
 def _paper(paper) -> str:
+    """Top-1 and, where it is given, top-5 error, and the table they are from."""
     if paper is None:
         return 'not in the paper'
-    return f'{paper.top1_error:.2f} / {paper.top5_error:.2f} %  {paper.table}'
+    top5 = '' if paper.top5_error is None else f' / {paper.top5_error:.2f}'
+    return f'{paper.top1_error:.2f}{top5} %  {paper.table}'
 
 
 def _info(args: argparse.Namespace) -> None:
@@ -103,7 +139,7 @@ def _info(args: argparse.Namespace) -> None:
         ('multiply-adds', f'{_macs(info.macs)} ({info.macs:,}) an image'),
         ('input', f'{info.input_size} x {info.input_size} x 3'),
         ('classes', f'{info.num_classes:,}'),
-        ('top-1 / top-5 error', f'{_paper(info.paper)}'),
+        ('top-1 / top-5 error', _paper(info.paper)),
     ]
     print(_table(rows, left=2))
 
@@ -121,21 +157,42 @@ def _data_prepare(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from se_flax.training.use import evaluate_run
+    from se_flax.training.use import evaluate_run, evaluate_weights
 
-    result = evaluate_run(args.workdir, args.data, args.data_dir)
+    if args.workdir:
+        result = evaluate_run(args.workdir, args.data, args.data_dir)
+    elif args.data:
+        result = evaluate_weights(args.weights, args.data, args.data_dir)
+    else:
+        raise UserError('a weights file has no data set of its own: --data NAME')
+    step = f'step {result["step"]}: ' if 'step' in result else ''
     print(
-        f'step {result["step"]}: loss {result["loss"]:.4f}, top-1 {100 * result["top1"]:.2f} %, '
+        f'{step}loss {result["loss"]:.4f}, top-1 {100 * result["top1"]:.2f} %, '
         f'top-5 {100 * result["top5"]:.2f} % of {result["examples"]:,} images of {result["data"]}'
     )
 
 
 def _predict(args: argparse.Namespace) -> None:
-    from se_flax.training.use import predict
+    from se_flax.training.use import predict, predict_weights
 
-    for image, guesses in zip(args.images, predict(args.workdir, args.images), strict=True):
+    if args.workdir:
+        guessed = predict(args.workdir, args.images)
+    else:
+        guessed = predict_weights(args.weights, args.images)
+    for image, guesses in zip(args.images, guessed, strict=True):
         print(image)
         print(_table([(f'  {name}', f'{100 * p:.2f} %') for name, p in guesses]))
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from se_flax.weights import convert
+
+    info = convert(args.source, args.model, args.out)
+    images = info.preprocessing
+    print(
+        f'{args.out}: {info.model} from {info.lineage}, {info.num_classes:,} classes; images of '
+        f'{images.image_size} pixels, resized to {images.resize} ({images.interpolation})'
+    )
 
 
 if __name__ == '__main__':

@@ -40,7 +40,7 @@ def test_files_and_folders_it_names_exist():
 
 
 def commands(text):
-    return re.findall(r'python train_main\.py.*', text)
+    return re.findall(r'python train_main\.py.*', text.replace('\\\n', ''))
 
 
 @pytest.mark.parametrize('command', commands(README))
@@ -59,3 +59,9 @@ def test_each_config_says_its_command(path, monkeypatch):
     argv = shlex.split(command)[2:]
     parse_args(argv, default='configs/quickstart.py')
     assert any(str(path.relative_to(ROOT)) in word for word in argv) or path.stem == 'quickstart'
+
+
+def test_table_of_networks_is_what_the_command_prints(capsys):
+    assert cli.main(['models', '--paper', '--markdown']) == 0
+    table = README.split('<!-- models -->\n')[1].split('<!-- /models -->')[0]
+    assert capsys.readouterr().out == table

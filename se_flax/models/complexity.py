@@ -17,6 +17,7 @@ def count_macs(model: nn.Module, input_size: int) -> int:
     """Returns the multiply-adds of convolutions and matrix products for one image.
 
     Counted once each, as the paper's "FLOPs" are; walks the jaxpr, so it counts what is executed.
+    A convolution counts as XLA's own, whatever a platform puts in its place.
 
     >>> from se_flax.nn import Conv
     >>> class Net(nn.Module):
@@ -54,6 +55,8 @@ def _jaxpr_macs(closed: core.ClosedJaxpr) -> int:
 
 
 def _closed_jaxprs(params):
+    if platforms := params.get('branches_platforms'):  # of `lax.platform_dependent`
+        return [params['branches'][platforms.index(None)]]  # None is the default
     leaves = jax.tree.leaves(list(params.values()), is_leaf=_is_closed)
     return [leaf for leaf in leaves if _is_closed(leaf)]
 

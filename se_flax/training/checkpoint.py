@@ -23,8 +23,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from se_flax import atomic
 from se_flax.errors import MissingError, UserError
-from se_flax.training import atomic
 
 MANIFEST = 'manifest.json'
 log = logging.getLogger(__name__)

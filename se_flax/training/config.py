@@ -36,6 +36,7 @@ def base_config() -> ml_collections.ConfigDict:
 
     c.model = 'se_resnet50'  # one of `se-flax models`
     c.model_fields = ml_collections.ConfigDict()  # of the network's class; `se.reduction` of SE
+    c.init_from = ''  # weights file (`se-flax convert`) to fine-tune; '' draws them by the seed
     c.bn_group_size = 32  # images that share BatchNorm statistics; 0 is the global batch
     c.dtype = 'float32'  # of the maps; 'bfloat16' on accelerators, 'float64' for tests
 

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from se_flax.training.atomic import atomic_write
+from se_flax.atomic import atomic_write
 
 # From Okabe and Ito's palette, told apart by every kind of colour vision.
 PALE, TRAIN, EVAL = '#56B4E9', '#0072B2', '#D55E00'

@@ -13,8 +13,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
 
+from se_flax.atomic import atomic_write
 from se_flax.errors import UserError
-from se_flax.training.atomic import atomic_write
 
 # A row is a dict of `step`, `split` (a key here), the split's fields, and `time`.
 FIELDS = {

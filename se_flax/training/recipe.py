@@ -12,6 +12,7 @@ from se_flax.data import Dataset, EvalTransform, TrainTransform, decode_all, ope
 from se_flax.errors import UserError
 from se_flax.models import create_model
 from se_flax.training.config import INTERVALS, check_config
+from se_flax.training.fine_tune import check_weights
 from se_flax.training.optimizer import make_optimizer, make_schedule
 from se_flax.training.step import TrainStep, make_train_step
 
@@ -49,6 +50,8 @@ def make_plan(config: ml_collections.ConfigDict, num_devices: int) -> Plan:
     every = {what: interval(config, what, steps_per_epoch) for what in INTERVALS}
     model = make_model(config, train_set.num_classes)
     _check_model(model, config)
+    if config.init_from:
+        check_weights(config)
     return Plan(
         model,
         *make_training(config, num_steps, steps_per_epoch),

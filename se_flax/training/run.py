@@ -17,11 +17,12 @@ from se_flax.parallel import data_mesh, shard_batch
 from se_flax.training import workdir
 from se_flax.training.checkpoint import Checkpointer
 from se_flax.training.curves import plot_curves
+from se_flax.training.fine_tune import start_from
 from se_flax.training.loop import train
 from se_flax.training.metrics_log import MetricsWriter, read_rows
 from se_flax.training.progress import Progress
 from se_flax.training.recipe import Plan, make_plan, make_step
-from se_flax.training.state import make_init
+from se_flax.training.state import TrainState, make_init
 from se_flax.training.step import jit_train_step
 from se_flax.training.stopwatch import Stopwatch
 from se_flax.training.summary import run_summary
@@ -70,7 +71,7 @@ def run(
     init = make_init(plan.model, plan.optimizer, config.image_size, mesh)
     key = jax.random.key(config.seed)
     checkpoints = Checkpointer(directory / workdir.CHECKPOINTS, keep=config.keep_checkpoints)
-    state, best = checkpoints.restore(jax.eval_shape(init, key)) or (init(key), {})
+    state, best = checkpoints.restore(jax.eval_shape(init, key)) or (_start(config, init, key), {})
     start = int(state.step)
     print(parameter_overview.get_parameter_overview(state.params))
     print(_summary(config, plan, state.params))
@@ -158,6 +159,11 @@ def run(
     result['best'] = best
     workdir.finish(directory, result)
     return result
+
+
+def _start(config: ml_collections.ConfigDict, init, key: jax.Array) -> TrainState:
+    state = init(key)
+    return start_from(config, state) if config.init_from else state
 
 
 def _summary(config: ml_collections.ConfigDict, plan: Plan, params: Any) -> str:

@@ -9,9 +9,9 @@ import jax
 import ml_collections
 from flax import linen as nn
 
+from se_flax.atomic import atomic_write
 from se_flax.errors import MissingError, UserError
 from se_flax.parallel import data_mesh
-from se_flax.training.atomic import atomic_write
 from se_flax.training.checkpoint import load
 from se_flax.training.config import MACHINE_FIELDS, base_config
 from se_flax.training.recipe import make_model, make_training

@@ -1,12 +1,24 @@
+import re
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from se_flax.errors import UserError
 from se_flax.nn import Conv
+from se_flax.nn.conv import _cpu_form, _stock, convolve
+from se_flax.parallel import data_mesh, shard_batch
+
+LAYERS = {  # kernel, channels in and out, groups
+    'pointwise': ((1, 1), 16, 24, 1),
+    'depthwise': ((3, 3), 16, 32, 16),
+    'grouped': ((3, 3), 16, 24, 8),
+    'grouped pointwise': ((1, 1), 6, 12, 3),
+}
 
 
 def numpy_conv(x, kernel, strides, padding, groups):
@@ -62,3 +74,114 @@ def test_groups_must_divide_the_channels():
         Conv(8, groups=4).init(jax.random.key(0), jnp.ones((1, 4, 4, 6)))
     with pytest.raises(UserError, match='channels out=6'):
         Conv(6, groups=4).init(jax.random.key(0), jnp.ones((1, 4, 4, 8)))
+
+
+@given(
+    groups=st.integers(1, 4),
+    widths=st.tuples(st.integers(1, 3), st.integers(1, 3)),  # channels of a group, in and out
+    size=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    kernel_size=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    strides=st.integers(1, 3),
+    pads=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+)
+@example(32, (4, 4), (7, 7), (3, 3), 2, (1, 1))  # as in SE-ResNeXt: four groups are joined
+@example(12, (3, 2), (5, 4), (1, 3), 1, (0, 1))  # 5 groups fit in 16 channels, 4 divide 12
+@example(1, (3, 2), (6, 5), (1, 1), 2, (0, 0))
+@example(6, (1, 2), (7, 7), (7, 1), 1, (3, 0))  # depthwise with a multiplier
+@settings(max_examples=15, deadline=None)  # each compiles, about a second
+def test_form_on_cpu_equals_stock(groups, widths, size, kernel_size, strides, pads):
+    """Values, forward and both reverse derivatives; in float64 only a wrong formula differs."""
+    rng = np.random.default_rng(0)
+    x, dx = rng.normal(size=(2, 2, *size, groups * widths[0]))
+    kernel, dkernel = rng.normal(size=(2, *kernel_size, widths[0], groups * widths[1]))
+
+    @jax.jit
+    def derivatives(*primals_and_tangents):
+        primals, tangents = primals_and_tangents[:2], primals_and_tangents[2:]
+
+        def of(conv):
+            def f(x, kernel):
+                return conv(x, kernel, strides, pads, groups)
+
+            y, dy = jax.jvp(f, primals, tangents)
+            return y, dy, *jax.vjp(f, *primals)[1](jnp.cos(y))  # a cotangent without symmetry
+
+        return of(convolve), of(_stock)
+
+    with jax.enable_x64(True):
+        got, want = derivatives(x, kernel, dx, dkernel)
+    for name, a, b in zip(('y', 'dy', 'x', 'kernel'), got, want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10, err_msg=name)
+
+
+def make_layer(name, dtype=np.float32):
+    """Returns x, the kernel, and the layer as a function of the two."""
+    kernel_size, width, features, groups = LAYERS[name]
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(8, 7, 7, width)), dtype)
+    kernel = jnp.asarray(rng.normal(size=(*kernel_size, width // groups, features)), dtype)
+    pads = [k // 2 for k in kernel_size]
+    return x, kernel, partial(convolve, strides=2, pads=pads, groups=groups)
+
+
+def scalar(layer):
+    return lambda x, kernel: jnp.sum(layer(x, kernel) ** 2)
+
+
+@pytest.mark.parametrize('platform', ['tpu', 'cuda'])
+@pytest.mark.parametrize('name', LAYERS)
+def test_accelerators_get_the_stock_operation(name, platform):
+    x, kernel, layer = make_layer(name)
+    groups = LAYERS[name][-1]
+    text = jax.jit(layer).trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
+    assert re.findall(r'stablehlo\.(convolution|dot_general)', text) == ['convolution']
+    assert f'feature_group_count = {groups} : i64' in text
+    # On the CPU that runs this test, none has groups, forwards or backwards.
+    gradient = jax.jit(jax.grad(scalar(layer), (0, 1))).lower(x, kernel).as_text()
+    counts = re.findall(r'(?:feature|batch)_group_count = (\d+)', gradient)
+    assert set(counts) <= {'1'}, counts
+
+
+@pytest.mark.parametrize('name', LAYERS)
+def test_choice_leaves_no_trace_in_compiled_step(name):
+    """No branch, and no buffer for what the other form would have kept for its gradient."""
+    x, kernel, layer = make_layer(name)
+    chosen = _cpu_form(kernel.shape, LAYERS[name][-1])
+    compiled = [
+        jax.jit(jax.grad(scalar(partial(f, **layer.keywords)), (0, 1))).lower(x, kernel).compile()
+        for f in (convolve, chosen)
+    ]
+    got, want = (c.memory_analysis().temp_size_in_bytes for c in compiled)
+    assert ' conditional(' not in compiled[0].as_text()
+    assert got == want
+
+
+@pytest.mark.parametrize('name', LAYERS)
+def test_bfloat16_maps_stay_bfloat16(name):
+    x, kernel, layer = make_layer(name, jnp.bfloat16)
+    assert layer(x, kernel).dtype == jnp.bfloat16
+    jaxpr = str(jax.make_jaxpr(jax.grad(scalar(layer), (0, 1)))(x, kernel))
+    assert 'bf16[8,' in jaxpr
+    assert 'f32[8,' not in jaxpr.replace('bf16', '')
+
+
+@pytest.mark.parametrize('name', LAYERS)
+def test_transformations_agree(name):
+    """The gradient of a sharded batch, of one image at a time and of a rematerialised layer."""
+    x, kernel, layer = make_layer(name)
+    gradient = jax.jit(jax.grad(scalar(layer), (0, 1)))
+    want = gradient(x, kernel)
+    sharded = shard_batch(data_mesh(), np.asarray(x))
+    one_by_one = jax.vmap(lambda x: layer(x[None], kernel)[0])
+    others = {
+        'eager': jax.grad(scalar(layer), (0, 1))(x, kernel),
+        'sharded': gradient(sharded, kernel),
+        'remat': jax.jit(jax.grad(jax.checkpoint(scalar(layer)), (0, 1)))(x, kernel),
+    }
+    for what, got in others.items():
+        jax.tree.map(
+            partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-4, err_msg=what), got, want
+        )
+    np.testing.assert_allclose(jax.jit(one_by_one)(x), layer(x, kernel), rtol=1e-5, atol=1e-4)
+    assert jax.eval_shape(layer, x, kernel).shape == layer(x, kernel).shape
+    assert 'all-gather' not in gradient.lower(sharded, kernel).compile().as_text()

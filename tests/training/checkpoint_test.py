@@ -24,8 +24,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis.extra import numpy as hnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from se_flax import atomic
 from se_flax.errors import MissingError, UserError
-from se_flax.training import atomic, checkpoint
+from se_flax.training import checkpoint
 from se_flax.training.checkpoint import Checkpointer, CheckpointError, load
 from se_flax.training.state import TrainState
 

@@ -128,11 +128,16 @@ def test_fields_of_the_network_join_those_of_the_file():
 @pytest.mark.parametrize('file', FILES)
 def test_a_config_says_how_it_is_run_and_is_valid(file):
     doc = ast.get_docstring(ast.parse(pathlib.Path(file).read_text()))
-    commands = re.findall(r'^ +python train_main.py(.*)$', doc, re.MULTILINE)
+    commands = re.findall(r'^ +python train_main.py(.*)$', doc.replace('\\\n', ''), re.MULTILINE)
     assert commands
     for command in commands:
-        config, _ = parse_args(shlex.split(command), default=QUICKSTART)
-        assert config.to_json() == load_config(file).to_json()
+        argv = shlex.split(command)
+        config, _ = parse_args(argv, default=QUICKSTART)
+        want = load_config(file)
+        for name, _, value in (word.partition('=') for word in argv):
+            if name.startswith('--config.'):
+                assign(want, name.removeprefix('--config.'), value)
+        assert config.to_json() == want.to_json()
         check_config(config, num_devices=1)
         assert set(config) == set(base_config())
 

@@ -44,9 +44,7 @@ class Trainer:
         key = jax.random.key(0)
         state = draw(jax.eval_shape(init, key)) if draw else init(key)
         self.state = jax.device_put(state, replicated(self.mesh))
-        step = make_train_step(
-            model, tx, schedule, label_smoothing=smoothing, seed=seed, **pixels
-        )
+        step = make_train_step(model, tx, schedule, label_smoothing=smoothing, seed=seed, **pixels)
         self.step = jit_train_step(step, self.mesh)
 
     def train(self, batch):

@@ -1,0 +1,122 @@
+"""timm's weights from the Hugging Face hub, by huggingface_hub and its cache."""
+
+import json
+import math
+import pathlib
+from functools import partial
+from typing import Any
+
+from se_flax.errors import MissingError, UserError, check_known
+from se_flax.weights.files import read_bytes
+from se_flax.weights.info import Preprocessing, WeightsInfo, parse_preprocessing
+from se_flax.weights.safetensors_file import read_safetensors
+from se_flax.weights.state_dict import read_state_dict
+
+OWNER = 'timm'
+# timm's architectures whose network is one here; an id is OWNER/ARCHITECTURE.TAG.
+ARCHITECTURES = {
+    'legacy_senet154': 'senet154',
+    'legacy_seresnet18': 'timm_legacy_seresnet18',
+    'legacy_seresnet34': 'timm_legacy_seresnet34',
+    'legacy_seresnet50': 'se_resnet50',
+    'legacy_seresnet101': 'se_resnet101',
+    'legacy_seresnet152': 'se_resnet152',
+    'legacy_seresnext26_32x4d': 'timm_legacy_seresnext26_32x4d',
+    'legacy_seresnext50_32x4d': 'se_resnext50_32x4d',
+    'legacy_seresnext101_32x4d': 'se_resnext101_32x4d',
+    **{
+        name: f'timm_{name}'
+        for name in (
+            *('resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152'),
+            *('resnext50_32x4d', 'resnext101_32x4d', 'resnext101_32x8d', 'resnext101_64x4d'),
+            *('seresnet50', 'seresnet152', 'seresnext50_32x4d', 'seresnext101_32x4d'),
+            *('seresnext101_32x8d', 'seresnext101_64x4d', 'senet154'),
+        )
+    },
+    'vgg16_bn': 'vgg16',
+    'inception_resnet_v2': 'inception_resnet_v2',
+}
+EXAMPLES = (
+    'timm/legacy_senet154.in1k',
+    'timm/legacy_seresnet50.in1k',
+    'timm/legacy_seresnext50_32x4d.in1k',
+    'timm/seresnet50.a1_in1k',
+    'timm/resnet50.tv_in1k',
+)
+
+
+def from_hub(
+    repo_id: str, cache_dir: str | pathlib.Path | None = None
+) -> tuple[str, dict[str, Any]]:
+    """Returns the registered name and the variables of timm's weights on the Hugging Face hub.
+
+    Args:
+        repo_id: such as 'timm/legacy_senet154.in1k', where `legacy_senet154` is the architecture.
+        cache_dir: of huggingface_hub; None is its own. What is in it needs no network.
+
+    Raises:
+        UserError: for an id that is no network here, or not on the hub.
+        MissingError: where the weights are not in the cache and cannot be fetched.
+    """
+    info, variables = read_hub(repo_id, cache_dir)
+    return info.model, variables
+
+
+def read_hub(
+    repo_id: str, cache_dir: str | pathlib.Path | None = None
+) -> tuple[WeightsInfo, dict[str, Any]]:
+    """Returns what `from_hub` does, and what belongs to the weights."""
+    owner, _, rest = repo_id.partition('/')
+    architecture = rest.partition('.')[0]
+    if owner != OWNER or architecture not in ARCHITECTURES:
+        known = [f'{OWNER}/{architecture}' for architecture in ARCHITECTURES]
+        check_known('weights', f'{owner}/{architecture}' if rest else repo_id, known)
+    weights, config = (
+        _fetch(repo_id, name, cache_dir) for name in ('model.safetensors', 'config.json')
+    )
+    info, variables = read_state_dict(
+        ARCHITECTURES[architecture], read_safetensors(weights)[1], fields={}
+    )
+    return info._replace(preprocessing=_preprocessing(config)), variables
+
+
+def _fetch(repo_id: str, name: str, cache_dir: str | pathlib.Path | None) -> pathlib.Path:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    download = partial(huggingface_hub.hf_hub_download, repo_id, name, cache_dir=cache_dir)
+    try:
+        try:
+            # A tag's weights do not change, and asking the hub first takes long without a network.
+            return pathlib.Path(download(local_files_only=True))
+        except errors.LocalEntryNotFoundError:
+            return pathlib.Path(download())
+    except errors.HFValidationError:
+        raise UserError(f'{repo_id!r} is no id of the hub; one is {EXAMPLES[0]}') from None
+    except errors.RepositoryNotFoundError:
+        check_known('weights on the hub', repo_id, EXAMPLES)
+        raise UserError(f'the hub does not hand out {repo_id}') from None
+    except OSError as error:
+        raise MissingError(
+            f'{name} of {repo_id} is not in the cache of huggingface_hub and cannot be fetched '
+            f'({str(error).splitlines()[0]}); where there is a network: hf download {repo_id}'
+        ) from None
+
+
+def _preprocessing(config: pathlib.Path) -> Preprocessing:
+    """From timm's config: the shorter edge is the size over `crop_pct`, rounded down."""
+    try:
+        entry = json.loads(read_bytes(config))['pretrained_cfg']
+        size = entry['input_size'][-1]
+        view = {
+            'image_size': size,
+            'resize': math.floor(size / entry['crop_pct']),
+            'interpolation': f'{entry["interpolation"]}_antialias',
+            'mean': [255 * v for v in entry['mean']],
+            'std': [255 * v for v in entry['std']],
+        }
+        return parse_preprocessing(view)
+    except UserError:
+        raise
+    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
+        raise UserError(f'{config} is not as timm writes it: {error!r}') from None

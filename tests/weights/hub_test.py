@@ -1,0 +1,106 @@
+"""The hub, from a cache that the test writes; nothing here reaches for a network."""
+
+import json
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from huggingface_hub import constants
+
+from se_flax.errors import MissingError, UserError
+from se_flax.models import list_models
+from se_flax.weights import convert, from_hub, read_info
+from se_flax.weights.hub import ARCHITECTURES
+
+ID = 'timm/legacy_seresnet18.in1k'
+CONFIG = {
+    'architecture': 'legacy_seresnet18',
+    'pretrained_cfg': {
+        **{'input_size': [3, 224, 224], 'crop_pct': 0.875, 'interpolation': 'bicubic'},
+        **{'mean': [0.485, 0.456, 0.406], 'std': [0.229, 0.224, 0.225]},
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+
+
+@pytest.fixture(scope='module')
+def flat(weights):
+    return weights.flat_variables('timm_legacy_seresnet18')
+
+
+def cache(folder, repo_id, **files):
+    """The layout that huggingface_hub's cache has."""
+    repo = folder / f'models--{repo_id.replace("/", "--")}'
+    snapshot = repo / 'snapshots' / ('0' * 40)
+    snapshot.mkdir(parents=True)
+    (repo / 'refs').mkdir()
+    (repo / 'refs' / 'main').write_text('0' * 40)
+    for name, data in files.items():
+        (snapshot / name.replace('_', '.')).write_bytes(data)
+
+
+def model_file(weights, flat):
+    modules = weights.resnet_modules((2, 2, 2, 2), 2, style='cadene', se=True)
+    return safetensors.numpy.save(weights.to_torch(modules, flat), {'format': 'pt'})
+
+
+def test_from_the_cache(weights, flat, assert_equal, tmp_path, monkeypatch):
+    config = json.dumps(CONFIG).encode()
+    cache(tmp_path, ID, model_safetensors=model_file(weights, flat), config_json=config)
+    name, variables = from_hub(ID, tmp_path)
+    assert name == 'timm_legacy_seresnet18'
+    assert_equal(variables, flat)
+
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path))
+    convert(f'hub:{ID}', None, tmp_path / 'out.safetensors')
+    info = read_info(tmp_path / 'out.safetensors')
+    assert (info.model, info.lineage, info.num_classes) == (name, 'cadene', 1000)
+    assert info.preprocessing[:3] == (224, 256, 'bicubic_antialias')
+    np.testing.assert_allclose(info.preprocessing.mean, (123.675, 116.28, 103.53))
+    np.testing.assert_allclose(info.preprocessing.std, (58.395, 57.12, 57.375))
+
+
+def test_without_network_and_cache(tmp_path):
+    with pytest.raises(MissingError, match=r'model.safetensors of .*in1k is not in the cache .*hf'):
+        from_hub(ID, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('repo_id', 'message'),
+    [
+        ('timm/legacy_senet15.in1k', 'did you mean timm/legacy_senet154'),
+        ('tim/resnet50.a1_in1k', 'did you mean timm/resnet50'),
+        ('resnet50', 'timm/resnet50'),
+        ('timm/resnet50.a1 in1k', 'is no id of the hub; one is timm/'),
+        ('timm/resnet50/../x', 'unknown weights'),
+        ('', 'unknown weights'),
+    ],
+)
+def test_ids_that_are_none(tmp_path, repo_id, message):
+    with pytest.raises(UserError, match=message):
+        from_hub(repo_id, tmp_path)
+
+
+@pytest.mark.parametrize(
+    'config',
+    [
+        b'',
+        b'[]',
+        b'{}',
+        json.dumps({'pretrained_cfg': CONFIG['pretrained_cfg'] | {'crop_pct': 0}}).encode(),
+        json.dumps({'pretrained_cfg': CONFIG['pretrained_cfg'] | {'std': [0, 0, 0]}}).encode(),
+        json.dumps({'pretrained_cfg': CONFIG['pretrained_cfg'] | {'input_size': 3}}).encode(),
+    ],
+)
+def test_a_config_that_is_none(weights, flat, tmp_path, config):
+    cache(tmp_path, ID, model_safetensors=model_file(weights, flat), config_json=config)
+    with pytest.raises(UserError, match=r'is not as timm writes it|in the metadata cannot be'):
+        from_hub(ID, tmp_path)
+
+
+def test_every_id_is_of_a_network_here():
+    assert set(ARCHITECTURES.values()) <= set(list_models())

@@ -1,0 +1,87 @@
+"""Names and shapes of public networks, kept as text: each tensor has one place, of its shape.
+
+With PyTorch and the code bases installed the text is held against them; refresh it by
+pytest tests/weights/names_test.py --update-golden.
+"""
+
+import numpy as np
+import pytest
+
+from se_flax.models import create_model
+from se_flax.weights.fill import misfits, variable_shapes
+from se_flax.weights.state_dict import _detect, _other_traits, _tensors
+
+NETWORKS = {
+    'torchvision_vgg16_bn': ('vgg16', {}),
+    'timm_vgg16_bn': ('vgg16', {}),
+    'pytorchcv_bn_vgg16': ('vgg16', {}),
+    'pytorchcv_bninception': ('bn_inception', {}),
+    'timm_inception_resnet_v2': ('inception_resnet_v2', {}),
+    'pytorchcv_inceptionresnetv2': ('inception_resnet_v2', {}),
+    'pytorchcv_mobilenet_w1': ('mobilenet', {}),
+    'pytorchcv_shufflenet_g3_w1': ('shufflenet', {}),
+    'pytorchcv_preresnet110_cifar10': ('preact_resnet110', {}),
+    'pytorchcv_wrn16_10_cifar10': ('wrn16_8', {'width': 160}),
+    'pytorchcv_shakeshakeresnet26_2x32d_cifar10': ('shake_shake26_2x96d', {'width': 32}),
+    'pytorchcv_senet154': ('senet154', {'pool': 'padded'}),
+    'pytorchcv_seresnet50': ('se_resnet50', {'pool': 'padded'}),
+    'timm_legacy_senet154': ('senet154', {}),
+    'timm_senet154': ('timm_senet154', {}),
+    'torchvision_resnext50_32x4d': ('timm_resnext50_32x4d', {}),
+}
+
+
+def listing(state):
+    """A line for each module: its weight's shape, and what else it has."""
+    lines = []
+    for key, value in state.items():
+        module, _, leaf = key.rpartition('.')
+        if leaf == 'weight':
+            shape = 'x'.join(map(str, value.shape))
+            kind = 'norm' if f'{module}.running_mean' in state else 'plain'
+            kind = 'bias' if kind == 'plain' and f'{module}.bias' in state else kind
+            lines.append(f'{module} {shape} {kind}')
+    return '\n'.join(lines) + '\n'
+
+
+def state_dict(text):
+    """What was listed, of zeros that take no memory."""
+    state = {}
+    for line in text.splitlines():
+        module, shape, kind = line.split()
+        shape = tuple(map(int, shape.split('x')))
+        state[f'{module}.weight'] = np.broadcast_to(np.float32(0), shape)
+        if kind != 'plain':
+            state[f'{module}.bias'] = np.zeros(shape[:1], np.float32)
+        if kind == 'norm':
+            state |= {f'{module}.running_{k}': np.zeros(shape, np.float32) for k in ('mean', 'var')}
+    return state
+
+
+def create(network):
+    base, _, name = network.partition('_')
+    if base == 'timm':
+        return pytest.importorskip('timm').create_model(name)
+    if base == 'torchvision':
+        return getattr(pytest.importorskip('torchvision').models, name)()
+    return pytest.importorskip('pytorchcv.model_provider').get_model(name)
+
+
+@pytest.mark.parametrize('network', NETWORKS)
+def test_names_are_those_of_the_code_base(network, golden):
+    torch = pytest.importorskip('torch')
+    with torch.device('meta'):
+        state = create(network).state_dict()
+    golden(f'weights/{network}.txt', listing(state))
+
+
+@pytest.mark.parametrize('network', NETWORKS)
+def test_each_tensor_has_one_place_of_its_shape(network, request):
+    path = request.config.rootpath / 'tests' / 'golden' / 'weights' / f'{network}.txt'
+    state = state_dict(path.read_text())
+    name, fields = NETWORKS[network]
+    model = create_model(name, **fields)
+    naming = _detect(name, type(model), state)
+    assert naming.lineage == {'timm_legacy_senet154': 'cadene'}.get(network, network.split('_')[0])
+    assert _other_traits(naming, model) == ''
+    assert misfits(variable_shapes(model), _tensors(naming, model, state)) == ''

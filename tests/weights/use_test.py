@@ -1,0 +1,152 @@
+"""A converted file on the command line: evaluation and prediction as the file says."""
+
+import json
+
+import cv2
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax.traverse_util import unflatten_dict
+
+from se_flax import cli
+from se_flax.data import decode, open_dataset
+from se_flax.errors import UserError
+from se_flax.models import create_model
+from se_flax.weights import Preprocessing, convert, load_weights, save_weights
+
+DATA = 'fashion_mnist_mini'
+VIEW = Preprocessing(28, 0, 'bilinear', (70.0, 71.0, 72.0), (80.0, 81.0, 82.0))
+
+
+@pytest.fixture(scope='module')
+def converted(weights, tmp_path_factory):
+    """A safetensors file under pytorchcv's names, converted."""
+    folder = tmp_path_factory.mktemp('convert')
+    state = weights.to_torch(weights.cifar_modules(), weights.flat_variables('resnet8_cifar'))
+    safetensors.numpy.save_file(state, folder / 'model.safetensors')
+    arguments = [str(folder / 'model.safetensors'), '--model', 'resnet8_cifar']
+    assert cli.main(['convert', *arguments, '--out', str(folder / 'out.safetensors')]) == 0
+    return folder / 'out.safetensors'
+
+
+def run(capsys, *arguments):
+    code = cli.main([str(argument) for argument in arguments])
+    return code, *capsys.readouterr()
+
+
+def test_convert_says_what_it_did(converted, capsys):
+    source, out = converted.with_name('model.safetensors'), converted.with_name('2.safetensors')
+    code, text, _ = run(capsys, 'convert', source, '--model', 'resnet8_cifar', '--out', out)
+    assert (code, out.read_bytes()) == (0, converted.read_bytes())
+    assert text == (
+        f'{out}: resnet8_cifar from pytorchcv, 10 classes; '
+        'images of 32 pixels, resized to 0 (bilinear_antialias)\n'
+    )
+
+
+def test_convert_with_fields(weights, tmp_path):
+    """A network that has no name of its own; the file remembers the fields."""
+    source, out = tmp_path / 'model.safetensors', tmp_path / 'out.safetensors'
+    safetensors.numpy.save_file(weights.state, source)
+    assert convert(str(source), 'resnet8_cifar', out, **weights.fields).fields == weights.fields
+    assert load_weights(out)[1]['params']['head']['kernel'].shape == (16, 10)
+    for source in ('hub:timm/resnet50.a1_in1k', 'net.caffemodel'):
+        with pytest.raises(UserError, match='is of a network without width of its own'):
+            convert(source, 'se_resnet50', out, width=4)
+
+
+def test_evaluate(weights, tmp_path, capsys):
+    """Against the loss and accuracy of the logits, computed here from the pixels."""
+    variables = weights.variables
+    dataset = open_dataset(DATA, 'eval')
+    path = tmp_path / 'w.safetensors'
+    fields = {'fields': weights.fields, 'class_names': dataset.class_names}
+    save_weights(path, 'resnet8_cifar', variables, VIEW, **fields)
+    code, text, _ = run(capsys, 'evaluate', '--weights', path, '--data', DATA)
+    assert code == 0
+
+    pixels = np.stack([decode(dataset.read(i)[0]) for i in range(len(dataset))])
+    labels = np.array([dataset.read(i)[1] for i in range(len(dataset))])
+    images = (pixels - np.float32(VIEW.mean)) / np.float32(VIEW.std)
+    model = create_model('resnet8_cifar', **weights.fields)
+    log_p = np.asarray(jax.nn.log_softmax(jax.jit(model.apply)(variables, images)))
+    rank = (log_p > log_p[np.arange(len(labels)), labels, None]).sum(1)
+    loss = -log_p[np.arange(len(labels)), labels].mean()
+    assert text == (
+        f'loss {loss:.4f}, top-1 {100 * (rank < 1).mean():.2f} %, '
+        f'top-5 {100 * (rank < 5).mean():.2f} % of 2,000 images of {DATA}\n'
+    )
+
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / 'image.png'
+    cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
+    return path
+
+
+def test_predict_calls_unnamed_classes_by_number(converted, image, capsys):
+    code, text, _ = run(capsys, 'predict', '--weights', converted, image)
+    pixels = cv2.imread(str(image))[..., ::-1].astype(np.float32) / 255
+    # pytorchcv's mean and standard deviation for CIFAR.
+    mean, std = np.float32([0.4914, 0.4822, 0.4465]), np.float32([0.2023, 0.1994, 0.2010])
+    name, variables = load_weights(converted)
+    logits = create_model(name).apply(variables, ((pixels - mean) / std)[None])[0]
+    p = np.asarray(jax.nn.softmax(logits))
+    lines = [line.split() for line in text.splitlines()]
+    assert code == 0
+    assert lines[0] == [str(image)]
+    order = np.argsort(-p)[:5]
+    assert lines[1:] == [['class', str(i), f'{100 * p[i]:.2f}', '%'] for i in order]
+
+
+def test_mistakes_are_told_in_a_line(converted, image, tmp_path, capsys, weights):
+    (tmp_path / 'bad.safetensors').write_bytes(converted.read_bytes()[:-1])
+    bad, out = tmp_path / 'bad.safetensors', tmp_path / 'out.safetensors'
+    named = tmp_path / 'named.safetensors'
+    names = {'class_names': [f'c{i}' for i in range(10)], 'fields': weights.fields}
+    save_weights(named, 'resnet8_cifar', weights.variables, VIEW, **names)
+    odd = tmp_path / 'odd.safetensors'
+    view = VIEW._replace(interpolation='nicest')
+    save_weights(odd, 'resnet8_cifar', weights.variables, view, fields=weights.fields)
+    three = tmp_path / 'three.safetensors'
+    flat = weights.flat_variables('resnet8_cifar', 3, **weights.fields)
+    variables = unflatten_dict(flat, sep='/')
+    save_weights(three, 'resnet8_cifar', variables, VIEW, fields=weights.fields)
+    source = converted.with_name('model.safetensors')
+    for arguments, message in [
+        (['predict', '--weights', bad, image], f'{bad} is no safetensors file: '),
+        (['predict', '--weights', source, image], f'{source} does not say which network'),
+        (['predict', '--weights', converted, tmp_path / 'no.png'], 'no image '),
+        (['predict', '--weights', odd, image], "unknown interpolation 'nicest': "),
+        (['evaluate', '--weights', converted], 'a weights file has no data set of its own: --data'),
+        (['evaluate', '--weights', three, '--data', DATA], f'{DATA} has 10 classes, the network 3'),
+        (['evaluate', '--weights', named, '--data', DATA], f'{DATA} has other classes (T-shirt'),
+        (['convert', source, '--out', out], 'a file does not say which network it is of: --model'),
+        (['convert', source, '--model', 'resnet', '--out', out], "unknown model 'resnet': did you"),
+        (['convert', source, '--model', 'vgg16', '--out', out], "these are pytorchcv's names of a"),
+        (['convert', bad, '--model', 'resnet8_cifar', '--out', out], f'{bad} is no safetensors'),
+        (['convert', image, '--model', 'resnet8_cifar', '--out', out], 'unknown kind of weights'),
+        (['convert', source, '--model', 'vgg16', '--out', 'x.pth'], 'unknown kind of weights file'),
+        (['convert', source, '--model', 'vgg16', '--out', tmp_path / 'no/x.safetensors'], 'no fol'),
+        (['convert', 'hub:timm/resnet5', '--out', out], "unknown weights 'timm/resnet5': did you"),
+    ]:
+        code, text, error = run(capsys, *arguments)
+        assert (code, text) == (2, ''), arguments
+        assert error.startswith(f'error: {message}'), error
+        assert error.count('\n') == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize('verb', ['evaluate', 'predict'])
+def test_a_workdir_or_weights(verb, image, capsys):
+    for arguments in ([], ['--workdir', 'a', '--weights', 'b']):
+        with pytest.raises(SystemExit):
+            cli.main([verb, *arguments, str(image)])
+        assert '--weights' in capsys.readouterr().err
+
+
+def test_metadata_are_json_that_others_can_read(converted):
+    with safetensors.safe_open(converted, 'numpy') as file:
+        assert json.loads(file.metadata()['se_flax'])['model'] == 'resnet8_cifar'

@@ -1,7 +1,6 @@
-"""Names of the modules of VGG, MobileNet and ShuffleNet in the public code bases."""
+"""Names of the modules of VGG and MobileNet in the public code bases."""
 
 from se_flax.models.mobilenet import MobileNet
-from se_flax.models.shufflenet import ShuffleNet
 from se_flax.models.vgg import VGG
 from se_flax.weights.naming import CONV_NORM, Naming
 
@@ -39,19 +38,11 @@ _MOBILENET = (
     ),
     ('output', 'head'),
 )
-_SHUFFLENET = (
-    _PCV_STEM,
-    (
-        r'features\.stage(\d)\.unit(\d{1,3})\.(?:compress|dw|expand)_(conv|bn)([123])',
-        lambda s, i, kind, k: f'stage{s + 1}_block{i}/{kind}{k}',
-    ),
-    ('output', 'head'),
-)
 
+# pytorchcv's ShuffleNet is left out: it concatenates the branch and the shortcut the other way.
 NAMINGS = (
     Naming('torchvision', VGG, TORCHVISION_VGG),
     Naming('timm', VGG, TIMM_VGG),
     Naming('pytorchcv', VGG, PCV_VGG),
     Naming('pytorchcv', MobileNet, _MOBILENET),
-    Naming('pytorchcv', ShuffleNet, _SHUFFLENET),
 )

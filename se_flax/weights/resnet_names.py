@@ -2,7 +2,6 @@
 
 from se_flax.models.preact_resnet import PreActResNet
 from se_flax.models.resnet import ResNet
-from se_flax.models.shake_shake import ShakeResNet
 from se_flax.weights.info import BICUBIC
 from se_flax.weights.naming import CONV_NORM, Naming
 
@@ -69,23 +68,8 @@ PCV_PREACT = (
     (r'features\.post_activ\.bn', 'norm_final'),
     ('output', 'head'),
 )
-PCV_SHAKE = (
-    _PCV_STEM,
-    (
-        r'features\.stage(\d)\.unit(\d{1,3})\.branch([12])\.conv(\d)\.(conv|bn)',
-        lambda s, i, b, k, kind: f'{_block(s, i)}/branch{b}/{kind}{k}',
-    ),
-    (
-        r'features\.stage(\d)\.unit(\d{1,3})\.identity_branch\.conv([12])',
-        lambda s, i, k: f'{_block(s, i)}/conv_proj{k}',
-    ),
-    (
-        r'features\.stage(\d)\.unit(\d{1,3})\.identity_branch\.bn',
-        lambda s, i: f'{_block(s, i)}/norm_proj',
-    ),
-    ('output', 'head'),
-)
 
+# pytorchcv's Shake-Shake is left out: its shortcuts take the sum behind the ReLU, not before it.
 _PADDED = {'pool': 'padded', 'extra_relu': False}
 _TORCHVISION = _PADDED | {'stride_in': '3x3'}
 _CAFFE = {'pool': 'caffe', 'extra_relu': True, 'stride_in': '1x1'}
@@ -95,5 +79,4 @@ NAMINGS = (
     Naming('cadene', ResNet, CADENE_RESNET, traits=_CAFFE),
     Naming('pytorchcv', ResNet, PCV_RESNET, traits=_PADDED),
     Naming('pytorchcv', PreActResNet, PCV_PREACT, traits={'stride_in': '3x3'}),
-    Naming('pytorchcv', ShakeResNet, PCV_SHAKE),
 )

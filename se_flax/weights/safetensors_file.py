@@ -28,11 +28,12 @@ def read_safetensors(path: pathlib.Path) -> tuple[dict[str, str], dict[str, np.n
     """
     data = read_bytes(path)
     try:
-        tensors = {name: _array(path, name, view) for name, view in safetensors.deserialize(data)}
+        views = dict(safetensors.deserialize(data))
     except safetensors.SafetensorError as error:
         raise _refusal(path, error) from None
-    # `deserialize` has checked the header.
-    size = int.from_bytes(data[:8], 'little')
+    # Sorted, as they come in any order, and messages are to be the same each time.
+    tensors = {name: _array(path, name, views[name]) for name in sorted(views)}
+    size = int.from_bytes(data[:8], 'little')  # of the header, which `deserialize` has checked
     return json.loads(data[8 : 8 + size]).get('__metadata__') or {}, tensors
 
 

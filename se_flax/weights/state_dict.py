@@ -115,11 +115,12 @@ def _detect(name: str, network: type[nn.Module], arrays: Iterable[str]) -> Namin
         return sum(any(naming.paths(module)) for module in modules)
 
     best = max(NAMINGS, key=known)
-    if not known(best):
+    if known(best) <= len(modules) / 2:
+        strange = sorted(module for module in modules if not any(best.paths(module)))
         lineages = sorted({naming.lineage for naming in NAMINGS})
         raise UserError(
-            f'no code base of {", ".join(lineages)} has names such as '
-            f'{", ".join(sorted(modules)[:3]) or "none at all"}'
+            f'of the networks here, none has names such as {", ".join(strange[:3]) or "none"} in '
+            f'{", ".join(lineages)}'
         )
     own = [naming for naming in NAMINGS if naming.network is network]
     ours = max(own, key=known, default=None)

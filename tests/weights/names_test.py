@@ -7,7 +7,9 @@ pytest tests/weights/names_test.py --update-golden.
 import numpy as np
 import pytest
 
+from se_flax.errors import UserError
 from se_flax.models import create_model
+from se_flax.weights import from_torch
 from se_flax.weights.fill import misfits, variable_shapes
 from se_flax.weights.state_dict import _detect, _other_traits, _tensors
 
@@ -19,15 +21,21 @@ NETWORKS = {
     'timm_inception_resnet_v2': ('inception_resnet_v2', {}),
     'pytorchcv_inceptionresnetv2': ('inception_resnet_v2', {}),
     'pytorchcv_mobilenet_w1': ('mobilenet', {}),
-    'pytorchcv_shufflenet_g3_w1': ('shufflenet', {}),
     'pytorchcv_preresnet110_cifar10': ('preact_resnet110', {}),
     'pytorchcv_wrn16_10_cifar10': ('wrn16_8', {'width': 160}),
-    'pytorchcv_shakeshakeresnet26_2x32d_cifar10': ('shake_shake26_2x96d', {'width': 32}),
     'pytorchcv_senet154': ('senet154', {'pool': 'padded'}),
     'pytorchcv_seresnet50': ('se_resnet50', {'pool': 'padded'}),
     'timm_legacy_senet154': ('senet154', {}),
     'timm_senet154': ('timm_senet154', {}),
     'torchvision_resnext50_32x4d': ('timm_resnext50_32x4d', {}),
+}
+# The same parameters, but other networks: they must not load.
+OTHERS = {
+    'pytorchcv_shufflenet_g3_w1': ('shufflenet', {}),
+    'pytorchcv_shakeshakeresnet26_2x32d_cifar10': ('shake_shake26_2x96d', {'width': 32}),
+    'pytorchcv_sepreresnet110_cifar10': ('se_preact_resnet110', {}),
+    'pytorchcv_preresnet164bn_cifar10': ('preact_resnet164', {}),
+    'pytorchcv_resnet50': ('resnet50', {'pool': 'caffe', 'stride_in': '1x1'}),
 }
 
 
@@ -67,7 +75,7 @@ def create(network):
     return pytest.importorskip('pytorchcv.model_provider').get_model(name)
 
 
-@pytest.mark.parametrize('network', NETWORKS)
+@pytest.mark.parametrize('network', NETWORKS | OTHERS)
 def test_names_are_those_of_the_code_base(network, golden):
     torch = pytest.importorskip('torch')
     with torch.device('meta'):
@@ -75,13 +83,24 @@ def test_names_are_those_of_the_code_base(network, golden):
     golden(f'weights/{network}.txt', listing(state))
 
 
+def read(request, network):
+    path = request.config.rootpath / 'tests' / 'golden' / 'weights' / f'{network}.txt'
+    return state_dict(path.read_text())
+
+
 @pytest.mark.parametrize('network', NETWORKS)
 def test_each_tensor_has_one_place_of_its_shape(network, request):
-    path = request.config.rootpath / 'tests' / 'golden' / 'weights' / f'{network}.txt'
-    state = state_dict(path.read_text())
+    state = read(request, network)
     name, fields = NETWORKS[network]
     model = create_model(name, **fields)
     naming = _detect(name, type(model), state)
     assert naming.lineage == {'timm_legacy_senet154': 'cadene'}.get(network, network.split('_')[0])
     assert _other_traits(naming, model) == ''
     assert misfits(variable_shapes(model), _tensors(naming, model, state)) == ''
+
+
+@pytest.mark.parametrize('network', OTHERS)
+def test_networks_that_only_look_alike_are_refused(network, request):
+    name, fields = OTHERS[network]
+    with pytest.raises(UserError, match=r'none has names such as|weights do not fit'):
+        from_torch(name, read(request, network), **fields)

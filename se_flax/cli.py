@@ -72,9 +72,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_network(predict)
     predict.add_argument('images', nargs='+', type=pathlib.Path, metavar='IMAGE')
 
-    convert = command(commands, 'convert', _convert, 'turn public weights into a weights file')
+    convert = command(
+        commands, 'convert', _convert, 'make a weights file of public weights or a run'
+    )
     convert.add_argument(
-        'source', metavar='SOURCE', help='.pth, .pt, .safetensors or .caffemodel, or hub:ID'
+        'source',
+        metavar='SOURCE',
+        help='.pth, .pt, .safetensors or .caffemodel, hub:ID, or the workdir of a run',
     )
     convert.add_argument('--model', metavar='NAME', help='one of `se-flax models`')
     convert.add_argument('--out', metavar='FILE.safetensors', required=True)
@@ -185,9 +189,15 @@ def _predict(args: argparse.Namespace) -> None:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    from se_flax.weights import convert
+    from se_flax.weights import convert, read_info
 
-    info = convert(args.source, args.model, args.out)
+    if pathlib.Path(args.source).is_dir():
+        from se_flax.training.use import save_run_weights
+
+        save_run_weights(pathlib.Path(args.source), pathlib.Path(args.out))
+    else:
+        convert(args.source, args.model, args.out)
+    info = read_info(args.out)
     images = info.preprocessing
     print(
         f'{args.out}: {info.model} from {info.lineage}, {info.num_classes:,} classes; images of '

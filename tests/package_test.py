@@ -23,6 +23,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 TRAINING = {
     *('optax', 'orbax', 'tensorflow_datasets', 'array_record', 'grain', 'clu', 'ml_collections'),
     *('simplejpeg', 'cv2', 'rich', 'matplotlib', 'tensorboardX', 'tensorflow', 'torch'),
+    *('safetensors', 'huggingface_hub'),
 }
 
 BEYOND = TRAINING - {'optax', 'rich'}  # rich is Flax's own
@@ -92,11 +93,13 @@ def documented_classes():
 
 
 @pytest.mark.parametrize('cls', list(documented_classes()))
-def test_attributes_in_the_docstring_are_the_fields_in_order(cls):
+def test_attributes_in_the_docstring_are_the_classs_own_fields_in_order(cls):
     block = inspect.getdoc(cls).split('Attributes:\n')[1].split('\n\n')[0]
     names = re.findall(r'^    (\w[\w, ]*):', block, re.MULTILINE)
-    flax = {'parent', 'name'} if issubclass(cls, nn.Module) else set()
-    fields = [f.name for f in dataclasses.fields(cls) if f.name not in flax]
+    bases = [base for base in cls.__mro__[1:] if dataclasses.is_dataclass(base)]
+    inherited = {f.name for base in bases for f in dataclasses.fields(base)}
+    inherited |= {'parent', 'name'} if issubclass(cls, nn.Module) else set()
+    fields = [f.name for f in dataclasses.fields(cls) if f.name not in inherited]
     assert ', '.join(names).split(', ') == fields
 
 

@@ -1,4 +1,4 @@
-"""What a workdir, finished or not, or a weights file is good for: evaluating and predicting."""
+"""What a workdir, finished or not, or a weights file is good for."""
 
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -108,6 +108,20 @@ def predict_weights(
     """Does the same as `predict` with a weights file; unnamed classes are called by number."""
     decoded = [_read(path) for path in images]
     return _predict(_of_weights(path), decoded, top)
+
+
+def save_run_weights(workdir: pathlib.Path, out: pathlib.Path) -> None:
+    """Writes the newest checkpoint's network, with what it expects, to a weights file.
+
+    Raises as `load_run` and `save_weights` do.
+    """
+    from se_flax.weights import Preprocessing, save_weights
+
+    run = load_run(workdir)
+    c = run.config
+    view = Preprocessing(c.image_size, c.eval_resize, c.interpolation, tuple(c.mean), tuple(c.std))
+    fields = c.model_fields.to_dict()
+    save_weights(out, c.model, run.variables, view, fields=fields, class_names=run.class_names)
 
 
 def _predict(

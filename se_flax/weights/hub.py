@@ -28,7 +28,8 @@ ARCHITECTURES = {
         name: f'timm_{name}'
         for name in (
             *('resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152'),
-            *('resnext50_32x4d', 'resnext101_32x4d', 'resnext101_32x8d', 'resnext101_64x4d'),
+            *('resnext50_32x4d', 'resnext101_32x4d', 'resnext101_32x8d', 'resnext101_32x48d'),
+            'resnext101_64x4d',
             *('seresnet50', 'seresnet152', 'seresnext50_32x4d', 'seresnext101_32x4d'),
             *('seresnext101_32x8d', 'seresnext101_64x4d', 'senet154'),
         )

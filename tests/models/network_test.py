@@ -150,6 +150,7 @@ def test_every_network_of_the_paper_has_a_twin():
     alone = {name for name in list_models() if name not in TWINS and name not in plain}
     assert alone == {
         'timm_senet154',  # senet154's is the trunk
+        'timm_resnext101_32x48d',  # of Table 9, without SE
         'timm_legacy_seresnet18',
         'timm_legacy_seresnet34',
         'timm_legacy_seresnext26_32x4d',

@@ -1,6 +1,7 @@
 """Evaluation and prediction from the workdir of a real run, finished or not."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -37,6 +38,18 @@ def test_evaluate_gives_the_last_evaluation_of_the_run_in_every_digit(reference,
         f'step 24: loss {loss:.4f}, top-1 {top1:.2f} %, top-5 {top5:.2f} % '
         'of 2,000 images of fashion_mnist_mini\n'
     )
+
+
+def test_a_run_becomes_a_weights_file_that_says_the_same(reference, tmp_path, capsys):
+    out = tmp_path / 'mine.safetensors'
+    assert cli.main(['convert', str(reference), '--out', str(out)]) == 0
+    told = capsys.readouterr().out
+    assert 'se_resnet8_cifar from se_flax, 10 classes; images of 28 pixels' in told
+    assert cli.main(['evaluate', '--workdir', str(reference)]) == 0
+    of_run = capsys.readouterr().out
+    data = ['--data', 'fashion_mnist_mini']
+    assert cli.main(['evaluate', '--weights', str(out), *data]) == 0
+    assert re.sub('^step [0-9]+: ', '', of_run) == capsys.readouterr().out
 
 
 def test_evaluate_beside_a_trainer_changes_nothing(reference, tmp_path, start_train_main, kill_run):

@@ -1,6 +1,7 @@
 """Parameters and multiply-adds of a network, counted without running it."""
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,35 +9,28 @@ from flax import linen as nn
 from jax.extend import core
 
 
-def count_params(model: nn.Module, input_size: int) -> int:
-    """Returns the number of trainable parameters (BatchNorm's running statistics are not)."""
-    return sum(math.prod(p.shape) for p in jax.tree.leaves(_shapes(model, input_size)['params']))
+class Counts(NamedTuple):
+    """Trainable parameters (BatchNorm's running statistics are not), multiply-adds of an image."""
+
+    params: int
+    macs: int
 
 
-def count_macs(model: nn.Module, input_size: int) -> int:
-    """Returns the multiply-adds of convolutions and matrix products for one image.
+def count(model: nn.Module, input_size: int) -> Counts:
+    """Counts the parameters of a network and its multiply-adds for one square image.
 
-    Counted once each, as the paper's "FLOPs" are; walks the jaxpr, so it counts what is executed.
-    A convolution counts as XLA's own, whatever a platform puts in its place.
+    Those of convolutions and matrix products, once each, as the paper's "FLOPs" are, and in XLA's
+    own form: they do not depend on how a platform carries a convolution out. One trace of `init`,
+    which evaluates the network too, tells both.
 
     >>> from se_flax.nn import Conv
-    >>> class Net(nn.Module):
-    ...     def setup(self):
-    ...         self.conv = Conv(8, kernel_size=3, strides=2)
-    ...     def __call__(self, x):
-    ...         return self.conv(x)
-    >>> count_macs(Net(), 32) == 16 * 16 * 8 * 3 * 3 * 3
-    True
+    >>> count(Conv(8, kernel_size=3, strides=2), 32)
+    Counts(params=216, macs=55296)
     """
-    return _jaxpr_macs(jax.make_jaxpr(model.apply)(_shapes(model, input_size), _image(input_size)))
-
-
-def _image(size: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-
-
-def _shapes(model: nn.Module, input_size: int):
-    return jax.eval_shape(model.init, jax.random.key(0), _image(input_size))
+    image = jax.ShapeDtypeStruct((1, input_size, input_size, 3), jnp.float32)
+    jaxpr, variables = jax.make_jaxpr(model.init, return_shape=True)(jax.random.key(0), image)
+    params = sum(math.prod(p.shape) for p in jax.tree.leaves(variables['params']))
+    return Counts(params, _jaxpr_macs(jaxpr))
 
 
 def _jaxpr_macs(closed: core.ClosedJaxpr) -> int:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from flax import linen as nn
 
 from se_flax.errors import check_known
-from se_flax.models.complexity import count_macs, count_params
+from se_flax.models.complexity import Counts, count
 from se_flax.nn import SqueezeExcite
 
 
@@ -117,19 +117,17 @@ def model_info(name: str) -> ModelInfo:
     """
     check_known('model', name, _ENTRIES)
     entry = _ENTRIES[name]
-    if name not in _counts():
-        model = create_model(name)
-        counts = count_params(model, entry.input_size), count_macs(model, entry.input_size)
-    else:
-        counts = _counts()[name]
+    counts = _counts().get(name) or count(create_model(name), entry.input_size)
     return ModelInfo(name, *counts, entry.input_size, entry.num_classes, entry.paper)
 
 
 @cache
-def _counts() -> dict[str, tuple[int, int]]:
+def _counts() -> dict[str, Counts]:
     # Made by complexity.py and held against it by tests/models/complexity_test.py.
     text = importlib.resources.files('se_flax.models').joinpath('counts.csv').read_text()
-    return {r['name']: (int(r['params']), int(r['macs'])) for r in csv.DictReader(text.split())}
+    return {
+        r['name']: Counts(int(r['params']), int(r['macs'])) for r in csv.DictReader(text.split())
+    }
 
 
 def _field_names(module: type[nn.Module]) -> list[str]:

@@ -7,7 +7,7 @@ import pytest
 
 from se_flax.errors import UserError
 from se_flax.models import create_model, list_models, model_info
-from se_flax.models.complexity import count_macs, count_params
+from se_flax.models.complexity import count
 from se_flax.models.residual import PLACEMENTS
 from se_flax.nn import SqueezeExcite
 
@@ -42,7 +42,7 @@ IMAGES = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype('f')
     ],
 )
 def test_exact_parameter_counts(name, fields, params):
-    assert count_params(create_model(name, **fields), 32) == params
+    assert count(create_model(name, **fields), 32).params == params
 
 
 def test_multiply_adds_are_the_papers():
@@ -50,9 +50,9 @@ def test_multiply_adds_are_the_papers():
     assert model_info('se_resnet50').macs == pytest.approx(3.8605e9, rel=1e-4)
     assert model_info('se_resnet152').macs == pytest.approx(11.289e9, rel=1e-4)
     no_squeeze = create_model('se_resnet50', se={'squeeze': None})
-    assert count_macs(no_squeeze, 224) == pytest.approx(4.27e9, rel=1e-3)  # Table 16
+    assert count(no_squeeze, 224).macs == pytest.approx(4.27e9, rel=1e-3)  # Table 16
     inside = create_model('se_resnet50', placement='inside_3x3')
-    assert count_macs(inside, 224) == pytest.approx(3.86e9, rel=2e-3)  # Table 15
+    assert count(inside, 224).macs == pytest.approx(3.86e9, rel=2e-3)  # Table 15
 
 
 @pytest.mark.parametrize('name', list_models('se_*'))

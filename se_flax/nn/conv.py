@@ -1,5 +1,8 @@
-"""Convolution with explicit padding."""
+"""Convolution with explicit padding, carried out by what is fast on the platform."""
 
+import math
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -55,15 +58,87 @@ class Conv(nn.Module):
         shape = (*k, channels // self.groups, self.features)
         kernel = self.param('kernel', he_normal, shape, param_dtype)
         pads = [n // 2 if self.padding is None else self.padding for n in k]
-        y = lax.conv_general_dilated(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            window_strides=(self.strides, self.strides),
-            padding=[(pad, pad) for pad in pads],
-            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-            feature_group_count=self.groups,
+        y = convolve(
+            x.astype(self.dtype), kernel.astype(self.dtype), self.strides, pads, self.groups
         )
         if self.use_bias:
             bias = self.param('bias', nn.initializers.zeros, (self.features,), param_dtype)
             y += bias.astype(self.dtype).reshape(1, 1, 1, -1)
         return y
+
+
+def convolve(x, kernel, strides: int, pads: Sequence[int], groups: int):
+    """Convolves `[B, H, W, C]` with `[kh, kw, C / groups, features]`, padding `pads` on each side.
+
+    XLA's own operation, but on CPUs a form whose gradients are fast there (`benchmarks/conv.py`).
+    Which it is follows from the platform that is compiled for, not from the one that compiles.
+    """
+    form = _cpu_form(kernel, groups)
+    stock = partial(_stock, strides=strides, pads=pads, groups=groups)
+    if form is _stock:
+        return stock(x, kernel)
+    cpu = partial(form, strides=strides, pads=pads, groups=groups)
+    return lax.platform_dependent(x, kernel, cpu=cpu, default=stock)
+
+
+def _cpu_form(kernel, groups):
+    """Returns the fastest form for a training step on a CPU by `benchmarks/conv.py`."""
+    kh, kw, width, _ = kernel.shape
+    if groups == 1:
+        return _matmul if kh == kw == 1 else _stock
+    if width > 1:
+        return _pieces
+    # The gradient of shifts sums over the map in its own dtype, where 8 bits are too few.
+    return _shifts if jnp.finfo(kernel.dtype).bits >= 32 else _stock
+
+
+def _stock(x, kernel, strides, pads, groups):
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(strides, strides),
+        padding=[(pad, pad) for pad in pads],
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        feature_group_count=groups,
+    )
+
+
+def _matmul(x, kernel, strides, pads, groups):
+    """A 1x1 convolution: a matrix product of the pixels that the strides meet."""
+    x = _pad(x, pads)[:, ::strides, ::strides]
+    y = x.reshape(-1, x.shape[-1]) @ kernel.reshape(kernel.shape[-2:])
+    return y.reshape(*x.shape[:-1], -1)
+
+
+def _shifts(x, kernel, strides, pads, groups):
+    """A depthwise convolution: the map's shifts, each times the kernel's row there.
+
+    First along the width, then along the height: that is 6 shifts for a 3x3 kernel, not 9.
+    """
+    kh, kw, _, features = kernel.shape
+    x = jnp.repeat(_pad(x, pads), features // groups, axis=-1)
+    bottom, right = x.shape[1] - kh + 1, x.shape[2] - kw + 1
+    columns = [x[:, :, j : right + j : strides] for j in range(kw)]
+    rows = [sum(map(jnp.multiply, columns, kernel[i, :, None, None])) for i in range(kh)]
+    return sum(row[:, i : bottom + i : strides] for i, row in enumerate(rows))
+
+
+def _pieces(x, kernel, strides, pads, groups):
+    """A grouped convolution: dense ones side by side, narrow groups joined to 16 channels.
+
+    16 is a vector of the CPU; the products with zeros that joining adds cost less than a loop over
+    less than a vector.
+    """
+    kh, kw, width, features = kernel.shape
+    joined = math.gcd(groups, max(1, 16 // width))
+    pieces = groups // joined
+    own = jnp.eye(joined, dtype=bool).reshape(1, 1, joined, 1, 1, joined, 1)
+    kernel = kernel.reshape(kh, kw, 1, width, pieces, joined, features // groups)
+    kernel = jnp.where(own, kernel, 0).reshape(kh, kw, joined * width, pieces, -1)
+    kernels = [kernel[..., i, :] for i in range(pieces)]
+    dense = partial(_cpu_form(kernels[0], 1), strides=strides, pads=pads, groups=1)
+    return jnp.concatenate(list(map(dense, jnp.split(x, pieces, axis=-1), kernels)), axis=-1)
+
+
+def _pad(x, pads):
+    return jnp.pad(x, ((0, 0), *((pad, pad) for pad in pads), (0, 0)))

@@ -1,0 +1,140 @@
+"""Convolutions as they occur in the networks, one by one: `python benchmarks/conv.py`.
+
+XLA's own operation, ours (`se_flax/nn/conv.py`, whose rule for CPUs stands on this table) and
+PyTorch's, channels last; forward alone and with both gradients, turn by turn in one run. Needs the
+`torch` extra. Writes `benchmarks/results/conv.md`.
+"""
+
+import argparse
+import os
+import pathlib
+import statistics
+import sys
+import time
+from functools import partial
+from importlib.metadata import version
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from loop import cpu_model
+
+from se_flax.nn.conv import _stock, convolve
+
+try:
+    import torch
+except ImportError as error:
+    sys.exit(f"benchmarks/conv.py compares with PyTorch ({error}): pip install '.[torch]'")
+
+RESULT = pathlib.Path(__file__).parent / 'results' / 'conv.md'
+LAYERS = (  # network; height and width of the map, channels in and out, kernel, strides, groups
+    ('resnet50', 56, 256, 64, 1, 1, 1),
+    ('resnet50', 56, 64, 256, 1, 1, 1),
+    ('resnet50', 56, 256, 512, 1, 2, 1),
+    ('resnet50', 14, 1024, 256, 1, 1, 1),
+    ('resnet50', 56, 64, 64, 3, 1, 1),
+    ('resnet50', 14, 256, 256, 3, 1, 1),
+    ('resnext50_32x4d', 56, 128, 128, 3, 1, 32),
+    ('resnext50_32x4d', 56, 256, 256, 3, 2, 32),
+    ('resnext50_32x4d', 14, 512, 512, 3, 1, 32),
+    ('resnext50_32x4d', 7, 1024, 1024, 3, 1, 32),
+    ('senet154', 56, 128, 256, 3, 1, 64),
+    ('shufflenet', 28, 240, 60, 1, 1, 3),
+    ('mobilenet', 112, 32, 32, 3, 1, 32),
+    ('mobilenet', 56, 128, 128, 3, 1, 128),
+    ('mobilenet', 14, 512, 512, 3, 1, 512),
+)
+
+
+def in_jax(conv, x, kernel, cotangent):
+    """Returns functions that run forward, and forward with both gradients."""
+
+    def both(x, kernel, cotangent):
+        y, vjp = jax.vjp(conv, x, kernel)
+        return y, *vjp(cotangent)
+
+    forward, both = jax.jit(conv), jax.jit(both)
+    return (
+        lambda: jax.block_until_ready(forward(x, kernel)),
+        lambda: jax.block_until_ready(both(x, kernel, cotangent)),
+    )
+
+
+def in_torch(x, kernel, cotangent, **kwargs):
+    x, cotangent = (torch.from_numpy(a).permute(0, 3, 1, 2) for a in (x, cotangent))
+    kernel = torch.from_numpy(kernel).permute(3, 2, 0, 1)
+    x, kernel = (
+        a.contiguous(memory_format=torch.channels_last).requires_grad_() for a in (x, kernel)
+    )
+    conv = partial(torch.nn.functional.conv2d, **kwargs)
+
+    @torch.inference_mode()
+    def forward():
+        conv(x, kernel)
+
+    return forward, lambda: torch.autograd.grad(conv(x, kernel), (x, kernel), cotangent)
+
+
+def measure(runs, rounds):
+    """Returns the median milliseconds of each run, after one that compiles."""
+    for run in runs:
+        run()
+    times = [[] for _ in runs]
+    for _ in range(rounds):
+        for run, seconds in zip(runs, times, strict=True):
+            begin = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - begin)
+    return [1e3 * statistics.median(seconds) for seconds in times]
+
+
+def benchmark(batch, size, channels, features, k, strides, groups, rounds):
+    """Returns milliseconds of stock, ours, PyTorch: forward, then forward and both gradients."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(batch, size, size, channels)).astype(np.float32)
+    kernel = rng.normal(size=(k, k, channels // groups, features)).astype(np.float32)
+    args = {'strides': strides, 'pads': (k // 2, k // 2), 'groups': groups}
+    shape = jax.eval_shape(partial(_stock, **args), x, kernel).shape
+    cotangent = rng.normal(size=shape).astype(np.float32)
+    arrays = [jnp.asarray(a) for a in (x, kernel, cotangent)]
+    runs = (
+        in_jax(partial(_stock, **args), *arrays),
+        in_jax(partial(convolve, **args), *arrays),
+        in_torch(x, kernel, cotangent, stride=strides, padding=k // 2, groups=groups),
+    )
+    return [measure(kind, rounds) for kind in zip(*runs, strict=True)]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--batch', type=int, default=8)
+    parser.add_argument('--rounds', type=int, default=5)
+    args = parser.parse_args()
+
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(cores)
+    versions = ', '.join(f'{name} {version(name)}' for name in ('jax', 'jaxlib', 'torch'))
+    lines = [
+        f'{cpu_model()}, {cores} cores; {versions}; batch {args.batch}, float32; median ms of '
+        f'{args.rounds} rounds: forward / forward and both gradients',
+        '',
+        '| layer of | map | channels | kernel | strides | groups | stock | ours | PyTorch |',
+        '|---|---|---|---|---|---|---|---|---|',
+    ]
+    print(*lines, sep='\n')
+    for network, size, channels, features, k, strides, groups in LAYERS:
+        forward, both = benchmark(
+            args.batch, size, channels, features, k, strides, groups, args.rounds
+        )
+        times = ' | '.join(f'{a:.1f} / {b:.1f}' for a, b in zip(forward, both, strict=True))
+        lines.append(
+            f'| {network} | {size}x{size} | {channels} to {features} | {k}x{k} | {strides} '
+            f'| {groups} | {times} |'
+        )
+        print(lines[-1], flush=True)
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text('\n'.join(lines) + '\n')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,74 @@
+"""Inception-ResNet-v2 against timm and pytorchcv; with SE, timm's with the blocks hooked in."""
+
+import jax.numpy as jnp
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from se_flax.models import create_model
+from se_flax.weights import from_torch
+
+from .compare import SE, check_logits, check_training, enliven, to_flax
+
+torch = pytest.importorskip('torch')
+timm = pytest.importorskip('timm')
+nn = torch.nn
+
+
+def with_se(net):
+    """Hooks SE behind the mixed modules and the convolution that ends each unit's branch.
+
+    timm scales and adds what that convolution returns.
+    """
+    sites = {
+        'mixed_5b': (net.mixed_5b, 320),
+        'mixed_6a': (net.mixed_6a, 1088),
+        'mixed_7a': (net.mixed_7a, 2080),
+        'block8_10': (net.block8.conv2d, 2080),
+    }
+    for name, units, channels in (
+        ('block35', net.repeat, 320),
+        ('block17', net.repeat_1, 1088),
+        ('block8', net.repeat_2, 2080),
+    ):
+        for i, unit in enumerate(units, start=1):
+            sites[f'{name}_{i}'] = unit.conv2d, channels
+    net.sites = nn.ModuleDict()
+    for name, (module, channels) in sites.items():
+        se = SE(channels)
+        net.sites[name] = nn.ModuleDict({'se': se})
+        module.register_forward_hook(lambda module, args, y, se=se: se(y))
+    return net
+
+
+def to_variables(state):
+    trunk = {key: value for key, value in state.items() if not key.startswith('sites.')}
+    blocks = {key.removeprefix('sites.'): state[key] for key in state if key not in trunk}
+    trunk = from_torch('inception_resnet_v2', trunk)
+    return unflatten_dict(flatten_dict(trunk) | flatten_dict(to_flax(blocks)))
+
+
+def test_inception_resnet_v2_is_timms():
+    net = enliven(timm.create_model('inception_resnet_v2'), 299)
+    variables = from_torch('inception_resnet_v2', net.state_dict())
+    for size in (299, 96):
+        check_logits(create_model('inception_resnet_v2'), variables, net, size)
+
+
+def test_inception_resnet_v2_is_pytorchcvs():
+    net = pytest.importorskip('pytorchcv.model_provider').get_model('inceptionresnetv2')
+    net.features.final_pool = nn.AdaptiveAvgPool2d(1)
+    variables = from_torch('inception_resnet_v2', enliven(net, 96).state_dict())
+    check_logits(create_model('inception_resnet_v2'), variables, net, 96)
+
+
+def test_se_inception_resnet_v2_scales_branches_and_mixed_modules():
+    net = enliven(with_se(timm.create_model('inception_resnet_v2')), 299)
+    variables = to_variables(net.state_dict())
+    for size in (299, 96):
+        check_logits(create_model('se_inception_resnet_v2'), variables, net, size)
+
+
+def test_se_inception_resnet_v2_trains_alike():
+    model = create_model('se_inception_resnet_v2', dtype=jnp.float64)
+    net = enliven(with_se(timm.create_model('inception_resnet_v2')), 96)
+    check_training(model, to_variables, net, 96)

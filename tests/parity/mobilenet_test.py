@@ -1,0 +1,63 @@
+"""MobileNet against pytorchcv, and with SE against a network written for the test."""
+
+import jax.numpy as jnp
+import pytest
+
+from se_flax.models import create_model
+from se_flax.weights import from_torch
+
+from .compare import SE, ConvNorms, check_logits, check_training, enliven, to_flax
+
+torch = pytest.importorskip('torch')
+nn = torch.nn
+
+# Channels and stride of the pairs (fact sheet of the paper's Table 1, arXiv 1704.04861).
+CHANNELS = (32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
+HALVING = (2, 4, 6, 12)
+
+
+class Pair(ConvNorms):
+    def __init__(self, channels, features, stride):
+        super().__init__()
+        self.add('_depthwise', channels, channels, 3, stride, channels)
+        self.add('_pointwise', channels, features)
+        self.se = SE(features, bias=False)
+
+    def forward(self, x):
+        x = self.conv_norm('_depthwise', x).relu()
+        return self.se(self.conv_norm('_pointwise', x).relu())
+
+
+class MobileNet(ConvNorms):
+    def __init__(self):
+        super().__init__()
+        self.add('_stem', 3, 32, 3, 2)
+        for i in range(1, 14):
+            pair = Pair(CHANNELS[i - 1], CHANNELS[i], 2 if i in HALVING else 1)
+            self.add_module(f'block{i}', pair)
+        self.head = nn.Linear(1024, 1000)
+
+    def forward(self, x):
+        x = self.conv_norm('_stem', x).relu()
+        for i in range(1, 14):
+            x = self.get_submodule(f'block{i}')(x)
+        return self.head(x.mean((2, 3)))
+
+
+def test_mobilenet_is_pytorchcvs():
+    net = pytest.importorskip('pytorchcv.model_provider').get_model('mobilenet_w1')
+    net.features.final_pool = nn.AdaptiveAvgPool2d(1)
+    variables = from_torch('mobilenet', enliven(net, 224).state_dict())
+    for size in (224, 97):
+        check_logits(create_model('mobilenet'), variables, net, size)
+
+
+def test_se_mobilenet_is_the_papers():
+    net = enliven(MobileNet(), 224)
+    for size in (224, 97):
+        check_logits(create_model('se_mobilenet'), to_flax(net.state_dict()), net, size)
+
+
+def test_se_mobilenet_trains_alike():
+    model = create_model('se_mobilenet', dtype=jnp.float64)
+    check_training(model, to_flax, enliven(MobileNet(), 64), 64)

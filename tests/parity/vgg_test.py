@@ -1,0 +1,69 @@
+"""VGG-16 against torchvision and pytorchcv, and with SE against a network written for the test."""
+
+import jax.numpy as jnp
+import pytest
+
+from se_flax.models import create_model
+from se_flax.weights import from_torch
+
+from .compare import SE, ConvNorms, check_logits, check_training, enliven, to_flax
+
+torch = pytest.importorskip('torch')
+nn, F = torch.nn, torch.nn.functional
+
+WIDTHS = (64, 64, 'M', 128, 128, 'M', *(256,) * 3, 'M', *(512,) * 3, 'M', *(512,) * 3, 'M')
+
+
+class SEVGG(ConvNorms):
+    """Configuration D; SE behind the ReLU of each convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers, channels, stage, i = [], 3, 1, 0
+        for width in WIDTHS:
+            if width == 'M':
+                self.layers.append(None)
+                stage, i = stage + 1, 0
+                continue
+            i += 1
+            self.layers.append(f'{stage}_{i}')
+            self.add(f'{stage}_{i}', channels, width, 3)
+            self.add_module(f'se{stage}_{i}', SE(width))
+            channels = width
+        self.fc6 = nn.Linear(512 * 7 * 7, 4096)
+        self.fc7 = nn.Linear(4096, 4096)
+        self.head = nn.Linear(4096, 1000)
+
+    def forward(self, x):
+        for layer in self.layers:
+            if layer is None:
+                x = F.max_pool2d(x, 2)
+            else:
+                x = self.get_submodule(f'se{layer}')(self.conv_norm(layer, x).relu())
+        # The map is flattened with its channels last, as se_flax does it.
+        x = F.adaptive_avg_pool2d(x, 7).movedim(1, -1).flatten(1)
+        return self.head(self.fc7(self.fc6(x).relu()).relu())
+
+
+def test_vgg16_is_torchvisions():
+    net = enliven(pytest.importorskip('torchvision').models.vgg16_bn(), 224)
+    variables = from_torch('vgg16', net.state_dict())
+    for size in (224, 96):
+        check_logits(create_model('vgg16'), variables, net, size)
+
+
+def test_vgg16_is_pytorchcvs():
+    net = pytest.importorskip('pytorchcv.model_provider').get_model('bn_vgg16')
+    variables = from_torch('vgg16', enliven(net, 224).state_dict())
+    check_logits(create_model('vgg16'), variables, net, 224)
+
+
+def test_se_vgg16_is_the_papers():
+    net = enliven(SEVGG(), 224)
+    for size in (224, 96):
+        check_logits(create_model('se_vgg16'), to_flax(net.state_dict()), net, size)
+
+
+def test_se_vgg16_trains_alike():
+    model = create_model('se_vgg16', dtype=jnp.float64, dropout=0.0)
+    check_training(model, to_flax, enliven(SEVGG(), 64), 32)

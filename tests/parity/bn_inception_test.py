@@ -2,13 +2,14 @@
 
 import jax.numpy as jnp
 import pytest
+import torch
+from pytorchcv.model_provider import get_model
 
 from se_flax.models import create_model
 from se_flax.weights import from_torch
 
 from .compare import ConvNorms, check_logits, check_training, enliven, se_or_none, to_flax
 
-torch = pytest.importorskip('torch')
 nn, F = torch.nn, torch.nn.functional
 
 # From the released prototxt: 1x1; 3x3 reduced, 3x3; double 3x3 reduced, a, b; pool, projection.
@@ -89,7 +90,7 @@ class BNInception(ConvNorms):
 
 
 def test_bn_inception_is_pytorchcvs():
-    net = pytest.importorskip('pytorchcv.model_provider').get_model('bninception')
+    net = get_model('bninception')
     net.features.final_pool = nn.AdaptiveAvgPool2d(1)
     variables = from_torch('bn_inception', enliven(net, 224).state_dict())
     for size in (224, 96):

@@ -3,10 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
+import torch
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-torch = pytest.importorskip('torch')
 nn = torch.nn
 torch.set_num_threads(1)  # pytest-xdist has a worker for each core
 

@@ -1,16 +1,16 @@
 """Inception-ResNet-v2 against timm and pytorchcv; with SE, timm's with the blocks hooked in."""
 
 import jax.numpy as jnp
-import pytest
+import timm
+import torch
 from flax.traverse_util import flatten_dict, unflatten_dict
+from pytorchcv.model_provider import get_model
 
 from se_flax.models import create_model
 from se_flax.weights import from_torch
 
 from .compare import SE, check_logits, check_training, enliven, to_flax
 
-torch = pytest.importorskip('torch')
-timm = pytest.importorskip('timm')
 nn = torch.nn
 
 
@@ -55,7 +55,7 @@ def test_inception_resnet_v2_is_timms():
 
 
 def test_inception_resnet_v2_is_pytorchcvs():
-    net = pytest.importorskip('pytorchcv.model_provider').get_model('inceptionresnetv2')
+    net = get_model('inceptionresnetv2')
     net.features.final_pool = nn.AdaptiveAvgPool2d(1)
     variables = from_torch('inception_resnet_v2', enliven(net, 96).state_dict())
     check_logits(create_model('inception_resnet_v2'), variables, net, 96)

@@ -1,14 +1,14 @@
 """MobileNet against pytorchcv, and with SE against a network written for the test."""
 
 import jax.numpy as jnp
-import pytest
+import torch
+from pytorchcv.model_provider import get_model
 
 from se_flax.models import create_model
 from se_flax.weights import from_torch
 
 from .compare import SE, ConvNorms, check_logits, check_training, enliven, to_flax
 
-torch = pytest.importorskip('torch')
 nn = torch.nn
 
 # Channels and stride of the pairs (fact sheet of the paper's Table 1, arXiv 1704.04861).
@@ -45,7 +45,7 @@ class MobileNet(ConvNorms):
 
 
 def test_mobilenet_is_pytorchcvs():
-    net = pytest.importorskip('pytorchcv.model_provider').get_model('mobilenet_w1')
+    net = get_model('mobilenet_w1')
     net.features.final_pool = nn.AdaptiveAvgPool2d(1)
     variables = from_torch('mobilenet', enliven(net, 224).state_dict())
     for size in (224, 97):

@@ -2,13 +2,15 @@
 
 import jax.numpy as jnp
 import pytest
+import torch
+from pytorchcv.model_provider import get_model
+from pytorchcv.models.wrn_cifar import get_wrn_cifar
 
 from se_flax.models import create_model
 from se_flax.weights import from_torch
 
 from .compare import ConvNorms, check_logits, check_training, enliven, se_or_none, to_flax
 
-torch = pytest.importorskip('torch')
 nn = torch.nn
 
 
@@ -86,13 +88,8 @@ def test_preact_resnet_is_the_papers(name, form):
 
 
 def test_preact_resnets_are_pytorchcvs():
-    pytorchcv = pytest.importorskip('pytorchcv.models.wrn_cifar')
-    provider = pytest.importorskip('pytorchcv.model_provider')
-    wide = pytorchcv.get_wrn_cifar(num_classes=10, blocks=16, width_factor=8)
-    for name, net in (
-        ('preact_resnet110', provider.get_model('preresnet110_cifar10')),
-        ('wrn16_8', wide),
-    ):
+    wide = get_wrn_cifar(num_classes=10, blocks=16, width_factor=8)
+    for name, net in (('preact_resnet110', get_model('preresnet110_cifar10')), ('wrn16_8', wide)):
         variables = from_torch(name, enliven(net, 32).state_dict())
         check_logits(create_model(name), variables, net, 32)
 

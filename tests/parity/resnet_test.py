@@ -4,24 +4,22 @@ from functools import partial
 
 import jax.numpy as jnp
 import pytest
+import timm
+import torch
+from pytorchcv.model_provider import get_model as pytorchcv_model
+from pytorchcv.models.resnet_cifar import get_resnet_cifar
+from pytorchcv.models.senet import SENet
+from pytorchcv.models.seresnet import get_seresnet
+from pytorchcv.models.seresnet_cifar import get_seresnet_cifar
+from pytorchcv.models.seresnext import SEResNeXt
+from timm.models import resnet as timm_resnet
+from timm.models import senet
+from torchvision import models as tv
 
 from se_flax.models import create_model
 from se_flax.weights import from_torch
 
 from .compare import check_logits, check_training, enliven
-
-torch = pytest.importorskip('torch')
-timm = pytest.importorskip('timm')
-tv = pytest.importorskip('torchvision').models
-pytest.importorskip('pytorchcv')
-from pytorchcv.model_provider import get_model as pytorchcv_model  # noqa: E402
-from pytorchcv.models.resnet_cifar import get_resnet_cifar  # noqa: E402
-from pytorchcv.models.senet import SENet  # noqa: E402
-from pytorchcv.models.seresnet import get_seresnet  # noqa: E402
-from pytorchcv.models.seresnet_cifar import get_seresnet_cifar  # noqa: E402
-from pytorchcv.models.seresnext import SEResNeXt  # noqa: E402
-from timm.models import resnet as timm_resnet  # noqa: E402
-from timm.models import senet  # noqa: E402
 
 nn = torch.nn
 # As the weights' own code base has it, so that `from_torch` takes them.
@@ -162,6 +160,7 @@ def test_resnext101_32x48d_is_of_others_classes():
     """With one unit a stage; in full they have 0.8 G parameters."""
     bottleneck = timm_resnet.Bottleneck
     net = timm_resnet.ResNet(bottleneck, (1, 1, 1, 1), cardinality=32, base_width=48)
+    check('timm_resnext101_32x48d', net, **ONE_EACH)
     check('resnext101_32x48d', caffe_pool(net), PADDED, **ONE_EACH)
     channels = [[256], [512], [1024], [2048]]
     net = pytorchcv(SEResNeXt(channels, 64, cardinality=32, bottleneck_width=48))

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from se_flax.models import create_model
 
 from .compare import ConvNorms, check_logits, check_training, enliven, se_or_none, to_flax
 
-torch = pytest.importorskip('torch')
 nn, F = torch.nn, torch.nn.functional
 
 
@@ -49,12 +49,8 @@ class Branch(ConvNorms):
 class Unit(ConvNorms):
     def __init__(self, channels, features, stride, even, se, shares):
         super().__init__()
-        self.even, self.projects, self.stride, self.shares = (
-            even,
-            channels != features,
-            stride,
-            shares,
-        )
+        self.even, self.stride, self.shares = even, stride, shares
+        self.projects = channels != features
         self.branch1 = Branch(channels, features, stride, even, se)
         self.branch2 = Branch(channels, features, stride, even, se)
         if self.projects and even:
@@ -72,8 +68,7 @@ class Unit(ConvNorms):
         x = x.relu()
         # The second path sees the map one pixel further right and down.
         moved = F.pad(x, (1, -1, 1, -1))
-        paths = (F.avg_pool2d(path, 1, self.stride) for path in (x, moved))
-        first, second = paths
+        first, second = (F.avg_pool2d(path, 1, self.stride) for path in (x, moved))
         return self.norm_proj(torch.cat([self.conv_proj1(first), self.conv_proj2(second)], 1))
 
     def forward(self, x):
@@ -86,10 +81,10 @@ class Unit(ConvNorms):
 class ShakeResNet(ConvNorms):
     """`shares` gives alpha and beta of each unit in training, each [B, 1, 1, 1]."""
 
-    def __init__(self, name, size, shares=None):
+    def __init__(self, name, size, width, shares):
         super().__init__()
         se, even = name.startswith('se_'), 'even' in name
-        channels, width = (64, 256) if even else (16, 96)
+        channels = 64 if even else 16
         self.even, self.units = even, []
         self.add('_stem', 3, channels, 3)
         for stage in (2, 3, 4):
@@ -114,27 +109,27 @@ def halves():
         yield 0.5, 0.5
 
 
-SIZES = {
-    'shake_shake26_2x96d': 4,
-    'se_shake_shake26_2x96d': 4,
-    'shake_even29_2x4x64d': 3,
-    'se_shake_even29_2x4x64d': 3,
+FORMS = {  # units a stage, channels of the first
+    'shake_shake26_2x96d': (4, 96),
+    'se_shake_shake26_2x96d': (4, 96),
+    'shake_even29_2x4x64d': (3, 256),
+    'se_shake_even29_2x4x64d': (3, 256),
 }
 
 
-@pytest.mark.parametrize('name', SIZES)
+@pytest.mark.parametrize('name', FORMS)
 def test_shake_resnet_is_the_papers(name):
-    net = enliven(ShakeResNet(name, SIZES[name], halves()), 32)
+    net = enliven(ShakeResNet(name, *FORMS[name], halves()), 32)
     for size in (32, 45):
         check_logits(create_model(name), to_flax(net.state_dict()), net, size)
 
 
 @pytest.mark.parametrize('name', ['se_shake_shake26_2x96d', 'se_shake_even29_2x4x64d'])
 def test_shake_resnet_trains_alike(name, monkeypatch):
-    """With the same shares forced on both sides."""
-    model = create_model(name, dtype=jnp.float64, stage_sizes=(2, 2, 2))
+    """Shortened and thin, with the same shares forced on both sides."""
+    model = create_model(name, dtype=jnp.float64, stage_sizes=(2, 2, 2), width=64)
     shares = np.random.default_rng(1).uniform(size=(6, 2, 4, 1, 1, 1))
-    net = enliven(ShakeResNet(name, 2, halves()), 32)
+    net = enliven(ShakeResNet(name, 2, 64, halves()), 32)
     theirs, ours = iter(torch.from_numpy(shares)), iter(shares)
     for unit in net.units:
         net.get_submodule(unit).shares = theirs

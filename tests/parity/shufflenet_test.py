@@ -2,12 +2,12 @@
 
 import jax.numpy as jnp
 import pytest
+import torch
 
 from se_flax.models import create_model
 
 from .compare import ConvNorms, check_logits, check_training, enliven, se_or_none, to_flax
 
-torch = pytest.importorskip('torch')
 nn, F = torch.nn, torch.nn.functional
 
 

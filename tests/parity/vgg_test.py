@@ -1,14 +1,15 @@
 """VGG-16 against torchvision and pytorchcv, and with SE against a network written for the test."""
 
 import jax.numpy as jnp
-import pytest
+import torch
+import torchvision
+from pytorchcv.model_provider import get_model
 
 from se_flax.models import create_model
 from se_flax.weights import from_torch
 
 from .compare import SE, ConvNorms, check_logits, check_training, enliven, to_flax
 
-torch = pytest.importorskip('torch')
 nn, F = torch.nn, torch.nn.functional
 
 WIDTHS = (64, 64, 'M', 128, 128, 'M', *(256,) * 3, 'M', *(512,) * 3, 'M', *(512,) * 3, 'M')
@@ -46,14 +47,14 @@ class SEVGG(ConvNorms):
 
 
 def test_vgg16_is_torchvisions():
-    net = enliven(pytest.importorskip('torchvision').models.vgg16_bn(), 224)
+    net = enliven(torchvision.models.vgg16_bn(), 224)
     variables = from_torch('vgg16', net.state_dict())
     for size in (224, 96):
         check_logits(create_model('vgg16'), variables, net, size)
 
 
 def test_vgg16_is_pytorchcvs():
-    net = pytest.importorskip('pytorchcv.model_provider').get_model('bn_vgg16')
+    net = get_model('bn_vgg16')
     variables = from_torch('vgg16', enliven(net, 224).state_dict())
     check_logits(create_model('vgg16'), variables, net, 224)
 

@@ -160,7 +160,7 @@ def test_resnext101_32x48d_is_of_others_classes():
     """With one unit a stage; in full they have 0.8 G parameters."""
     bottleneck = timm_resnet.Bottleneck
     net = timm_resnet.ResNet(bottleneck, (1, 1, 1, 1), cardinality=32, base_width=48)
-    check('timm_resnext101_32x48d', net, **ONE_EACH)
+    check('timm_resnext101_32x48d', net, sizes=(33,), **ONE_EACH)
     check('resnext101_32x48d', caffe_pool(net), PADDED, **ONE_EACH)
     channels = [[256], [512], [1024], [2048]]
     net = pytorchcv(SEResNeXt(channels, 64, cardinality=32, bottleneck_width=48))

@@ -63,6 +63,8 @@ def _parser() -> argparse.ArgumentParser:
         sub = command(verbs, name, run, text)
         sub.add_argument('name', metavar='NAME')
         sub.add_argument('--data-dir', help="default: tfds's, ~/tensorflow_datasets")
+        if name == 'prepare':
+            _add_preparing(sub)
 
     evaluate = command(commands, 'evaluate', _evaluate, 'loss and accuracy of a trained network')
     _add_network(evaluate)
@@ -83,6 +85,34 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument('--model', metavar='NAME', help='one of `se-flax models`')
     convert.add_argument('--out', metavar='FILE.safetensors', required=True)
     return parser
+
+
+def _add_preparing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--from',
+        dest='folder',
+        metavar='DIR',
+        help="that holds imagenet2012's two tars, or fashion_mnist's four files",
+    )
+    parser.add_argument(
+        '--max-side',
+        type=int,
+        metavar='S',
+        help='imagenet2012: shrink training images until the shorter side has S pixels, '
+        'if it has more',
+    )
+    parser.add_argument(
+        '--quality',
+        type=int,
+        metavar='Q',
+        help='imagenet2012: encode training images again as JPEG of this quality, 1 to 100 '
+        '(with --max-side 90, else their bytes are kept)',
+    )
+    parser.add_argument(
+        '--allow-other-counts',
+        action='store_true',
+        help='imagenet2012: take tars that hold a part of it',
+    )
 
 
 def _add_network(parser: argparse.ArgumentParser) -> None:
@@ -157,7 +187,16 @@ def _data_check(args: argparse.Namespace) -> None:
 def _data_prepare(args: argparse.Namespace) -> None:
     from se_flax.data import prepare
 
-    print(prepare(args.name, args.data_dir))
+    print(
+        prepare(
+            args.name,
+            args.data_dir,
+            args.folder,
+            max_side=args.max_side,
+            quality=args.quality,
+            allow_other_counts=args.allow_other_counts,
+        )
+    )
 
 
 def _evaluate(args: argparse.Namespace) -> None:

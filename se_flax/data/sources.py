@@ -5,11 +5,13 @@ import difflib
 import os
 import pathlib
 import re
+import shlex
 
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
 
+from se_flax.data import imagenet
 from se_flax.data.dataset import Dataset
 from se_flax.data.decode import DecodeError
 from se_flax.data.fashion_mnist import FashionMnistMini
@@ -23,7 +25,7 @@ SPLITS = ('train', 'eval')
 TFDS_EVAL = ('validation', 'test')
 EMBEDDED = FashionMnistMini.name
 SYNTHETIC = 'synthetic'
-IMAGENET = 'imagenet2012'
+IMAGENET = imagenet.NAME
 FOLDER = 'folder:'
 COMMON = (
     EMBEDDED,
@@ -35,17 +37,6 @@ COMMON = (
     IMAGENET,
     'places365_small',
 )
-IMAGENET_MISSING = """\
-data set 'imagenet2012' is not in {root}; se-flax reads what tfds prepared, as TFRecord or
-ArrayRecord, and does not build it yet. Put a set prepared elsewhere into
-  {root}/imagenet2012/<version>/
-or, with TensorFlow installed, let tfds build it from the two files of https://image-net.org
-  {root}/downloads/manual/ILSVRC2012_img_train.tar
-  {root}/downloads/manual/ILSVRC2012_img_val.tar
-by
-  python -c "import tensorflow_datasets as t; t.builder('imagenet2012').download_and_prepare()"
-(TFDS_DATA_DIR names another folder than the default to both)\
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,11 +86,12 @@ def find_builder(name: str, data_dir: str | None = None) -> tfds.core.DatasetBui
         return read_only_builder.builder_from_files(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
         pass
-    _check_name(re.split('[/:]', name)[0])
+    plain_name = re.split('[/:]', name)[0]
+    _check_name(plain_name)
     root = data_dir or tfds.core.constants.DATA_DIR
-    option = f' --data-dir={data_dir}' if data_dir else ''
-    if name == IMAGENET:
-        raise MissingError(IMAGENET_MISSING.format(root=root))
+    option = f' --data-dir={shlex.quote(str(data_dir))}' if data_dir else ''
+    if plain_name == IMAGENET:
+        raise MissingError(imagenet.how_to_prepare(root, option))
     raise MissingError(
         f'data set {name!r} is not in {root}; run: se-flax data prepare {name}{option}'
     )

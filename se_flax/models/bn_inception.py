@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from se_flax.errors import check_images, check_multiple
-from se_flax.models.network import Layer, Layers, Network
+from se_flax.models.network import Layer, Layers, Network, recalibrate
 from se_flax.models.registry import PaperResult, register
 from se_flax.nn import SqueezeExcite, avg_pool, max_pool
 
@@ -64,8 +64,7 @@ class InceptionModule(nn.Module):
         else:
             y = avg_pool(x, padding=1) if w.pool == 'mean' else max_pool(x, 3, 1, padding=1)
             branches.append(conv('_pool_proj', y, w.projection, 1))
-        y = jnp.concatenate(branches, -1)
-        return self.se(name='se')(y) if self.se else y
+        return recalibrate(self.se, jnp.concatenate(branches, -1))
 
 
 class BNInception(Network):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from se_flax.errors import check_images
-from se_flax.models.network import Layer, Layers
+from se_flax.models.network import Layer, Layers, recalibrate
 from se_flax.models.registry import PaperResult, register
 from se_flax.models.residual import ResidualNetwork, ResidualUnit
 from se_flax.nn import SqueezeExcite, avg_pool, max_pool
@@ -65,8 +65,7 @@ class Mixed(nn.Module):
             maps.append(_branch(self.layers, 'pool', pooled, [C(self.projection)]))
         else:
             maps.append(max_pool(x))
-        y = jnp.concatenate(maps, -1)
-        return self.se(name='se')(y) if self.se else y
+        return recalibrate(self.se, jnp.concatenate(maps, -1))
 
 
 class InceptionUnit(ResidualUnit):
@@ -116,8 +115,7 @@ class InceptionResNetV2(ResidualNetwork):
             return nn.relu(x)
 
         def mixed(name, stage, x, branches, projection=None):
-            se = self.se if stage in self.se_stages else None
-            return Mixed(branches, layers, se, projection, name=f'mixed_{name}')(x)
+            return Mixed(branches, layers, self.se_of(stage), projection, name=f'mixed_{name}')(x)
 
         def units(name, stage, x, branches, scale):
             unit = self.unit(InceptionUnit, stage, layers)

@@ -5,7 +5,7 @@ from functools import partial
 from flax import linen as nn
 
 from se_flax.errors import check_images
-from se_flax.models.network import Layer, Layers, Network
+from se_flax.models.network import Layer, Layers, Network, recalibrate
 from se_flax.models.registry import PaperResult, register
 from se_flax.nn import SqueezeExcite
 
@@ -37,7 +37,7 @@ class SeparableConv(nn.Module):
         conv_norm = self.layers.conv_norm
         x = nn.relu(conv_norm('_depthwise', x, channels, 3, self.strides, groups=channels))
         x = nn.relu(conv_norm('_pointwise', x, self.features))
-        return self.se(name='se')(x) if self.se else x
+        return recalibrate(self.se, x)
 
 
 class MobileNet(Network):

@@ -34,6 +34,11 @@ class Layers(NamedTuple):
         return self.norm(name=f'norm{name}', scale_init=scale_init)(x)
 
 
+def recalibrate(se: Layer | None, x, name: str = 'se'):
+    """Applies the SE block where there is one, as parameters of the module that calls."""
+    return se(name=name)(x) if se else x
+
+
 class Network(nn.Module):
     """Takes `[B, H, W, 3]` float images, returns `[B, num_classes]` logits, float32 or wider.
 
@@ -66,10 +71,6 @@ class Network(nn.Module):
             dtype=self.dtype,
         )
         return Layers(partial(Conv, dtype=self.dtype), norm)
-
-    def recalibrate(self, x, name: str = 'se'):
-        """Applies the SE block, where the network has one."""
-        return self.se(name=name)(x) if self.se else x
 
     def classify(self, x, train: bool, dropout: float = 0.0):
         """Turns features, `[B, C]` or the map whose mean they are, into logits."""

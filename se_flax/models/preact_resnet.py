@@ -81,12 +81,7 @@ class PreActResNet(ResidualNetwork):
         self.check_sites((2, 3, 4))
         layers = self.layers(train)
         x = layers.conv(16, 3, name='conv_stem')(x)  # 16 in the wide networks as well
-        for stage, size in enumerate(self.stage_sizes, start=2):
-            unit = self.unit(self.block, stage, layers)
-            for i in range(size):
-                strides = 2 if stage > 2 and i == 0 else 1
-                name = f'stage{stage}_block{i + 1}'
-                x = unit(filters=self.width << stage - 2, strides=strides, name=name)(x)
+        x = self.stack(x, self.block, layers, stage_sizes=self.stage_sizes, width=self.width)
         return self.classify(nn.relu(layers.norm(name='norm_final')(x)), train)
 
 

@@ -136,12 +136,7 @@ class ResNet(ResidualNetwork):
             projection_size=self.projection_size,
             last_scale_init=nn.initializers.zeros if self.zero_init else nn.initializers.ones,
         )
-        for stage, size in enumerate(self.stage_sizes, start=2):
-            unit = self.unit(block, stage, layers)
-            for i in range(size):
-                strides = 2 if stage > 2 and i == 0 else 1
-                name = f'stage{stage}_block{i + 1}'
-                x = unit(filters=self.width << stage - 2, strides=strides, name=name)(x)
+        x = self.stack(x, block, layers, stage_sizes=self.stage_sizes, width=self.width)
         return self.classify(x, train, self.dropout)
 
     def stem_map(self, x, layers):

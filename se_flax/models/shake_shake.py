@@ -15,7 +15,7 @@ from se_flax.nn import SqueezeExcite, shake
 class ShakeBranch(ResidualUnit):
     """One of a unit's two branches; SE on a branch stands before the random mixing."""
 
-    features: int
+    filters: int
     strides: int
 
 
@@ -24,13 +24,13 @@ class BasicBranch(ShakeBranch):
 
     @nn.compact
     def __call__(self, x):
-        y = nn.relu(self.layers.conv_norm(1, nn.relu(x), self.features, 3, self.strides))
+        y = nn.relu(self.layers.conv_norm(1, nn.relu(x), self.filters, 3, self.strides))
         y = self.squeeze_excite('inside_3x3', y)
-        return self.squeeze_excite('standard', self.layers.conv_norm(2, y, self.features, 3))
+        return self.squeeze_excite('standard', self.layers.conv_norm(2, y, self.filters, 3))
 
 
 class BottleneckBranch(ShakeBranch):
-    """1x1, grouped 3x3, 1x1, all of `features` channels (ResNeXt's form C).
+    """1x1, grouped 3x3, 1x1, all of `filters` channels (ResNeXt's form C).
 
     Attributes:
         groups: of the 3x3.
@@ -41,17 +41,17 @@ class BottleneckBranch(ShakeBranch):
     @nn.compact
     def __call__(self, x):
         conv_norm = self.layers.conv_norm
-        y = nn.relu(conv_norm(1, x, self.features))
-        y = nn.relu(conv_norm(2, y, self.features, 3, self.strides, groups=self.groups))
+        y = nn.relu(conv_norm(1, x, self.filters))
+        y = nn.relu(conv_norm(2, y, self.filters, 3, self.strides, groups=self.groups))
         y = self.squeeze_excite('inside_3x3', y)
-        return self.squeeze_excite('standard', conv_norm(3, y, self.features))
+        return self.squeeze_excite('standard', conv_norm(3, y, self.filters))
 
 
 class ShakeUnit(ResidualUnit):
     """Two branches, mixed at random in training, beside a shortcut.
 
     Attributes:
-        features: channels out.
+        filters: channels out.
         strides: of the map, in both directions.
         branch: makes a branch.
         backward: 'shake' or 'even', see `se_flax.nn.shake`.
@@ -59,7 +59,7 @@ class ShakeUnit(ResidualUnit):
         train: mixes at random; needs the PRNG stream `shake`.
     """
 
-    features: int
+    filters: int
     strides: int
     branch: Callable[..., ShakeBranch]
     backward: str
@@ -70,7 +70,7 @@ class ShakeUnit(ResidualUnit):
     def __call__(self, x):
         y = self.squeeze_excite('pre', x)
         branch = partial(
-            self.branch, self.layers, self.se, self.placement, self.features, self.strides
+            self.branch, self.layers, self.se, self.placement, self.filters, self.strides
         )
         key = self.make_rng('shake') if self.train else None
         y = shake(branch(name='branch1')(y), branch(name='branch2')(y), key, self.backward)
@@ -78,11 +78,11 @@ class ShakeUnit(ResidualUnit):
         return self.squeeze_excite('post', y if self.pre_activated else nn.relu(y))
 
     def shortcut(self, x):
-        if x.shape[-1] == self.features:
+        if x.shape[-1] == self.filters:
             return x
         if not self.pre_activated:
-            return self.layers.conv_norm('_proj', x, self.features, 1, self.strides)
-        x, half, s = nn.relu(x), self.features // 2, self.strides
+            return self.layers.conv_norm('_proj', x, self.filters, 1, self.strides)
+        x, half, s = nn.relu(x), self.filters // 2, self.strides
         # Two samplings of the map, the second shifted by a pixel to the lower right, so that a
         # stride of 2 does not lose the odd pixels.
         shifted = jnp.pad(x[:, :-1, :-1], ((0, 0), (1, 0), (1, 0), (0, 0)))
@@ -124,18 +124,14 @@ class ShakeResNet(ResidualNetwork):
         pre_activated = self.branch is BasicBranch
         x = layers.conv_norm('_stem', x, self.stem, 3)
         x = x if pre_activated else nn.relu(x)
-        for stage, size in enumerate(self.stage_sizes, start=2):
-            unit = partial(
-                self.unit(ShakeUnit, stage, layers),
-                features=self.width << stage - 2,
-                branch=self.branch,
-                backward=self.backward,
-                pre_activated=pre_activated,
-                train=train,
-            )
-            for i in range(size):
-                strides = 2 if stage > 2 and i == 0 else 1
-                x = unit(strides=strides, name=f'stage{stage}_block{i + 1}')(x)
+        unit = partial(
+            ShakeUnit,
+            branch=self.branch,
+            backward=self.backward,
+            pre_activated=pre_activated,
+            train=train,
+        )
+        x = self.stack(x, unit, layers, stage_sizes=self.stage_sizes, width=self.width)
         return self.classify(nn.relu(x) if pre_activated else x, train)
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from se_flax.errors import check_images
-from se_flax.models.network import Network
+from se_flax.models.network import Network, recalibrate
 from se_flax.models.registry import PaperResult, register
 from se_flax.nn import SqueezeExcite, adaptive_avg_pool, max_pool
 from se_flax.nn.conv import he_normal
@@ -30,7 +30,7 @@ class VGG(Network):
         for stage, (features, convs) in enumerate(STAGES, start=1):
             for i in range(1, convs + 1):
                 x = nn.relu(layers.conv_norm(f'{stage}_{i}', x, features, 3))
-                x = self.recalibrate(x, f'se{stage}_{i}')
+                x = recalibrate(self.se, x, f'se{stage}_{i}')
             x = max_pool(x, 2, 2)
         # The hidden layers are made for 7x7, the map of a 224 image.
         x = adaptive_avg_pool(x, 7).reshape(len(x), -1)

@@ -15,6 +15,10 @@ CONV_NORM = ('conv', 'norm')
 # path here: as text, or made from the pattern's groups, of which numbers are given as integers,
 # `bn` as 'norm' and an absent one as 0. Where two rows fit, that one counts whose path is there.
 Row = tuple[str, str | Callable[..., str]]
+PCV_STEM: Row = (
+    r'features\.init_block\.(?:conv\.)?(conv|bn)',
+    lambda kind: f'{kind}_stem',
+)
 
 
 class Naming(NamedTuple):

@@ -2,7 +2,7 @@
 
 from se_flax.models.mobilenet import MobileNet
 from se_flax.models.vgg import VGG
-from se_flax.weights.naming import CONV_NORM, Naming
+from se_flax.weights.naming import CONV_NORM, PCV_STEM, Naming
 
 # Numbers of torchvision's convolutions, one row a stage; each BatchNorm has the next number.
 _VGG_NUMBERS = ((0, 3), (7, 10), (14, 17, 20), (24, 27, 30), (34, 37, 40))
@@ -27,9 +27,8 @@ PCV_VGG = (
 )
 
 _PAIRS_BEFORE = (0, 0, 1, 3, 5, 11)  # before each of pytorchcv's stages, which begin with 1
-_PCV_STEM = (r'features\.init_block\.(?:conv\.)?(conv|bn)', lambda kind: f'{kind}_stem')
 _MOBILENET = (
-    _PCV_STEM,
+    PCV_STEM,
     (
         r'features\.stage([1-5])\.unit(\d)\.(dw|pw)_conv\.(conv|bn)',
         lambda s, i, way, kind: (

@@ -3,7 +3,7 @@
 from se_flax.models.preact_resnet import PreActResNet
 from se_flax.models.resnet import ResNet
 from se_flax.weights.info import BICUBIC
-from se_flax.weights.naming import CONV_NORM, Naming
+from se_flax.weights.naming import CONV_NORM, PCV_STEM, Naming
 
 _SE = (None, 'reduce', 'expand')
 
@@ -45,9 +45,8 @@ _PCV_BODY = (
     r'features\.stage(\d)\.unit(\d{1,3})\.body\.conv(\d)\.(conv|bn)',
     lambda s, i, k, kind: f'{_block(s, i)}/{kind}{k}',
 )
-_PCV_STEM = (r'features\.init_block\.(?:conv\.)?(conv|bn)', lambda kind: f'{kind}_stem')
 PCV_RESNET = (
-    _PCV_STEM,
+    PCV_STEM,
     (r'features\.init_block\.conv([123])\.(conv|bn)', lambda k, kind: f'{kind}_stem{k}'),
     _PCV_BODY,
     _PCV_SE,

@@ -91,6 +91,17 @@ def cifar_modules(sizes=(1, 1, 1), se=False):
     return modules | {'output': 'head'}
 
 
+def hub_cache(folder, repo_id, **files):
+    """Files in the layout that huggingface_hub's cache has; `_` in their names stands for a dot."""
+    repo = folder / f'models--{repo_id.replace("/", "--")}'
+    snapshot = repo / 'snapshots' / ('0' * 40)
+    snapshot.mkdir(parents=True)
+    (repo / 'refs').mkdir()
+    (repo / 'refs' / 'main').write_text('0' * 40)
+    for name, data in files.items():
+        (snapshot / name.replace('_', '.')).write_bytes(data)
+
+
 @pytest.fixture(scope='session')
 def weights():
     """The functions above, and flat variables of the small network with their state dict."""
@@ -98,6 +109,7 @@ def weights():
     return SimpleNamespace(
         flat_variables=flat_variables,
         to_torch=to_torch,
+        hub_cache=hub_cache,
         resnet_modules=resnet_modules,
         cifar_modules=cifar_modules,
         fields=SMALL,

@@ -47,15 +47,13 @@ def home(tmp_path, weights):
                 cv2.imwrite(str(folder / f'{i}.jpg'), image)
     (tmp_path / 'cat.jpg').symlink_to(tmp_path / 'photos/train/cat/0.jpg')
 
-    repo = tmp_path / 'hub' / 'models--timm--seresnet50.a1_in1k'
-    snapshot = repo / 'snapshots' / ('0' * 40)
-    snapshot.mkdir(parents=True)
-    (repo / 'refs').mkdir()
-    (repo / 'refs' / 'main').write_text('0' * 40)
     modules = weights.resnet_modules((3, 4, 6, 3), 3, style='timm', se=True)
     state = weights.to_torch(modules, weights.flat_variables('timm_seresnet50'))
-    safetensors.numpy.save_file(state, snapshot / 'model.safetensors', {'format': 'pt'})
-    (snapshot / 'config.json').write_text(json.dumps(CONFIG))
+    weights.hub_cache(
+        *(tmp_path / 'hub', 'timm/seresnet50.a1_in1k'),
+        model_safetensors=safetensors.numpy.save(state, {'format': 'pt'}),
+        config_json=json.dumps(CONFIG).encode(),
+    )
     return tmp_path
 
 

@@ -32,17 +32,6 @@ def flat(weights):
     return weights.flat_variables('timm_legacy_seresnet18')
 
 
-def cache(folder, repo_id, **files):
-    """The layout that huggingface_hub's cache has."""
-    repo = folder / f'models--{repo_id.replace("/", "--")}'
-    snapshot = repo / 'snapshots' / ('0' * 40)
-    snapshot.mkdir(parents=True)
-    (repo / 'refs').mkdir()
-    (repo / 'refs' / 'main').write_text('0' * 40)
-    for name, data in files.items():
-        (snapshot / name.replace('_', '.')).write_bytes(data)
-
-
 def model_file(weights, flat):
     modules = weights.resnet_modules((2, 2, 2, 2), 2, style='cadene', se=True)
     return safetensors.numpy.save(weights.to_torch(modules, flat), {'format': 'pt'})
@@ -50,7 +39,7 @@ def model_file(weights, flat):
 
 def test_from_the_cache(weights, flat, assert_equal, tmp_path, monkeypatch):
     config = json.dumps(CONFIG).encode()
-    cache(tmp_path, ID, model_safetensors=model_file(weights, flat), config_json=config)
+    weights.hub_cache(tmp_path, ID, model_safetensors=model_file(weights, flat), config_json=config)
     name, variables = from_hub(ID, tmp_path)
     assert name == 'timm_legacy_seresnet18'
     assert_equal(variables, flat)
@@ -97,7 +86,7 @@ def test_ids_that_are_none(tmp_path, repo_id, message):
     ],
 )
 def test_a_config_that_is_none(weights, flat, tmp_path, config):
-    cache(tmp_path, ID, model_safetensors=model_file(weights, flat), config_json=config)
+    weights.hub_cache(tmp_path, ID, model_safetensors=model_file(weights, flat), config_json=config)
     with pytest.raises(UserError, match=r'is not as timm writes it|in the metadata cannot be'):
         from_hub(ID, tmp_path)
 

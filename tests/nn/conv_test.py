@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from se_flax.errors import UserError
@@ -91,6 +91,9 @@ def test_groups_must_divide_the_channels():
 @settings(max_examples=10, deadline=None)  # each compiles, about a second
 def test_form_on_cpu_equals_stock(groups, widths, size, kernel_size, strides, pads):
     """Values, forward and both reverse derivatives; in float64 only a wrong formula differs."""
+    # XLA's own simplifier aborts on the stock operation's gradient (jax 0.10: "Window dimensions
+    # do not match RHS shape"), and with it Python; no published network has such a layer.
+    assume(not (strides == 2 and 2 in kernel_size))
     rng = np.random.default_rng(0)
     x, dx = rng.normal(size=(2, 2, *size, groups * widths[0]))
     kernel, dkernel = rng.normal(size=(2, *kernel_size, widths[0], groups * widths[1]))

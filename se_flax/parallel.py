@@ -9,8 +9,10 @@ DATA = 'data'
 
 def data_mesh() -> Mesh:
     """Returns the 1-D mesh of all devices of all processes, its axis named 'data'."""
+    # By process: the p-th part of a batch is then process p's, whatever the network's topology.
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     # Auto axes: the compiler places the collectives; jax's default, Explicit, asks each op.
-    return jax.make_mesh((jax.device_count(),), (DATA,), axis_types=(AxisType.Auto,))
+    return Mesh(np.array(devices), (DATA,), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -23,10 +25,23 @@ def split(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(DATA))
 
 
+def spread(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    """Returns the sharding of one array over all devices: along its longest axis they divide.
+
+    Replicated where there is none.
+    """
+    axes = [axis for axis, size in enumerate(shape) if size and size % mesh.size == 0]
+    if not axes:
+        return replicated(mesh)
+    longest = max(axes, key=lambda axis: shape[axis])
+    return NamedSharding(mesh, PartitionSpec(*[None] * longest, DATA))
+
+
 def shard_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """Puts this process's part of a global batch on its devices.
 
     Takes arrays `[B / processes, ...]`, returns global ones `[B, ...]`, split over the mesh.
     """
     sharding = split(mesh)
-    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+    with jax.transfer_guard_host_to_device('allow'):  # the one transfer of a step
+        return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}

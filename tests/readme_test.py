@@ -47,7 +47,7 @@ def commands(text):
 def test_training_commands_parse(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     argv = [word for word in shlex.split(command)[2:] if word.startswith('-')]
-    config, workdir = parse_args(argv, default='configs/quickstart.py')
+    config, workdir, _ = parse_args(argv, default='configs/quickstart.py')
     assert config.model
     assert workdir.parts[0] == 'runs'
 

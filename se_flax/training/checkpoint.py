@@ -25,6 +25,7 @@ import orbax.checkpoint as ocp
 
 from se_flax import atomic
 from se_flax.errors import MissingError, UserError
+from se_flax.training.distributed import lost_a_peer, on_first, tell_all
 
 MANIFEST = 'manifest.json'
 log = logging.getLogger(__name__)
@@ -91,6 +92,8 @@ class Checkpointer:
             if _writes():
                 _write_manifest(folder, manifest)
         except Exception as error:  # Orbax raises ValueError for a full disk
+            if lost_a_peer(error):
+                raise
             if _writes():
                 _remove(folder)
                 self._remove_unfinished()
@@ -101,6 +104,7 @@ class Checkpointer:
         if _writes():
             for old in _step_folders(self.directory)[: -self.keep]:
                 _remove(old)
+        tell_all(step)  # a step that one process calls saved is whole for all
 
     def restore(self, target: Any) -> tuple[Any, dict[str, Any]] | None:
         """Returns state and progress of the newest good step, or None if no save ever finished.
@@ -110,11 +114,21 @@ class Checkpointer:
         their numbers are free again. Raises UserError if nothing but damage is left (then renames
         nothing), or if the leaves are not those of `target`.
         """
-        folder, manifest, refused = _newest_good(self.directory)
+        found = None, {}, []
+
+        def choose():
+            nonlocal found
+            found = _newest_good(self.directory)
+
+        on_first(choose)  # one process reads and hashes each file, the others take its word
+        folder, manifest, refused = found
+        step = tell_all(int(folder.name) if folder else -1)
+        if step >= 0 and not folder:
+            folder = self.directory / str(step)
+            manifest = json.loads((folder / MANIFEST).read_bytes())
         restored = folder and _read(folder, manifest, target)
-        if _writes():
-            for each in refused:
-                log.warning('kept %s as %s', each.folder, _set_aside(each))
+        for each in refused:
+            log.warning('kept %s as %s', each.folder, _set_aside(each))
         return restored
 
     def verify(self, state: Any) -> None:
@@ -128,7 +142,7 @@ class Checkpointer:
             raise CheckpointError(str(error)) from None
         saved = _leaves(saved)
         for name, leaf in _leaves(state).items():
-            if np.asarray(leaf).tobytes() != np.asarray(saved[name]).tobytes():
+            if not _same_bits(leaf, saved[name]):
                 raise CheckpointError(f'{folders[-1]} differs from the state in memory at {name}')
 
     def _remove_unfinished(self) -> None:
@@ -258,6 +272,11 @@ def _checked_leaves(state: Any) -> dict[str, jax.Array]:
                 f'was: wrap it in jnp.asarray, or take jax.random.key_data of a key'
             )
     return leaves
+
+
+def _same_bits(a: jax.Array, b: jax.Array) -> bool:
+    pairs = zip(a.addressable_shards, b.addressable_shards, strict=True)  # this process's
+    return all(np.asarray(x.data).tobytes() == np.asarray(y.data).tobytes() for x, y in pairs)
 
 
 def _checked_progress(progress: dict[str, Any]) -> dict[str, Any]:

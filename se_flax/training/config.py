@@ -6,7 +6,7 @@ import inspect
 import pathlib
 import runpy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
 from ml_collections import config_dict
@@ -15,7 +15,14 @@ from se_flax.errors import UserError, check_known, check_multiple
 from se_flax.training.optimizer import SCHEDULES
 
 # May differ between two starts of the same run: they change where and how fast, not what.
-MACHINE_FIELDS = ('data_dir', 'num_threads', 'num_workers', 'compilation_cache')
+MACHINE_FIELDS = (
+    *('data_dir', 'num_threads', 'num_workers', 'compilation_cache'),
+    *('shard_optimizer', 'heartbeat_seconds', 'watchdog_seconds'),
+)
+FLAGS = (
+    *('--config', '--workdir', '--config.FIELD=VALUE'),
+    *('--distributed', '--coordinator', '--num-processes', '--process-id'),
+)
 INTERVALS = ('log', 'eval', 'checkpoint')
 _STEPS = tuple(f'{what}_every_steps' for what in INTERVALS)
 _EPOCHS = tuple(f'{what}_every_epochs' for what in INTERVALS)
@@ -25,6 +32,7 @@ _LENGTHS = {'mean': 3, 'std': 3, 'fill': 3, 'crop_area': 2, 'crop_aspect': 2}
 _NOT_NEGATIVE = (
     *('seed', 'bn_group_size', 'weight_decay', 'momentum', 'label_smoothing'),
     *('warmup', 'drop_factor', 'eval_resize', 'max_corrupt', 'num_threads', 'num_workers'),
+    'watchdog_seconds',
 )
 _OPEN = 'model_fields'  # holds any field of the network's class
 
@@ -82,10 +90,29 @@ def base_config() -> ml_collections.ConfigDict:
     c.num_threads = 0  # that load data; 0 is one a core
     c.num_workers = 0  # processes that load data; 0 is none, right up to tens of cores
     c.compilation_cache = '~/.cache/se_flax'  # of XLA; '' switches it off
+    c.shard_optimizer = False  # each device holds its part of the momentum, not a copy
+    c.heartbeat_seconds = 30  # of silence after which another process counts as lost
+    c.watchdog_seconds = 300.0  # after which a line says what the run is still at; 0 for never
     return c
 
 
-def parse_args(argv: Sequence[str], default: str) -> tuple[ml_collections.ConfigDict, pathlib.Path]:
+class Processes(NamedTuple):
+    """What `distributed.connect` takes; None where the environment tells it."""
+
+    coordinator: str | None
+    num_processes: int | None
+    process_id: int | None
+
+
+class Arguments(NamedTuple):
+    """What the command line says; `processes` is None for a run of this process alone."""
+
+    config: ml_collections.ConfigDict
+    workdir: pathlib.Path
+    processes: Processes | None
+
+
+def parse_args(argv: Sequence[str], default: str) -> Arguments:
     """Reads `--config FILE[:ARGUMENT]`, `--workdir DIR` and `--config.FIELD=VALUE`, in any order.
 
     ml_collections' own flags want `--config` first, read `sys.argv`, and answer a misspelt field
@@ -96,7 +123,8 @@ def parse_args(argv: Sequence[str], default: str) -> tuple[ml_collections.Config
         default: the config file where none is given.
 
     Returns:
-        The config, locked, and the workdir (default: runs/<name of the config>).
+        The config, locked, the workdir (default: runs/<name of the config>), and how this process
+        finds the others of its run.
 
     Raises:
         UserError: for an unknown argument or field, and a value of another type.
@@ -109,13 +137,23 @@ def parse_args(argv: Sequence[str], default: str) -> tuple[ml_collections.Config
     )
     parser.add_argument('--config', default=default, metavar='FILE[:ARGUMENT]')
     parser.add_argument('--workdir', help='default: runs/<name of the config>')
+    many = parser.add_argument_group('a run of many processes, each started with this command')
+    many.add_argument(
+        '--distributed',
+        action='store_true',
+        help='Cloud TPU, SLURM, Open MPI or the variables JAX_COORDINATOR_ADDRESS, '
+        'JAX_NUM_PROCESSES and JAX_PROCESS_ID tell the rest',
+    )
+    many.add_argument('--coordinator', metavar='HOST:PORT', help='of process 0, at a free port')
+    many.add_argument('--num-processes', type=int, metavar='N')
+    many.add_argument('--process-id', type=int, metavar='I', help='0 to N - 1')
     args, rest = parser.parse_known_args(argv)
     config = load_config(args.config)
     rest = list(rest)
     while rest:
         name, equals, value = rest.pop(0).partition('=')
         if not name.startswith('--config.'):
-            check_known('argument', name, ('--config', '--workdir', '--config.FIELD=VALUE'))
+            check_known('argument', name, FLAGS)
         if not equals:
             if not rest:
                 raise UserError(f'{name} needs a value: {name}=VALUE')
@@ -123,7 +161,12 @@ def parse_args(argv: Sequence[str], default: str) -> tuple[ml_collections.Config
         assign(config, name.removeprefix('--config.'), value)
     file, colon, argument = args.config.partition(':')
     name = pathlib.Path(file).stem + colon.replace(':', '-') + argument
-    return config.lock(), pathlib.Path(args.workdir or f'runs/{name}')
+    processes = Processes(args.coordinator, args.num_processes, args.process_id)
+    return Arguments(
+        config.lock(),
+        pathlib.Path(args.workdir or f'runs/{name}'),
+        processes if args.distributed or processes != (None, None, None) else None,
+    )
 
 
 def load_config(spec: str) -> ml_collections.ConfigDict:
@@ -184,6 +227,7 @@ def check_config(config: ml_collections.ConfigDict, num_devices: int) -> None:
         _check_range(name, config[name], above=0)
     for name in _NOT_NEGATIVE:
         _check_range(name, config[name], least=0)
+    _check_range('heartbeat_seconds', config.heartbeat_seconds, least=1)
     for value in config.std:
         _check_range('std', value, above=0)
     for name in ('momentum', 'label_smoothing', 'warmup'):

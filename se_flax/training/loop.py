@@ -23,7 +23,7 @@ def train(
     batch: Callable[[int], Any],
     step: Callable[..., tuple[TrainState, Any]],
     report: Callable[[int, Any], None],
-    stop_requested: Callable[[], bool],
+    stop_requested: Callable[[int], bool],
 ) -> TrainState:
     """Trains from step `start` to `num_steps`; returns the last state.
 
@@ -39,7 +39,7 @@ def train(
     with jax.transfer_guard('disallow'):
         for i in range(start, num_steps + 1):
             final, fresh = i == num_steps, i > start
-            stopping = stop_requested() and not final
+            stopping = stop_requested(i) and not final
             evaluating = fresh and (final or due('eval', i))
             saving = fresh and (final or stopping or due('checkpoint', i))
             if pending and (evaluating or saving):

@@ -1,10 +1,12 @@
 """A whole run: a config and a workdir to a trained network, from where it stopped the last time."""
 
+import contextlib
 import math
 import os
 import pathlib
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,6 +19,7 @@ from se_flax.parallel import data_mesh, shard_batch
 from se_flax.training import workdir
 from se_flax.training.checkpoint import Checkpointer
 from se_flax.training.curves import plot_curves
+from se_flax.training.distributed import all_or_none, on_first, tell_all
 from se_flax.training.fine_tune import start_from
 from se_flax.training.loop import train
 from se_flax.training.metrics_log import MetricsWriter, read_rows
@@ -26,6 +29,7 @@ from se_flax.training.state import TrainState, make_init
 from se_flax.training.step import jit_train_step
 from se_flax.training.stopwatch import Stopwatch
 from se_flax.training.summary import run_summary
+from se_flax.training.watchdog import Watchdog
 
 
 class NonFiniteError(ArithmeticError):
@@ -41,14 +45,14 @@ class NonFiniteError(ArithmeticError):
 def run(
     config: ml_collections.ConfigDict,
     directory: pathlib.Path,
-    stop_requested: Callable[[], bool] = lambda: False,
+    stop_requested: Callable[[int], bool] = lambda step: False,
 ) -> dict[str, Any]:
     """Trains as the config says, in a workdir; started again, goes on from its last checkpoint.
 
     Args:
         config: of `parse_args`, or `base_config()` with a recipe.
         directory: the workdir; README says what it holds.
-        stop_requested: asked before each step, such as that of `stop_signals`.
+        stop_requested: asked with its number before each step, as that of `stop_signals`.
 
     Returns:
         The last evaluation: `step`, `loss`, `top1`, `top5` (shares, 0 to 1) and `examples`.
@@ -62,24 +66,40 @@ def run(
         cache = os.path.expanduser(config.compilation_cache)
         jax.config.update('jax_compilation_cache_dir', cache)
     mesh = data_mesh()
-    plan = make_plan(config, mesh.size)
-    workdir.claim(directory, config, plan.train_set.class_names)
-    if result := workdir.finished(directory):
+    plan = all_or_none(partial(make_plan, config, mesh.size))
+    first = jax.process_index() == 0
+    claim = partial(workdir.claim, directory, config, plan.train_set.class_names)
+    on_first(claim)
+    all_or_none(claim)  # the others compare theirs with it
+    if tell_all(workdir.finished(directory) is not None):
         print(f'{directory} has a finished run, see {workdir.DONE} there; another needs --workdir.')
-        return result
+        return workdir.finished(directory)
 
-    init = make_init(plan.model, plan.optimizer, config.image_size, mesh)
+    init = make_init(
+        plan.model,
+        plan.optimizer,
+        config.image_size,
+        mesh,
+        shard_optimizer=config.shard_optimizer,
+    )
     key = jax.random.key(config.seed)
+    abstract = jax.eval_shape(init, key)
     checkpoints = Checkpointer(directory / workdir.CHECKPOINTS, keep=config.keep_checkpoints)
-    state, best = checkpoints.restore(jax.eval_shape(init, key)) or (_start(config, init, key), {})
+    state, best = checkpoints.restore(abstract) or (_start(config, init, key), {})
     start = int(state.step)
-    print(parameter_overview.get_parameter_overview(state.params))
-    print(_summary(config, plan, state.params))
+    if first:
+        print(parameter_overview.get_parameter_overview(state.params))
+        print(_summary(config, plan, state.params))
     print(f'Workdir: {directory}, {f"going on from step {start}" if start else "a new run"}.')
 
-    step = jit_train_step(make_step(config, plan), mesh)
+    step = jit_train_step(make_step(config, plan), mesh, abstract)
     eval_step = make_eval_step(plan.model, mesh, mean=config.mean, std=config.std)
-    loading = {'num_threads': config.num_threads or None, 'max_corrupt': config.max_corrupt}
+    loading = {
+        'num_threads': config.num_threads or None,
+        'max_corrupt': config.max_corrupt,
+        'process_index': jax.process_index(),
+        'process_count': jax.process_count(),
+    }
     batches = train_batches(
         plan.train_set,
         plan.train_view,
@@ -90,26 +110,36 @@ def run(
         num_workers=config.num_workers,
         **loading,
     )
-    rows = MetricsWriter(directory, resume_step=start)
-    progress = Progress(
-        num_steps=plan.num_steps,
-        steps_per_epoch=plan.steps_per_epoch,
-        batch_size=config.batch_size,
-    )
+    open_files = contextlib.ExitStack()
+    rows = progress = None
+    if first:  # the others only take part
+        rows = open_files.enter_context(MetricsWriter(directory, resume_step=start))
+        progress = open_files.enter_context(
+            Progress(
+                num_steps=plan.num_steps,
+                steps_per_epoch=plan.steps_per_epoch,
+                batch_size=config.batch_size,
+            )
+        )
+    watchdog = open_files.enter_context(Watchdog(config.watchdog_seconds))
     watch = Stopwatch()
     last_read = start
 
     def record(row):
-        rows.write(row)
-        progress.show(row)
+        if first:
+            rows.write(row)
+            progress.show(row)
 
     def batch(i):
+        watchdog.doing(f'the data of step {i + 1}')
         with watch.waiting():
             host_batch = next(batches)
+        watchdog.doing(f'step {i + 1}')
         return shard_batch(mesh, host_batch)
 
     def report(i, metrics):
         nonlocal last_read
+        watchdog.doing(f'step {i}')
         metrics = {name: value.item() for name, value in jax.device_get(metrics).items()}
         if not metrics.pop('finite'):
             raise NonFiniteError(f'step {i}, with the loss {metrics["loss"]},')
@@ -121,6 +151,7 @@ def run(
 
     def evaluate_all(i, state):
         nonlocal best
+        watchdog.doing(f'the evaluation after step {i}')
         with watch.paused():
             begin = time.perf_counter()
             examples = eval_batches(
@@ -134,11 +165,13 @@ def run(
         best = max(best, {'top1': result['top1'], 'step': i}, key=lambda b: b.get('top1', -1))
 
     def save(i, state):
-        with watch.paused():
-            rows.flush()  # first: all rows up to a checkpoint's step are on disk when it is
+        watchdog.doing(f'the checkpoint of step {i}')
+        with watch.paused(), jax.transfer_guard('allow'):  # for the processes to agree
+            if first:
+                rows.flush()  # before: all rows up to a checkpoint's step are on disk when it is
             checkpoints.save(i, state, best)
 
-    with rows, progress:
+    with open_files:
         state = train(
             state,
             start=start,
@@ -152,13 +185,18 @@ def run(
             stop_requested=stop_requested,
         )
     checkpoints.verify(state)
+    on_first(partial(_conclude, directory, best))
+    return workdir.finished(directory)
+
+
+def _conclude(directory: pathlib.Path, best: dict[str, Any]) -> None:
+    """Draws the curves and writes the last evaluation as the run's result."""
     history = read_rows(directory / 'metrics.jsonl')
     plot_curves(history, directory / 'curves.png')
     last = next(row for row in reversed(history) if row['split'] == 'eval')
     result = {name: last[name] for name in ('step', 'loss', 'top1', 'top5', 'examples')}
     result['best'] = best
     workdir.finish(directory, result)
-    return result
 
 
 def _start(config: ml_collections.ConfigDict, init, key: jax.Array) -> TrainState:

@@ -9,7 +9,7 @@ from flax import linen as nn
 from flax import struct
 from jax.sharding import Mesh
 
-from se_flax.parallel import replicated
+from se_flax.parallel import replicated, spread
 
 
 class TrainState(struct.PyTreeNode):
@@ -26,8 +26,18 @@ class TrainState(struct.PyTreeNode):
         return {'params': self.params, 'batch_stats': self.batch_stats}
 
 
-def make_init(model: nn.Module, tx: optax.GradientTransformation, image_size: int, mesh: Mesh):
-    """Returns the jitted `key -> TrainState` at step 0, replicated over the mesh."""
+def make_init(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    image_size: int,
+    mesh: Mesh,
+    *,
+    shard_optimizer: bool = False,
+):
+    """Returns the jitted `key -> TrainState` at step 0, replicated over the mesh.
+
+    With `shard_optimizer` each device holds its part of the optimiser's arrays only.
+    """
 
     def init(key):
         image = jnp.zeros((1, image_size, image_size, 3), model.dtype)
@@ -40,4 +50,10 @@ def make_init(model: nn.Module, tx: optax.GradientTransformation, image_size: in
             opt_state=tx.init(params),
         )
 
-    return jax.jit(init, out_shardings=replicated(mesh))
+    whole = shardings = replicated(mesh)
+    if shard_optimizer:
+        state = jax.eval_shape(init, jax.random.key(0))
+        shardings = jax.tree.map(lambda leaf: whole, state)
+        parts = jax.tree.map(lambda leaf: spread(mesh, leaf.shape), state.opt_state)
+        shardings = shardings.replace(opt_state=parts)
+    return jax.jit(init, out_shardings=shardings)

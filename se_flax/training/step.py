@@ -73,12 +73,16 @@ def make_train_step(
     return train_step
 
 
-def jit_train_step(train_step: TrainStep, mesh: Mesh) -> TrainStep:
-    """Compiles a step over the mesh: state replicated and donated, batch split."""
+def jit_train_step(train_step: TrainStep, mesh: Mesh, state: Any = None) -> TrainStep:
+    """Compiles a step over the mesh: batch split, state donated.
+
+    `state` is a TrainState, abstract or not, whose shardings are kept; None replicates all.
+    """
+    kept = replicated(mesh) if state is None else jax.tree.map(lambda leaf: leaf.sharding, state)
     return jax.jit(
         train_step,
-        in_shardings=(replicated(mesh), split(mesh)),
-        out_shardings=replicated(mesh),
+        in_shardings=(kept, split(mesh)),
+        out_shardings=(kept, replicated(mesh)),
         donate_argnums=0,
     )
 

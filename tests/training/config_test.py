@@ -39,7 +39,7 @@ def test_arguments_in_any_order():
     ]
     seen = []
     for order in itertools.permutations(arguments):
-        config, workdir = parse_args(list(itertools.chain(*order)), default=QUICKSTART)
+        config, workdir, _ = parse_args(list(itertools.chain(*order)), default=QUICKSTART)
         seen.append((config.to_json(), workdir))
     assert len(set(seen)) == 1
     assert (config.model, config.batch_size, config.learning_rate) == ('resnet50', 128, 2.0)
@@ -120,7 +120,7 @@ def test_fields_of_the_network_are_open(name, text, value):
 
 def test_fields_of_the_network_join_those_of_the_file():
     argv = ['--config.model_fields.se.reduction=8', '--config.model_fields.se.squeeze=max']
-    config, _ = parse_args(argv, default=QUICKSTART)
+    config, *_ = parse_args(argv, default=QUICKSTART)
     assert config.model_fields.se.to_dict() == {'reduction': 8, 'squeeze': 'max'}
     assert config.model_fields.width == 32
 
@@ -132,7 +132,7 @@ def test_a_config_says_how_it_is_run_and_is_valid(file):
     assert commands
     for command in commands:
         argv = shlex.split(command)
-        config, _ = parse_args(argv, default=QUICKSTART)
+        config, *_ = parse_args(argv, default=QUICKSTART)
         want = load_config(file)
         for name, _, value in (word.partition('=') for word in argv):
             if name.startswith('--config.'):
@@ -143,7 +143,8 @@ def test_a_config_says_how_it_is_run_and_is_valid(file):
 
 
 def test_every_field_is_used():
-    sources = [path for path in (ROOT / 'se_flax').rglob('*.py') if path.name != 'config.py']
+    sources = [ROOT / 'train_main.py', *(ROOT / 'se_flax').rglob('*.py')]
+    sources = [path for path in sources if path.name != 'config.py']
     used = set(re.findall(r'\bconfig\.(\w+)', ' '.join(path.read_text() for path in sources)))
     named = {f'{what}_every_{unit}' for what in INTERVALS for unit in ('steps', 'epochs')}
     assert set(base_config()) - used - named == set()  # recipe_test sees to the intervals
@@ -208,7 +209,7 @@ def test_every_mistake_has_its_message(golden):
     """On eight devices; the text is what a user reads after `error: `."""
 
     def read(command):
-        config, _ = parse_args([command], default=QUICKSTART)
+        config, *_ = parse_args([command], default=QUICKSTART)
         check_config(config, num_devices=8)
 
     lines = []

@@ -39,7 +39,7 @@ def run(start, num_steps, *, every, poisoned=None, stop_at=None):
 
         return called
 
-    def stop_requested():
+    def stop_requested(i):
         steps = start + sum(c.startswith('step') for c in calls)
         return stop_at is not None and steps >= stop_at
 

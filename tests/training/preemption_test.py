@@ -12,9 +12,9 @@ from se_flax.training.preemption import stop_signals
 def test_a_signal_only_sets_the_flag(number):
     before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
     with stop_signals() as stop_requested:
-        assert not stop_requested()
+        assert not stop_requested(3)
         os.kill(os.getpid(), number)
-        assert stop_requested()
+        assert stop_requested(3)
         os.kill(os.getpid(), signal.SIGTERM)  # as often as a scheduler likes
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)

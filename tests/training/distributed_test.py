@@ -1,0 +1,179 @@
+"""Runs of several processes on this machine, joined by gloo: undisturbed, stopped and killed."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from se_flax.errors import UserError
+from se_flax.training import distributed
+from se_flax.training.metrics_log import read_rows
+
+FIELDS = (
+    # Another summation order changes the last digits only, and a low rate keeps it so.
+    *('schedule=constant', 'learning_rate=0.01'),
+    *('num_steps=60', 'checkpoint_every_steps=6', 'eval_every_steps=30', 'keep_checkpoints=10'),
+    'heartbeat_seconds=10',
+)
+
+
+@pytest.fixture
+def start_processes(fields, environ, tmp_path, request):
+    """`start_processes(number, devices, *arguments)` starts a run; killed when the test ends."""
+    started = []
+    recipe = [f'--config.{field}' for field in FIELDS]
+
+    def start(number, devices, *arguments, each=(), **variables):
+        with socket.socket() as free:
+            free.bind(('127.0.0.1', 0))
+            port = free.getsockname()[1]
+        command = [sys.executable, 'train_main.py', *fields, *recipe, *arguments]
+        if number > 1:
+            command += [f'--coordinator=127.0.0.1:{port}', f'--num-processes={number}']
+        env = environ | {'JAX_NUM_CPU_DEVICES': str(devices)} | variables
+        processes = []
+        for i in range(number):
+            log = (tmp_path / f'{len(started)}.log').open('w+')
+            own = [f'--process-id={i}'] if number > 1 else []
+            own += [f'--config.{each[i]}'] if each else []
+            process = subprocess.Popen(
+                command + own,
+                env=env,
+                cwd=request.config.rootpath,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+            process.log = log
+            processes.append(process)
+            started.append(process)
+        return processes
+
+    yield start
+    for process in started:
+        process.kill()
+        process.log.close()
+
+
+def output(process):
+    process.log.seek(0)
+    return process.log.read()
+
+
+def end(processes, code=0, but=None):
+    """Waits for all, each at most a minute; all but one must end with `code`."""
+    for process in processes:
+        process.wait(60 if code else None)
+        if process is not but:
+            assert process.returncode == code, output(process)
+
+
+def newest(workdir):
+    return max(int(path.parent.name) for path in workdir.glob('checkpoints/[0-9]*/manifest.json'))
+
+
+def wait_for_three_steps(processes):
+    while len(re.findall('^step ', output(processes[0]), re.M)) < 3:
+        assert all(p.poll() is None for p in processes), '\n'.join(map(output, processes))
+        time.sleep(0.01)
+
+
+def assert_equal_runs(workdir, other, tolerance):
+    rows, others = (read_rows(d / 'metrics.jsonl') for d in (workdir, other))
+    assert [(r['step'], r['split']) for r in rows] == [(r['step'], r['split']) for r in others]
+    losses, their_losses = ([r['loss'] for r in of] for of in (rows, others))
+    np.testing.assert_allclose(losses, their_losses, rtol=tolerance, atol=0)
+    assert {r['examples'] for r in rows if r['split'] == 'eval'} == {2000}
+
+
+def test_in_float64_processes_change_only_the_last_digits(start_processes, tmp_path):
+    """One, two and four; the optimiser's state whole, then in two parts, and in four."""
+    short = [f'--config.{f}' for f in ('num_steps=20', 'eval_every_steps=20', 'dtype=float64')]
+    for number in (1, 2, 4):
+        workdir = f'--workdir={tmp_path / str(number)}'
+        split = f'--config.shard_optimizer={number > 1}'
+        end(start_processes(number, 4 // number, *short, workdir, split, JAX_ENABLE_X64='1'))
+    for number in ('2', '4'):
+        assert_equal_runs(tmp_path / number, tmp_path / '1', 1e-9)
+
+
+def test_stopped_killed_and_moved_it_goes_on(start_processes, tmp_path):
+    """A run meets every fault in turn, on 1 x 8, 2 x 2, 2 x 1 and 1 x 1 processes and devices."""
+    undisturbed, workdir = tmp_path / 'undisturbed', tmp_path / 'run'
+    end(start_processes(1, 8, f'--workdir={undisturbed}'))
+    shutil.copytree(undisturbed, workdir)
+    (workdir / 'DONE').unlink()
+    for folder in (workdir / 'checkpoints').iterdir():
+        if int(folder.name) > 6:
+            shutil.rmtree(folder)
+    rows = (workdir / 'metrics.jsonl').read_text().splitlines(keepends=True)
+    (workdir / 'metrics.jsonl').write_text(''.join(rows[:6]))
+
+    argument = f'--workdir={workdir}'
+    for number in (signal.SIGTERM, signal.SIGINT):
+        processes = start_processes(2, 2, argument)
+        wait_for_three_steps(processes)
+        processes[1].send_signal(number)  # a worker; all save and stop at one step
+        end(processes, 75)
+        steps = [re.search(r'stopped after step (\d+)', output(p)).group(1) for p in processes]
+        assert steps == [str(newest(workdir))] * 2
+
+    for victim in (1, 0):  # a worker, then the coordinator
+        processes = start_processes(2, 1, argument)
+        wait_for_three_steps(processes)
+        processes[victim].kill()
+        end(processes, distributed.PEER_LOST, but=processes[victim])
+        assert f'error: {distributed.LOST}' in output(processes[1 - victim])
+
+    end(start_processes(1, 1, argument))
+    assert_equal_runs(workdir, undisturbed, 1e-4)
+
+
+def test_processes_told_different_things_all_stop(start_processes, tmp_path):
+    """Process 0 claims the workdir; what the other was told differs from that."""
+    processes = start_processes(2, 1, f'--workdir={tmp_path / "run"}', each=('seed=0', 'seed=1'))
+    end(processes, 2)
+    assert 'error: process 1 could not go on, its output says why' in output(processes[0])
+    assert 'seed is 0 there and 1 now' in output(processes[1])
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (('nohost', 2, 0), 'must be HOST:PORT'),
+        (('host:9000', 2, 2), 'must be below --num-processes=2; take 0 to 1'),
+        (('host:9000', 2, -1), 'must be at least 0'),
+        ((None, 2, None), 'did not meet'),
+    ],
+)
+def test_wrong_flags_are_told(arguments, message, monkeypatch):
+    for variable in [v for v in os.environ if v.startswith(('SLURM', 'JAX_COORDINATOR'))]:
+        monkeypatch.delenv(variable)
+    with pytest.raises(UserError, match=re.escape(message)):
+        distributed.connect(*arguments, heartbeat_seconds=10)
+
+
+def test_environment_stands_in_for_flags(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(
+        jax.distributed, 'initialize', lambda *args, **kwargs: asked.update(args=args, **kwargs)
+    )
+    monkeypatch.setattr(distributed, '_tell_on_abort', lambda: None)
+    monkeypatch.setenv('JAX_COORDINATOR_ADDRESS', 'host:9000')
+    monkeypatch.setenv('JAX_NUM_PROCESSES', '4')
+    monkeypatch.setenv('JAX_PROCESS_ID', '3')
+    distributed.connect(None, None, None, heartbeat_seconds=7)
+    assert asked['args'] == ('host:9000', 4, 3)
+    assert asked['heartbeat_timeout_seconds'] == 7
+    distributed.connect('other:1', 2, 0, heartbeat_seconds=7)  # a flag wins
+    assert asked['args'] == ('other:1', 2, 0)
+    monkeypatch.setenv('JAX_PROCESS_ID', 'three')
+    with pytest.raises(UserError, match='JAX_PROCESS_ID=three must be a whole number'):
+        distributed.connect(None, None, None, heartbeat_seconds=7)

@@ -66,12 +66,11 @@ def _parser() -> argparse.ArgumentParser:
         if name == 'prepare':
             _add_preparing(sub)
 
-    evaluate = command(commands, 'evaluate', _evaluate, 'loss and accuracy of a trained network')
-    _add_network(evaluate)
-    evaluate.add_argument('--data', help="default: the run's own; needed with --weights")
-    evaluate.add_argument('--data-dir', help="default: the run's own, or tfds's")
+    _add_evaluating(command(commands, 'evaluate', _evaluate, 'error rates of trained networks'))
     predict = command(commands, 'predict', _predict, 'the most probable classes of images')
-    _add_network(predict)
+    network = predict.add_mutually_exclusive_group(required=True)
+    network.add_argument('--workdir', type=pathlib.Path, help='of a run')
+    network.add_argument('--weights', type=pathlib.Path, metavar='FILE.safetensors')
     predict.add_argument('images', nargs='+', type=pathlib.Path, metavar='IMAGE')
 
     convert = command(
@@ -115,10 +114,68 @@ def _add_preparing(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_network(parser: argparse.ArgumentParser) -> None:
-    network = parser.add_mutually_exclusive_group(required=True)
-    network.add_argument('--workdir', type=pathlib.Path, help='of a run')
-    network.add_argument('--weights', type=pathlib.Path, metavar='FILE.safetensors')
+def _add_evaluating(parser: argparse.ArgumentParser) -> None:
+    networks = parser.add_argument_group('networks', 'several are an ensemble: their mean')
+    for option, metavar in (('--workdir', 'DIR'), ('--weights', 'FILE.safetensors')):
+        networks.add_argument(
+            option,
+            dest='networks',
+            action='append',
+            default=[],
+            type=lambda path, option=option: (option, pathlib.Path(path)),
+            metavar=metavar,
+            help='of a run' if option == '--workdir' else 'of `se-flax convert`',
+        )
+    networks.add_argument('--dtype', help="float32 or bfloat16; default: the run's own, float32")
+
+    images = parser.add_argument_group('images')
+    images.add_argument('--data', help="default: the run's own; needed with --weights")
+    images.add_argument('--data-dir', help="default: the run's own, or tfds's")
+    images.add_argument('--batch-size', type=int, metavar='B', help='images at once')
+
+    views = parser.add_argument_group(
+        'protocol', 'several sizes or resizes, such as 256,288,320, are scales: their mean'
+    )
+    views.add_argument(
+        '--size', type=_sizes, default=(), metavar='S', help="pixels; default: the network's own"
+    )
+    views.add_argument(
+        '--resize',
+        type=_sizes,
+        default=(),
+        metavar='R',
+        help="of the shorter edge, 0 leaves it as it is; default: the network's own",
+    )
+    views.add_argument(
+        '--crops',
+        type=int,
+        default=1,
+        metavar='N',
+        help='1: the centre (default), 2: and its mirror image, 10: corners, centre, mirror '
+        'images, 12: and the whole image',
+    )
+    views.add_argument(
+        '--average',
+        default='probabilities',
+        metavar='WHAT',
+        help='probabilities (default) or logits, over crops, scales and networks',
+    )
+
+    output = parser.add_argument_group('output')
+    output.add_argument('--per-class', action='store_true', help='a table, the worst first')
+    output.add_argument(
+        '--predictions',
+        type=pathlib.Path,
+        metavar='FILE',
+        help='.csv or .jsonl: the five most probable classes of each image',
+    )
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(size) for size in text.split(','))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'{text!r} is no list of pixels such as 256,288') from None
 
 
 def _table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -200,19 +257,66 @@ def _data_prepare(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from se_flax.training.use import evaluate_run, evaluate_weights
+    from se_flax.evaluation.progress import Progress
+    from se_flax.evaluation.protocols import Protocol
+    from se_flax.training.use import evaluate_networks, open_run, open_weights
 
-    if args.workdir:
-        result = evaluate_run(args.workdir, args.data, args.data_dir)
-    elif args.data:
-        result = evaluate_weights(args.weights, args.data, args.data_dir)
-    else:
-        raise UserError('a weights file has no data set of its own: --data NAME')
-    step = f'step {result["step"]}: ' if 'step' in result else ''
-    print(
-        f'{step}loss {result["loss"]:.4f}, top-1 {100 * result["top1"]:.2f} %, '
-        f'top-5 {100 * result["top5"]:.2f} % of {result["examples"]:,} images of {result["data"]}'
-    )
+    if not args.networks:
+        raise UserError('nothing to evaluate: --workdir DIR or --weights FILE.safetensors')
+    protocol = Protocol(args.size, args.resize, args.crops, args.average)
+    with Progress() as progress:
+        open_network = {'--workdir': open_run, '--weights': open_weights}
+        networks = [open_network[option](path, args.dtype) for option, path in args.networks]
+        result = evaluate_networks(
+            networks,
+            args.data,
+            args.data_dir,
+            protocol,
+            batch_size=args.batch_size,
+            predictions=args.predictions,
+            seen=progress.show,
+        )
+    if args.per_class:
+        print(_class_table(result), end='\n\n')
+    for network in networks:
+        step = '' if network.step is None else f', step {network.step:,}'
+        print(f'{network.name}{step}: {protocol.describe(network.network.view)}')
+    views = sum(protocol.crops * len(protocol.scales(n.network.view)) for n in networks)
+    if views > 1:
+        print(f'{views} views an image, their {protocol.average} averaged')
+    print(_errors(result))
+    if args.predictions:
+        print(f'predictions: {args.predictions}')
+
+
+def _errors(result) -> str:
+    """The error rates, each with its interval, of an evaluation."""
+    from se_flax.evaluation import wilson
+
+    total = result.tally.summary()
+    examples = total['examples']
+    rows = [('', 'error', '95 % interval', 'accuracy')]
+    for name, key in (('top-1', 'top1'), ('top-5', 'top5')):
+        wrong = 1 - total[key]
+        low, high = wilson(round(wrong * examples), examples)
+        interval = f'{_percent(low)} to {_percent(high)} %'
+        rows.append((name, f'{_percent(wrong)} %', interval, f'{_percent(total[key])} %'))
+    return f'{examples:,} images of {result.data}, loss {total["loss"]:.4f}\n{_table(rows)}'
+
+
+def _class_table(result) -> str:
+    """The error rates of each class that has images, the worst first."""
+    rows = []
+    for name, (examples, *right) in zip(result.class_names, result.tally.counts, strict=True):
+        if examples:
+            rows.append((name, examples, *(1 - r / examples for r in right)))
+    rows.sort(key=lambda row: (-row[2], -row[3], row[0]))
+    texts = [(name, f'{n:,}', *(f'{_percent(e)} %' for e in errors)) for name, n, *errors in rows]
+    return _table([('class', 'images', 'top-1 error', 'top-5 error'), *texts])
+
+
+def _percent(share: float) -> str:
+    return f'{100 * share:.2f}'
 
 
 def _predict(args: argparse.Namespace) -> None:

@@ -25,16 +25,20 @@ def normalize(images: jax.Array, mean, std, dtype) -> jax.Array:
     return ((images.astype(wide) - mean) / std).astype(dtype)
 
 
-def in_top(k: int, logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Tells whether each label is among the k largest logits: `[B, C]`, `[B]` to bool `[B]`.
+def label_rank(scores: jax.Array, labels: jax.Array) -> jax.Array:
+    """Counts the classes before each label, `[B, C]`, `[B]` to int `[B]`; 0 is the best.
 
-    Equal logits are ranked by class number, as `argmax` does, so a network that says nothing
-    scores chance and not 100 %.
+    Equal scores are ranked by class number, as `argmax` does, so a network that says nothing
+    scores chance and not 100 %; a label whose score is not a number comes last.
     """
-    own = jnp.take_along_axis(logits, labels[:, None], axis=1)
-    before = jnp.arange(logits.shape[1])[None] < labels[:, None]
-    rank = ((logits > own) | ((logits == own) & before)).sum(1)
-    return rank < k
+    own = jnp.take_along_axis(scores, labels[:, None], axis=1)
+    before = jnp.arange(scores.shape[1])[None] < labels[:, None]
+    return ((scores > own) | ((scores == own) & before) | jnp.isnan(own)).sum(1)
+
+
+def in_top(k: int, scores: jax.Array, labels: jax.Array) -> jax.Array:
+    """Tells whether each label is among the k largest scores: `[B, C]`, `[B]` to bool `[B]`."""
+    return label_rank(scores, labels) < k
 
 
 def make_eval_step(model: nn.Module, mesh: Mesh, *, mean, std) -> Callable[..., Any]:
@@ -52,8 +56,8 @@ def make_eval_step(model: nn.Module, mesh: Mesh, *, mean, std) -> Callable[..., 
         loss = -jnp.take_along_axis(log_probs, labels[:, None], axis=1)[:, 0]
         return {
             'loss': jnp.where(mask, loss, 0).sum(),
-            'top1': (mask & in_top(1, logits, labels)).sum(),
-            'top5': (mask & in_top(5, logits, labels)).sum(),
+            'top1': (mask & in_top(1, log_probs, labels)).sum(),
+            'top5': (mask & in_top(5, log_probs, labels)).sum(),
             'examples': mask.sum(),
         }
 

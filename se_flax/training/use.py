@@ -1,93 +1,192 @@
 """What a workdir, finished or not, or a weights file is good for."""
 
+import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import ml_collections
 import numpy as np
-from flax import linen as nn
 
-from se_flax.data import DecodeError, EvalTransform, decode, eval_batches, open_dataset
-from se_flax.errors import MissingError, UserError
-from se_flax.evaluation import evaluate, make_eval_step, normalize
+from se_flax.data import DecodeError, EvalTransform, decode, open_dataset
+from se_flax.errors import MissingError, UserError, check_known
+from se_flax.evaluation import normalize
+from se_flax.evaluation.ensemble import Network, Tally, judge_batches
+from se_flax.evaluation.predictions import Predictions
+from se_flax.evaluation.protocols import Protocol
 from se_flax.models import create_model
 from se_flax.parallel import data_mesh
+from se_flax.training.config import base_config
 from se_flax.training.recipe import eval_transform
-from se_flax.training.workdir import Run, load_run
+from se_flax.training.workdir import load_run
 
 WEIGHTS_BATCH = 64  # a device's, in evaluating a weights file
+DTYPES = ('float32', 'bfloat16')
+OWN_VIEW = Protocol()
 
 
 class Trained(NamedTuple):
-    """A network with its variables, the images it takes, and its class names if they are known."""
+    """A network to be used, where it is from, and its class names if they are known.
 
-    model: nn.Module
-    variables: Any
-    view: EvalTransform
-    mean: Sequence[float]
-    std: Sequence[float]
+    `step` is that of a run's checkpoint, else None. `config` is the run's; a weights file has
+    `base_config()`'s, without a data set.
+    """
+
+    name: str
+    network: Network
     class_names: tuple[str, ...]
+    step: int | None
+    config: ml_collections.ConfigDict
 
 
-def evaluate_run(
-    workdir: pathlib.Path, data: str | None = None, data_dir: str | None = None
-) -> dict[str, Any]:
-    """Evaluates the newest checkpoint on every example of the eval split, once each.
+class Evaluation(NamedTuple):
+    """What networks together said of a data set; `tally` has the counts of each class."""
 
-    Args:
-        workdir: of a run; it may still be going on.
-        data: another data set with the same classes; None is the run's own.
-        data_dir: of tfds; None is the run's own.
+    data: str
+    class_names: tuple[str, ...]
+    tally: Tally
 
-    Returns:
-        `step`, `loss`, `top1`, `top5` (shares, 0 to 1), `examples` and `data`.
+
+def open_run(workdir: pathlib.Path, dtype: str | None = None) -> Trained:
+    """Reads the newest checkpoint of a run, which may still be going on.
+
+    `dtype` is one of DTYPES; None is the run's own. Raises as `load_run` does.
     """
     run = load_run(workdir)
     config = run.config
-    result = _evaluate(
-        _of_run(run),
-        data or config.data,
-        data_dir or config.data_dir or None,
-        batch_size=config.eval_batch_size,
+    model = run.model if dtype is None else run.model.clone(dtype=_dtype(dtype))
+    network = Network(model, run.variables, eval_transform(config), config.mean, config.std)
+    return _ready(Trained(str(workdir), network, run.class_names, run.step, config))
+
+
+def open_weights(path: pathlib.Path, dtype: str | None = None) -> Trained:
+    """Reads a weights file, with the preprocessing it names; `dtype` None is float32."""
+    from se_flax.weights.store import read_weights  # its extra is not needed for a workdir
+
+    info, variables = read_weights(path)
+    dtype = _dtype(dtype or DTYPES[0])
+    model = create_model(info.model, info.num_classes, **{**info.fields, 'dtype': dtype})
+    images = info.preprocessing
+    view = EvalTransform(images.image_size, images.resize, images.interpolation)
+    config = base_config()
+    config.eval_batch_size = WEIGHTS_BATCH * jax.device_count()
+    network = Network(model, variables, view, images.mean, images.std)
+    return _ready(Trained(str(path), network, info.class_names, None, config))
+
+
+def _dtype(name: str) -> Any:
+    check_known('dtype', name, DTYPES)
+    return jnp.dtype(name)
+
+
+def _ready(trained: Trained) -> Trained:
+    """Has what is compiled kept, where the trainer keeps it, if nobody has said where."""
+    if trained.config.compilation_cache and not jax.config.jax_compilation_cache_dir:
+        cache = os.path.expanduser(trained.config.compilation_cache)
+        jax.config.update('jax_compilation_cache_dir', cache)
+    return trained
+
+
+def evaluate_networks(
+    networks: Sequence[Trained],
+    data: str | None = None,
+    data_dir: str | None = None,
+    protocol: Protocol = OWN_VIEW,
+    *,
+    batch_size: int | None = None,
+    predictions: pathlib.Path | None = None,
+    seen: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Evaluates one network, or the mean of several, on every example of a set, once each.
+
+    Args:
+        networks: with the same classes; each sees images as it expects them.
+        data: with the same classes; None is the data set of the runs among the networks.
+        data_dir: of tfds; None is that of the first of these runs, else tfds's own.
+        protocol: the views of an image; by default the one each network expects.
+        batch_size: images at once, brought up to a multiple of the devices; None is the first
+            run's `eval_batch_size`, without runs WEIGHTS_BATCH a device.
+        predictions: a file for what is said of each example, see `Predictions`.
+        seen: told after each batch how many examples of how many are done.
+
+    Raises:
+        UserError: for a set with other classes than a network, or another number of them, and for
+            views no network can have; nothing is compiled before.
+    """
+    config = next((n.config for n in networks if n.step is not None), networks[0].config)
+    data = data or _own_data(networks)
+    dataset = open_dataset(data, 'eval', data_dir or config.data_dir or None)
+    for trained in networks:
+        _check_classes(trained, data, dataset.class_names)
+    batch_size = config.eval_batch_size if batch_size is None else batch_size
+    if batch_size < 1:
+        raise UserError(f'batch_size={batch_size} must be at least 1')
+    mesh = data_mesh()
+    batch_size = -(-batch_size // mesh.size) * mesh.size
+    file = Predictions(predictions, dataset) if predictions else None
+    tally = Tally(dataset.num_classes)
+    batches = judge_batches(
+        [trained.network for trained in networks],
+        dataset,
+        protocol,
+        mesh,
+        batch_size=batch_size,
         num_threads=config.num_threads or None,
         max_corrupt=config.max_corrupt,
     )
-    return {'step': run.step, **result}
+    for first, results in zip(range(0, len(dataset), batch_size), batches, strict=True):
+        tally.add(results)
+        if file:
+            file.add(first, results)
+        seen(min(first + batch_size, len(dataset)), len(dataset))
+    if file and jax.process_index() == 0:
+        file.write()
+    return Evaluation(data, dataset.class_names, tally)
 
 
-def evaluate_weights(path: pathlib.Path, data: str, data_dir: str | None = None) -> dict[str, Any]:
-    """Evaluates a weights file, with the preprocessing it names, on every example of a set.
-
-    Returns what `evaluate_run` does, without `step`. Raises UserError where the set has other
-    classes than the file names, or another number of them.
-    """
-    return _evaluate(
-        _of_weights(path), data, data_dir, batch_size=WEIGHTS_BATCH * jax.device_count()
-    )
-
-
-def _evaluate(
-    trained: Trained, data: str, data_dir: str | None, *, batch_size: int, **loading
+def evaluate_run(
+    workdir: pathlib.Path,
+    data: str | None = None,
+    data_dir: str | None = None,
+    protocol: Protocol = OWN_VIEW,
 ) -> dict[str, Any]:
-    dataset = open_dataset(data, 'eval', data_dir)
-    _check_classes(trained, data, dataset.class_names)
-    mesh = data_mesh()
-    batch_size = -(-batch_size // mesh.size) * mesh.size
-    batches = eval_batches(dataset, trained.view, batch_size=batch_size, **loading)
-    eval_step = make_eval_step(trained.model, mesh, mean=trained.mean, std=trained.std)
-    return {'data': data, **evaluate(eval_step, trained.variables, batches, mesh)}
+    """Evaluates the newest checkpoint of a run, see `evaluate_networks`.
+
+    Returns `step`, `loss`, `top1`, `top5` (shares, 0 to 1), `examples` and `data`.
+    """
+    run = open_run(workdir)
+    result = evaluate_networks([run], data, data_dir, protocol)
+    return {'step': run.step, 'data': result.data, **result.tally.summary()}
+
+
+def evaluate_weights(
+    path: pathlib.Path, data: str, data_dir: str | None = None, protocol: Protocol = OWN_VIEW
+) -> dict[str, Any]:
+    """Evaluates a weights file; returns what `evaluate_run` does, without `step`."""
+    result = evaluate_networks([open_weights(path)], data, data_dir, protocol)
+    return {'data': result.data, **result.tally.summary()}
+
+
+def _own_data(networks: Sequence[Trained]) -> str:
+    names = list(dict.fromkeys(n.config.data for n in networks if n.config.data))
+    if not names:
+        raise UserError('a weights file has no data set of its own: --data NAME')
+    if len(names) > 1:
+        raise UserError(f'the runs have different data sets, {", ".join(names)}: --data NAME')
+    return names[0]
 
 
 def _check_classes(trained: Trained, data: str, names: tuple[str, ...]) -> None:
-    ours = trained.class_names
+    ours, count = trained.class_names, trained.network.model.num_classes
     if ours and names != ours:
         raise UserError(
-            f'{data} has other classes ({", ".join(names[:5])}, ...) than the network '
+            f'{data} has other classes ({", ".join(names[:5])}, ...) than {trained.name} '
             f'({", ".join(ours[:5])}, ...)'
         )
-    if len(names) != trained.model.num_classes:
-        raise UserError(f'{data} has {len(names)} classes, the network {trained.model.num_classes}')
+    if len(names) != count:
+        raise UserError(f'{data} has {len(names)} classes, {trained.name} has {count}')
 
 
 def predict(
@@ -99,7 +198,7 @@ def predict(
     before the network is loaded.
     """
     decoded = [_read(path) for path in images]
-    return _predict(_of_run(load_run(workdir)), decoded, top)
+    return _predict(open_run(workdir), decoded, top)
 
 
 def predict_weights(
@@ -107,7 +206,7 @@ def predict_weights(
 ) -> Iterator[list[tuple[str, float]]]:
     """Does the same as `predict` with a weights file; unnamed classes are called by number."""
     decoded = [_read(path) for path in images]
-    return _predict(_of_weights(path), decoded, top)
+    return _predict(open_weights(path), decoded, top)
 
 
 def save_run_weights(workdir: pathlib.Path, out: pathlib.Path) -> None:
@@ -127,35 +226,19 @@ def save_run_weights(workdir: pathlib.Path, out: pathlib.Path) -> None:
 def _predict(
     trained: Trained, images: Sequence[np.ndarray], top: int
 ) -> Iterator[list[tuple[str, float]]]:
-    model, size = trained.model, trained.view.image_size
+    model, variables, view, mean, std = trained.network
     names = trained.class_names or [f'class {i}' for i in range(model.num_classes)]
 
     @jax.jit
     def probabilities(variables, image):
-        image = normalize(image, trained.mean, trained.std, model.dtype)
+        image = normalize(image, mean, std, model.dtype)
         return jax.nn.softmax(model.apply(variables, image, train=False))[0]
 
     for image in images:
-        out = np.empty((1, size, size, 3), np.uint8)
-        trained.view(image, None, out[0])
-        p = np.asarray(probabilities(trained.variables, out))
+        out = np.empty((1, view.image_size, view.image_size, 3), np.uint8)
+        view(image, None, out[0])
+        p = np.asarray(probabilities(variables, out))
         yield [(names[i], float(p[i])) for i in np.argsort(-p)[:top]]
-
-
-def _of_run(run: Run) -> Trained:
-    config = run.config
-    view = eval_transform(config)
-    return Trained(run.model, run.variables, view, config.mean, config.std, run.class_names)
-
-
-def _of_weights(path: pathlib.Path) -> Trained:
-    from se_flax.weights.store import read_weights  # its extra is not needed for a workdir
-
-    info, variables = read_weights(path)
-    model = create_model(info.model, info.num_classes, **info.fields)
-    images = info.preprocessing
-    view = EvalTransform(images.image_size, images.resize, images.interpolation)
-    return Trained(model, variables, view, images.mean, images.std, info.class_names)
 
 
 def _read(path: pathlib.Path) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Evaluation and prediction from the workdir of a real run, finished or not."""
 
+import csv
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -14,8 +14,10 @@ import pytest
 
 from se_flax import cli
 from se_flax.data import decode, open_dataset
+from se_flax.evaluation import wilson
+from se_flax.evaluation.protocols import Protocol
 from se_flax.training.metrics_log import read_rows
-from se_flax.training.use import evaluate_run, predict
+from se_flax.training.use import evaluate_networks, evaluate_run, open_run, predict
 from se_flax.training.workdir import load_run
 
 
@@ -33,11 +35,20 @@ def test_evaluate_gives_the_last_evaluation_of_the_run_in_every_digit(reference,
     assert content(reference) == before
 
     assert cli.main(['evaluate', '--workdir', str(reference)]) == 0
-    loss, top1, top5 = result['loss'], 100 * result['top1'], 100 * result['top5']
-    assert capsys.readouterr().out == (
-        f'step 24: loss {loss:.4f}, top-1 {top1:.2f} %, top-5 {top5:.2f} % '
-        'of 2,000 images of fashion_mnist_mini\n'
-    )
+    out, err = capsys.readouterr()
+    assert err == ''
+    assert out.splitlines() == [
+        f'{reference}, step 24: centre crop, 28 pixels of the image as it is',
+        f'2,000 images of fashion_mnist_mini, loss {result["loss"]:.4f}',
+        '         error     95 % interval  accuracy',
+        *(table_line(name, result[key]) for name, key in (('top-1', 'top1'), ('top-5', 'top5'))),
+    ]
+
+
+def table_line(name, share):
+    low, high = wilson(round(2000 * (1 - share)), 2000)
+    interval = f'{100 * low:5.2f} to {100 * high:5.2f} %'
+    return f'{name}  {100 * (1 - share):5.2f} %  {interval}   {100 * share:5.2f} %'
 
 
 def test_a_run_becomes_a_weights_file_that_says_the_same(reference, tmp_path, capsys):
@@ -49,7 +60,8 @@ def test_a_run_becomes_a_weights_file_that_says_the_same(reference, tmp_path, ca
     of_run = capsys.readouterr().out
     data = ['--data', 'fashion_mnist_mini']
     assert cli.main(['evaluate', '--weights', str(out), *data]) == 0
-    assert re.sub('^step [0-9]+: ', '', of_run) == capsys.readouterr().out
+    of_file = capsys.readouterr().out
+    assert of_run.replace(f'{reference}, step 24', str(out)) == of_file
 
 
 def test_evaluate_beside_a_trainer_changes_nothing(reference, tmp_path, start_train_main, kill_run):
@@ -67,6 +79,59 @@ def test_evaluate_beside_a_trainer_changes_nothing(reference, tmp_path, start_tr
     assert process.returncode == 0, text
     assert 4 <= result['step'] < 24
     assert kill_run['differences'](reference, tmp_path) == []
+
+
+def test_an_ensemble_with_two_crops_told_in_all_ways(reference, tmp_path, capsys):
+    """A run and its own weights, which are one network: as the run alone, at another batch size."""
+    weights, file = tmp_path / 'same.safetensors', tmp_path / 'p.csv'
+    assert cli.main(['convert', str(reference), '--out', str(weights)]) == 0
+    capsys.readouterr()
+    networks = ['--workdir', str(reference), '--weights', str(weights)]
+    views = ['--size', '20', '--resize', '28', '--crops', '2', '--batch-size', '333']
+    outputs = ['--per-class', '--predictions', str(file)]
+    assert cli.main(['evaluate', *networks, *views, *outputs]) == 0
+    table, _, told = capsys.readouterr().out.partition('\n\n')
+
+    protocol = Protocol((20,), (28,), crops=2)
+    alone = evaluate_networks([open_run(reference)], protocol=protocol)
+    summary = alone.tally.summary()
+    described = 'centre crop and its mirror image, 20 pixels of 28'
+    lines = told.splitlines()
+    assert lines[:3] == [
+        f'{reference}, step 24: {described}',
+        f'{weights}: {described}',
+        '4 views an image, their probabilities averaged',
+    ]
+    assert lines[5:] == [
+        table_line('top-1', summary['top1']),
+        table_line('top-5', summary['top5']),
+        f'predictions: {file}',
+    ]
+
+    with file.open(newline='') as rows:
+        rows = list(csv.DictReader(rows))
+    assert [int(row['index']) for row in rows] == list(range(2000))
+    assert sum(row['class_1'] == row['label'] for row in rows) == round(2000 * summary['top1'])
+    head, *body = (line.rsplit(maxsplit=5) for line in table.splitlines())
+    assert ' '.join(head) == 'class images top-1 error top-5 error'
+    assert sum(int(images) for _, images, *_ in body) == 2000
+    wrong = dict.fromkeys(alone.class_names, 0)
+    for row in rows:
+        wrong[row['label_name']] += row['class_1'] != row['label']
+    assert {name: error for name, _, error, *_ in body} == {
+        name: f'{100 * count / 200:.2f}' for name, count in wrong.items()
+    }
+    errors = [float(error) for _, _, error, *_ in body]
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_dtype_is_that_of_the_maps(reference):
+    run = open_run(reference, 'bfloat16')
+    assert run.network.model.dtype == jax.numpy.bfloat16
+    result = evaluate_networks([run])
+    wide = json.loads((reference / 'DONE').read_text())['loss']
+    assert result.tally.summary()['loss'] != wide
+    assert result.tally.summary()['loss'] == pytest.approx(wide, rel=0.01)
 
 
 def test_evaluate_refuses_a_set_of_other_classes(reference, capsys):
@@ -126,9 +191,20 @@ def test_mistakes_are_told_in_a_line(reference, images, tmp_path, capsys):
         (['predict', tmp_path / 'no', '0.png'], f'{folder}/no is no workdir of a run: it has no '),
         (['evaluate', tmp_path / 'earl'], f'{folder}/earl is no workdir of a run: it has no '),
         (['evaluate', tmp_path / 'early'], f'no finished checkpoint in {folder}/early/checkpoints'),
+        (['evaluate', reference, '--size=32', '--resize=28'], 'resize=28 is below image_size=32; '),
+        (['evaluate', reference, '--crops=10'], 'crops=10 are cut from a square of resize pixels'),
+        (['evaluate', reference, '--crops=9'], 'unknown crops 9: one of 1, 2, 10, 12'),
+        (['evaluate', reference, '--average=mean'], "unknown average 'mean': one of probabilities"),
+        (
+            ['evaluate', reference, '--dtype=float16'],
+            "unknown dtype 'float16': did you mean bfloat16 or ",
+        ),
+        (['evaluate', reference, '--batch-size=0'], 'batch_size=0 must be at least 1'),
+        (['evaluate', reference, '--predictions=p.txt'], "unknown kind of predictions file '.txt'"),
     ]:
-        verb, workdir, *names = command
-        assert cli.main([verb, '--workdir', str(workdir), *(f'{folder}/{n}' for n in names)]) == 2
+        verb, workdir, *rest = command
+        rest = [r if r.startswith('--') else f'{folder}/{r}' for r in rest]
+        assert cli.main([verb, '--workdir', str(workdir), *rest]) == 2
         error = capsys.readouterr().err
         assert error.startswith(f'error: {message}'), error
         assert error.count('\n') == 1

@@ -13,10 +13,20 @@ from se_flax import cli
 from se_flax.data import decode, open_dataset
 from se_flax.errors import UserError
 from se_flax.models import create_model
+from se_flax.training.use import open_weights
 from se_flax.weights import Preprocessing, convert, load_weights, save_weights
 
 DATA = 'fashion_mnist_mini'
 VIEW = Preprocessing(28, 0, 'bilinear', (70.0, 71.0, 72.0), (80.0, 81.0, 82.0))
+
+
+@pytest.fixture(autouse=True)
+def home(monkeypatch, tmp_path_factory):
+    """What is compiled is kept in a folder of the tests, not in the user's."""
+    home = tmp_path_factory.getbasetemp() / 'home'
+    monkeypatch.setenv('HOME', str(home))
+    yield home
+    jax.config.update('jax_compilation_cache_dir', None)
 
 
 @pytest.fixture(scope='module')
@@ -73,10 +83,12 @@ def test_evaluate(weights, tmp_path, capsys):
     log_p = np.asarray(jax.nn.log_softmax(jax.jit(model.apply)(variables, images)))
     rank = (log_p > log_p[np.arange(len(labels)), labels, None]).sum(1)
     loss = -log_p[np.arange(len(labels)), labels].mean()
-    assert text == (
-        f'loss {loss:.4f}, top-1 {100 * (rank < 1).mean():.2f} %, '
-        f'top-5 {100 * (rank < 5).mean():.2f} % of 2,000 images of {DATA}\n'
-    )
+    said, images, _, *shares = text.splitlines()
+    assert said == f'{path}: centre crop, 28 pixels of the image as it is'
+    assert images == f'2,000 images of {DATA}, loss {loss:.4f}'
+    for line, k in zip(shares, (1, 5), strict=True):
+        assert line.startswith(f'top-{k}  {100 * (rank >= k).mean():.2f} %  ')
+        assert line.endswith(f' {100 * (rank < k).mean():.2f} %')
 
 
 @pytest.fixture
@@ -120,8 +132,13 @@ def test_mistakes_are_told_in_a_line(converted, image, tmp_path, capsys, weights
         (['predict', '--weights', source, image], f'{source} does not say which network'),
         (['predict', '--weights', converted, tmp_path / 'no.png'], 'no image '),
         (['predict', '--weights', odd, image], "unknown interpolation 'nicest': "),
+        (['evaluate', '--data', DATA], 'nothing to evaluate: --workdir DIR or --weights FILE'),
+        (
+            ['evaluate', '--weights', converted, '--weights', three, '--data', DATA],
+            f'{DATA} has 10 classes, {three} has 3',
+        ),
         (['evaluate', '--weights', converted], 'a weights file has no data set of its own: --data'),
-        (['evaluate', '--weights', three, '--data', DATA], f'{DATA} has 10 classes, the network 3'),
+        (['evaluate', '--weights', three, '--data', DATA], f'{DATA} has 10 classes, {three} has 3'),
         (['evaluate', '--weights', named, '--data', DATA], f'{DATA} has other classes (T-shirt'),
         (['convert', source, '--out', out], 'a file does not say which network it is of: --model'),
         (['convert', source, '--model', 'resnet', '--out', out], "unknown model 'resnet': did you"),
@@ -139,12 +156,20 @@ def test_mistakes_are_told_in_a_line(converted, image, tmp_path, capsys, weights
     assert not out.exists()
 
 
-@pytest.mark.parametrize('verb', ['evaluate', 'predict'])
-def test_a_workdir_or_weights(verb, image, capsys):
+def test_predict_takes_a_workdir_or_weights(image, capsys):
     for arguments in ([], ['--workdir', 'a', '--weights', 'b']):
         with pytest.raises(SystemExit):
-            cli.main([verb, *arguments, str(image)])
+            cli.main(['predict', *arguments, str(image)])
         assert '--weights' in capsys.readouterr().err
+
+
+def test_what_is_compiled_is_kept_where_nobody_said_otherwise(converted, home):
+    jax.config.update('jax_compilation_cache_dir', '/elsewhere')
+    open_weights(converted)
+    assert jax.config.jax_compilation_cache_dir == '/elsewhere'
+    jax.config.update('jax_compilation_cache_dir', None)
+    open_weights(converted)
+    assert jax.config.jax_compilation_cache_dir == str(home / '.cache' / 'se_flax')
 
 
 def test_metadata_are_json_that_others_can_read(converted):

@@ -1,0 +1,35 @@
+"""An image as a square of one size, from which a protocol cuts its crops."""
+
+import dataclasses
+
+import numpy as np
+
+from se_flax.data.transforms import INTERPOLATIONS, check_size, resize
+from se_flax.errors import check_known
+
+
+@dataclasses.dataclass(frozen=True)
+class Squash:
+    """The whole image as a square; its aspect is lost.
+
+    The shorter edge is resized first and the longer one then, as in the source of the twelve
+    crops (`se_flax.evaluation.protocols`). Raises UserError for an unknown `interpolation`.
+
+    Attributes:
+        image_size: side S of the output, in pixels.
+        interpolation: one of `se_flax.data.transforms.INTERPOLATIONS`.
+    """
+
+    image_size: int
+    interpolation: str = 'bilinear'
+
+    def __post_init__(self):
+        check_known('interpolation', self.interpolation, INTERPOLATIONS)
+        check_size('image_size', self.image_size, at_least=1)
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator | None, out: np.ndarray) -> None:
+        """Writes `image` into `out`, `[S, S, 3]`, both uint8 RGB; `rng` is not used."""
+        size, (height, width) = self.image_size, image.shape[:2]
+        least = min(height, width)
+        image = resize(image, height * size // least, width * size // least, self.interpolation)
+        out[:] = resize(image, size, size, self.interpolation)

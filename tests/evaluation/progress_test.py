@@ -1,0 +1,47 @@
+"""What an evaluation shows while it goes on."""
+
+import io
+import logging
+import sys
+
+import pytest
+from rich.console import Console
+
+from se_flax.evaluation.progress import Progress
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """`clock[0]` is the time, in seconds."""
+    clock = [1000.0]
+    monkeypatch.setattr('se_flax.evaluation.progress.time.monotonic', lambda: clock[0])
+    return clock
+
+
+def test_lines_now_and_then_where_there_is_no_terminal(clock):
+    file = io.StringIO()
+    with Progress(Console(file=file, width=20)) as progress:
+        clock[0] += 100  # it compiles
+        for batch in range(1, 8):
+            progress.show(1000 * batch, 50_000)
+            clock[0] += 12
+    assert file.getvalue() == (
+        '4,000 of 50,000 images, 83.3 images/s\n7,000 of 50,000 images, 83.3 images/s\n'
+    )
+
+
+def test_a_terminal_has_a_bar_that_goes_and_warnings_above_it(monkeypatch):
+    file = io.StringIO()
+    monkeypatch.setattr(sys, 'stderr', file)
+    handler = logging.StreamHandler()
+    monkeypatch.setattr(logging.getLogger(), 'handlers', [handler])
+    with Progress(Console(file=file, width=80, force_terminal=True, _environ={})) as progress:
+        progress.show(100, 50_000)
+        logging.getLogger().warning('a record is left out')
+        progress.show(200, 50_000)
+        progress._bar.refresh()
+    text = file.getvalue()
+    assert '200 of 50,000 images' in text
+    assert '\r\x1b[2Ka record is left out\n' in text
+    assert text.endswith('\r\x1b[1A\x1b[2K')  # the bar is wiped
+    assert handler.stream is file

@@ -1,0 +1,130 @@
+"""The views of a protocol against slices written out, and averages against NumPy."""
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from se_flax.data import EvalTransform
+from se_flax.errors import UserError
+from se_flax.evaluation.protocols import AVERAGES, Protocol, cut, lay_out, places
+
+OWN = EvalTransform(24, 32)
+
+
+@pytest.fixture
+def image():
+    """Its shorter edge of 32 makes the longer one 42."""
+    return np.random.default_rng(0).integers(0, 256, (64, 85, 3), np.uint8)
+
+
+def views(image, protocol, own=OWN):
+    (scale,) = protocol.scales(own)
+    side = scale.canvas.image_size
+    canvas = np.empty((1, side, side, 3), np.uint8)
+    scale.canvas(image, None, canvas[0])
+    laid_out = lay_out(protocol.crops, jnp.asarray(canvas), scale.size)
+    where = places(protocol.crops, side, scale.size)
+    return np.stack([cut(laid_out, place, scale.size)[0] for place in where])
+
+
+def corners_and_centre(square):
+    """Of 32 x 32 pixels, 24 x 24 each."""
+    return [square[4:28, 4:28], square[:24, :24], square[:24, 8:], square[8:, :24], square[8:, 8:]]
+
+
+def with_mirror_images(crops):
+    return np.stack([*crops, *(crop[:, ::-1] for crop in crops)])
+
+
+def test_one_and_two_crops(image):
+    centre = np.empty((24, 24, 3), np.uint8)
+    OWN(image, None, centre)
+    np.testing.assert_array_equal(views(image, Protocol()), [centre])
+    both = views(image, Protocol(crops=2))
+    np.testing.assert_array_equal(both, with_mirror_images([centre]))
+
+
+def test_ten_crops(image):
+    square = cv2.resize(image, (42, 32))[:, 5:37]
+    want = with_mirror_images(corners_and_centre(square))
+    np.testing.assert_array_equal(views(image, Protocol(crops=10)), want)
+
+
+def test_twelve_crops(image):
+    square = cv2.resize(cv2.resize(image, (42, 32)), (32, 32))
+    want = with_mirror_images([*corners_and_centre(square), cv2.resize(square, (24, 24))])
+    got = views(image, Protocol(crops=12))
+    whole = [5, 11]
+    np.testing.assert_array_equal(np.delete(got, whole, 0), np.delete(want, whole, 0))
+    # OpenCV's weights have 11 bits.
+    np.testing.assert_allclose(got[whole].astype(int), want[whole].astype(int), atol=1)
+
+
+@pytest.mark.parametrize('crops', [2, 10])
+def test_the_mirror_image_has_the_same_views(crops, image):
+    square = image[:32, :32].copy()
+    seen, mirrored = (
+        sorted(view.tobytes() for view in views(pixels, Protocol(crops=crops)))
+        for pixels in (square, square[:, ::-1].copy())
+    )
+    assert seen == mirrored
+    assert len(set(seen)) == crops
+
+
+def test_scales():
+    def sides(protocol):
+        return [(s.canvas.image_size, s.canvas.resize, s.size) for s in protocol.scales(OWN)]
+
+    assert sides(Protocol()) == [(24, 32, 24)]
+    assert sides(Protocol((32,), (32,))) == [(32, 32, 32)]
+    assert sides(Protocol(resizes=(24, 28, 32))) == [(24, r, 24) for r in (24, 28, 32)]
+    assert sides(Protocol((20, 28))) == [(20, 32, 20), (28, 32, 28)]
+    assert sides(Protocol((20, 28), (25, 35), 10)) == [(25, 25, 20), (35, 35, 28)]
+
+
+def test_describe():
+    assert Protocol().describe(OWN) == 'centre crop, 24 pixels of 32'
+    assert Protocol().describe(EvalTransform(28)) == 'centre crop, 28 pixels of the image as it is'
+    several = Protocol((24,), (28, 32), 10).describe(OWN)
+    assert several == 'ten crops, 24 pixels of 28, 24 pixels of 32'
+
+
+def test_averages_equal_numpy():
+    logits = np.random.default_rng(0).normal(0, 4, (5, 3, 7)).astype(np.float32)
+    p = np.exp(logits.astype(float))
+    want = {
+        'probabilities': np.log((p / p.sum(-1, keepdims=True)).mean(0)),
+        'logits': np.log(np.exp(logits.mean(0)) / np.exp(logits.mean(0)).sum(-1, keepdims=True)),
+    }
+    assert np.abs(want['probabilities'] - want['logits']).max() > 0.1
+    for name, (of_logits, mean, log_probs) in AVERAGES.items():
+        scores = of_logits(jnp.asarray(logits))
+        np.testing.assert_allclose(log_probs(mean(scores)), want[name], rtol=1e-4, atol=1e-5)
+        one = log_probs(mean(scores[:1]))
+        np.testing.assert_array_equal(one, jax.nn.log_softmax(logits[0]))
+        # Two means of means, as of views and then of networks, are one mean.
+        nested = mean(jnp.stack([mean(scores[:2]), mean(scores[2:4])]))
+        np.testing.assert_allclose(nested, mean(scores[:4]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('make', 'message'),
+    [
+        (lambda: Protocol(crops=11), 'unknown crops 11: did you mean '),
+        (lambda: Protocol(average='logit'), "unknown average 'logit': did you mean logits?"),
+        (lambda: Protocol((1, 2), (3, 4, 5)), '2 sizes and 3 resizes do not pair; take as many'),
+        (lambda: Protocol((40,)).scales(OWN), 'resize=32 is below image_size=40; take 0 or at'),
+        (lambda: Protocol((0,)).scales(OWN), 'image_size=0 is too small; take at least 1'),
+        (
+            lambda: Protocol(crops=10).scales(EvalTransform(28)),
+            'crops=10 are cut from a square of resize pixels, and resize=0 makes none; take at '
+            'least 28',
+        ),
+    ],
+)
+def test_mistakes(make, message):
+    with pytest.raises(UserError) as error:
+        make()
+    assert str(error.value).startswith(message)

@@ -49,16 +49,19 @@ def test_training_commands_parse(command, monkeypatch):
     argv = [word for word in shlex.split(command)[2:] if word.startswith('-')]
     config, workdir, _ = parse_args(argv, default='configs/quickstart.py')
     assert config.model
-    assert workdir.parts[0] == 'runs'
+    assert workdir.parts[0] in ('runs', '/')  # the root: what several hosts share
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_each_config_says_its_command(path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    (command,) = commands(path.read_text())
-    argv = shlex.split(command)[2:]
-    parse_args(argv, default='configs/quickstart.py')
-    assert any(str(path.relative_to(ROOT)) in word for word in argv) or path.stem == 'quickstart'
+    said = commands(path.read_text())
+    assert said
+    for command in said:
+        argv = shlex.split(command)[2:]
+        parse_args(argv, default='configs/quickstart.py')
+        named = any(str(path.relative_to(ROOT)) in word for word in argv)
+        assert named or path.stem == 'quickstart'
 
 
 def test_table_of_networks_is_what_the_command_prints(capsys):

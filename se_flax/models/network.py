@@ -51,6 +51,7 @@ class Network(nn.Module):
             network.
         bn_group_size: images that share BatchNorm statistics; None is the global batch.
         bn_momentum: share of the running statistics kept at a step.
+        bn_frozen: training, too, normalises by the running statistics and leaves them alone.
         dtype: of the maps; parameters and statistics are float32 or wider.
     """
 
@@ -58,13 +59,14 @@ class Network(nn.Module):
     se: Layer | None = None
     bn_group_size: int | None = None
     bn_momentum: float = 0.9
+    bn_frozen: bool = False
     dtype: Any = jnp.float32
 
     def layers(self, train: bool, epsilon: float = 1e-5) -> Layers:
         """Returns convolution and BatchNorm as this network has them."""
         norm = partial(
             BatchNorm,
-            use_running_average=not train,
+            use_running_average=self.bn_frozen or not train,
             group_size=self.bn_group_size,
             momentum=self.bn_momentum,
             epsilon=epsilon,

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import ml_collections
 from ml_collections import config_dict
 
+from se_flax.data import SAMPLINGS
 from se_flax.errors import UserError, check_known, check_multiple
 from se_flax.training.optimizer import SCHEDULES
 
@@ -32,7 +33,8 @@ _LENGTHS = {'mean': 3, 'std': 3, 'fill': 3, 'crop_area': 2, 'crop_aspect': 2}
 _NOT_NEGATIVE = (
     *('seed', 'bn_group_size', 'weight_decay', 'momentum', 'label_smoothing'),
     *('warmup', 'drop_factor', 'eval_resize', 'max_corrupt', 'num_threads', 'num_workers'),
-    'watchdog_seconds',
+    *('watchdog_seconds', 'base_batch_size', 'warmup_factor', 'ema', 'freeze_bn_epochs'),
+    'max_drops',
 )
 _OPEN = 'model_fields'  # holds any field of the network's class
 
@@ -59,24 +61,34 @@ def base_config() -> ml_collections.ConfigDict:
     c.pad = 4  # pixels, for 'pad'
     c.fill = (0, 0, 0)  # colour beyond the border and of the cutout
     c.flip = True  # left to right, every other time
+    c.rotation = 0.0  # up to so many degrees, each way
+    c.jitter = 0.0  # added to each channel, up to so much each way, of 255
     c.cutout = 0  # side of the square, pixels; 0 is none
     c.eval_resize = 256  # shorter edge before the centre crop, pixels; 0 leaves it as it is
     c.interpolation = 'bilinear'
+    c.sampling = 'shuffle'  # or 'class_aware': each time a class, then an image of it
     c.cache = False  # decode all once into memory
     c.max_corrupt = 0.001  # share of unreadable images that is replaced and named, not fatal
 
     c.batch_size = 256  # global, of all devices
+    c.accumulate = 1  # microbatches a device takes one after another, of whole BatchNorm groups
     c.num_epochs = 100.0
     c.num_steps = config_dict.placeholder(int)  # wins over num_epochs
-    c.schedule = 'constant'  # 'constant', 'step', 'cosine' or 'linear'
-    c.learning_rate = 0.1  # the peak, for this batch size; nothing scales it
+    c.schedule = 'constant'  # 'constant', 'step', 'cosine', 'linear' or 'plateau'
+    c.learning_rate = 0.1  # the peak
+    c.base_batch_size = 0  # that learning_rate is for: batch_size scales it; 0 for "for any"
     c.warmup = 0.0  # share of the run in which the rate rises from 0
+    c.warmup_factor = 0.0  # share of the peak that is held there instead; 0 is the rise
     c.drop_epochs = ()  # for 'step': where the rate is multiplied by drop_factor
     c.drop_factor = 0.1
+    c.drop_patience = 10  # for 'plateau': evaluations without a lower loss before a drop
+    c.max_drops = 3  # for 'plateau'
     c.momentum = 0.9
     c.nesterov = False
     c.weight_decay = 1e-4  # kernels only, SE's included
     c.label_smoothing = 0.0
+    c.freeze_bn_epochs = 0.0  # at the end, with BatchNorm's parameters and statistics as they are
+    c.ema = 0.0  # share a step keeps of the moving average that is evaluated; 0 is none (0.9999)
 
     # Steps win over epochs; without either it is done at the end alone.
     c.log_every_steps = config_dict.FieldReference(100)
@@ -220,6 +232,7 @@ def check_config(config: ml_collections.ConfigDict, num_devices: int) -> None:
             )
     check_known('schedule', config.schedule, SCHEDULES)
     check_known('dtype', config.dtype, DTYPES)
+    check_known('sampling', config.sampling, SAMPLINGS)
     for name, length in _LENGTHS.items():
         if len(config[name]) != length:
             raise UserError(f'{name}={config[name]} must have {length} numbers')
@@ -230,8 +243,10 @@ def check_config(config: ml_collections.ConfigDict, num_devices: int) -> None:
     _check_range('heartbeat_seconds', config.heartbeat_seconds, least=1)
     for value in config.std:
         _check_range('std', value, above=0)
-    for name in ('momentum', 'label_smoothing', 'warmup'):
+    for name in ('momentum', 'label_smoothing', 'warmup', 'ema'):
         _check_range(name, config[name], below=1)
+    for name in ('accumulate', 'drop_patience'):
+        _check_range(name, config[name], least=1)
     _check_range('seed', config.seed, below=2**32)  # jax keeps no more bits of it
     _check_range('keep_checkpoints', config.keep_checkpoints, least=2)  # one may be damaged
     for name in ('num_steps', *_STEPS):
@@ -244,6 +259,24 @@ def check_config(config: ml_collections.ConfigDict, num_devices: int) -> None:
     check_multiple('eval_batch_size', config.eval_batch_size, 'the number of devices', num_devices)
     if config.bn_group_size:
         check_multiple('batch_size', config.batch_size, 'bn_group_size', config.bn_group_size)
+    if config.accumulate > 1:
+        _check_accumulate(config, num_devices)
+
+
+def _check_accumulate(config: ml_collections.ConfigDict, num_devices: int) -> None:
+    if not config.bn_group_size:
+        raise UserError(
+            f'accumulate={config.accumulate} needs a bn_group_size, such as 32: statistics of '
+            f'the global batch cannot be had from its parts'
+        )
+    part = config.batch_size // num_devices
+    groups, rest = divmod(part, config.bn_group_size)
+    if rest or groups % config.accumulate:
+        fitting = [str(n) for n in range(1, groups + 1) if groups % n == 0 and not rest]
+        raise UserError(
+            f'accumulate={config.accumulate} does not split the {part} images of a device into '
+            f'whole BatchNorm groups of {config.bn_group_size}; take {" or ".join(fitting or "1")}'
+        )
 
 
 def _check_range(name: str, value: float, *, above=None, least=None, below=None) -> None:

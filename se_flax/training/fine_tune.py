@@ -44,7 +44,7 @@ def start_from(config: ml_collections.ConfigDict, state: TrainState) -> TrainSta
     params, drawn = variables['params'], state.params
     if params[HEAD]['bias'].shape != drawn[HEAD]['bias'].shape:
         params[HEAD] = drawn[HEAD]
-    loaded = state.replace(params=params, batch_stats=variables['batch_stats'])
+    loaded = state.starting_from({'params': params, 'batch_stats': variables['batch_stats']})
     if differ := _differing(loaded.variables, state.variables):
         raise UserError(
             f'the weights of {config.init_from} do not fit model_fields '

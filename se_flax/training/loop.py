@@ -18,7 +18,7 @@ def train(
     start: int,
     num_steps: int,
     due: Callable[[str, int], bool],
-    evaluate: Callable[[int, TrainState], None],
+    evaluate: Callable[[int, TrainState], TrainState],
     save: Callable[[int, TrainState], None],
     batch: Callable[[int], Any],
     step: Callable[..., tuple[TrainState, Any]],
@@ -30,7 +30,7 @@ def train(
     The order within a turn is fixed: report what is pending, evaluate, save, draw, step.
     `report(i, metrics)` raises where step i is not finite; `due('eval', i)` and
     `due('checkpoint', i)` say what follows step i, and the last step has both. A state that came
-    from a checkpoint has had both already.
+    from a checkpoint has had both already. `evaluate` returns the state with what it has learnt.
 
     Raises:
         Preempted: after the save that `stop_requested` asked for.
@@ -48,7 +48,7 @@ def train(
                 pending = None
             if evaluating:
                 # Before the save: a checkpoint carries the score of its own weights.
-                evaluate(i, state)
+                state = evaluate(i, state)
             if saving:
                 # Before the draw: "resume at i" is all there is to know about the data.
                 save(i, state)

@@ -7,8 +7,9 @@ import jax
 import optax
 
 from se_flax.errors import UserError, check_known
+from se_flax.training.plateau import scale_by_plateau
 
-SCHEDULES = ('constant', 'step', 'cosine', 'linear')
+SCHEDULES = ('constant', 'step', 'cosine', 'linear', 'plateau')
 
 
 def make_schedule(
@@ -17,6 +18,7 @@ def make_schedule(
     num_steps: int,
     *,
     warmup_steps: int = 0,
+    warmup_factor: float = 0.0,
     drop_steps: Sequence[int] = (),
     drop_factor: float = 0.1,
 ) -> optax.Schedule:
@@ -24,10 +26,12 @@ def make_schedule(
 
     Args:
         schedule: 'constant'; 'step', times `drop_factor` from each of `drop_steps` on (section
-            5.1); 'cosine' or 'linear', from the end of the warm-up to 0 at `num_steps`.
+            5.1); 'cosine' or 'linear', from the end of the warm-up to 0 at `num_steps`; 'plateau',
+            'constant' but for what `make_optimizer` drops.
         learning_rate: the peak.
         num_steps: steps of the run.
         warmup_steps: steps of linear rise from 0; at step `warmup_steps` the peak is reached.
+        warmup_factor: share of the peak that is held in them instead; 0 is the rise.
         drop_steps: for 'step', counted from the start of the run.
         drop_factor: for 'step'.
 
@@ -42,7 +46,7 @@ def make_schedule(
     if not 0 <= warmup_steps < num_steps:
         raise UserError(f'warm-up of {warmup_steps} steps must be shorter than {num_steps} steps')
     rest = num_steps - warmup_steps
-    if schedule == 'constant':
+    if schedule in ('constant', 'plateau'):
         main = optax.constant_schedule(learning_rate)
     elif schedule == 'cosine':
         main = optax.cosine_decay_schedule(learning_rate, rest)
@@ -53,8 +57,11 @@ def make_schedule(
         main = optax.piecewise_constant_schedule(learning_rate, drops)
     if not warmup_steps:
         return main
-    rise = optax.linear_schedule(0.0, learning_rate, warmup_steps)
-    return optax.join_schedules([rise, main], [warmup_steps])
+    if warmup_factor:
+        start = optax.constant_schedule(warmup_factor * learning_rate)
+    else:
+        start = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+    return optax.join_schedules([start, main], [warmup_steps])
 
 
 def decays(params: Any) -> Any:
@@ -63,13 +70,20 @@ def decays(params: Any) -> Any:
 
 
 def make_optimizer(
-    schedule: optax.Schedule, *, momentum: float, nesterov: bool, weight_decay: float
+    schedule: optax.Schedule,
+    *,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+    plateau: bool = False,
 ) -> optax.GradientTransformation:
     """Returns SGD whose weight decay joins the gradient before the momentum, as in Caffe.
 
     `g = grad + weight_decay w` for kernels, `v = momentum v + g`, `w = w - schedule(step) v`.
+    With `plateau` the rate is dropped by what `plateau.observe` is told.
     """
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask=decays),
         optax.sgd(schedule, momentum=momentum, nesterov=nesterov),
+        *([scale_by_plateau()] if plateau else []),
     )

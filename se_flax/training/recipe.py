@@ -1,5 +1,6 @@
 """From the fields of a config to the objects of a run."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -7,13 +8,16 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 from flax import linen as nn
+from jax.sharding import Mesh
 
 from se_flax.data import Dataset, EvalTransform, TrainTransform, decode_all, open_dataset
 from se_flax.errors import UserError
 from se_flax.models import create_model
+from se_flax.parallel import data_mesh
 from se_flax.training.config import INTERVALS, check_config
 from se_flax.training.fine_tune import check_weights
 from se_flax.training.optimizer import make_optimizer, make_schedule
+from se_flax.training.state import TrainState, make_init
 from se_flax.training.step import TrainStep, make_train_step
 
 
@@ -47,6 +51,7 @@ def make_plan(config: ml_collections.ConfigDict, num_devices: int) -> Plan:
     train_set, eval_set = open_split(config, 'train'), open_split(config, 'eval')
     steps_per_epoch = len(train_set) / config.batch_size
     num_steps = total_steps(config, steps_per_epoch)
+    frozen_from(config, num_steps, steps_per_epoch)  # raises
     every = {what: interval(config, what, steps_per_epoch) for what in INTERVALS}
     model = make_model(config, train_set.num_classes)
     _check_model(model, config)
@@ -99,8 +104,28 @@ def _check_model(model: nn.Module, config: ml_collections.ConfigDict) -> None:
         raise UserError(f'{config.model} cannot have model_fields {fields}: {reason}') from error
 
 
-def make_step(config: ml_collections.ConfigDict, plan: Plan) -> TrainStep:
-    """Returns the training step of a plan, with the pixels and the loss the config names."""
+def make_start(
+    config: ml_collections.ConfigDict,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+) -> Callable[[jax.Array], TrainState]:
+    """Returns the jitted `key -> state` of step 0, of the kind the config asks for."""
+    return make_init(
+        model,
+        optimizer,
+        config.image_size,
+        mesh,
+        shard_optimizer=config.shard_optimizer,
+        average=config.ema > 0,
+    )
+
+
+def make_step(config: ml_collections.ConfigDict, plan: Plan, mesh: Mesh | None = None) -> TrainStep:
+    """Returns the training step of a plan, with the pixels and the loss the config names.
+
+    `mesh` is what the batch lies on; None is `data_mesh()`.
+    """
     return make_train_step(
         plan.model,
         plan.optimizer,
@@ -109,6 +134,10 @@ def make_step(config: ml_collections.ConfigDict, plan: Plan) -> TrainStep:
         std=config.std,
         label_smoothing=config.label_smoothing,
         seed=config.seed,
+        average=config.ema,
+        frozen_from=frozen_from(config, plan.num_steps, plan.steps_per_epoch),
+        accumulate=config.accumulate,
+        mesh=mesh or data_mesh(),
     )
 
 
@@ -127,6 +156,8 @@ def train_transform(config: ml_collections.ConfigDict) -> TrainTransform:
         crop_aspect=config.crop_aspect,
         pad=config.pad,
         flip=config.flip,
+        rotation=config.rotation,
+        jitter=config.jitter,
         cutout=config.cutout,
         fill=config.fill,
         interpolation=config.interpolation,
@@ -155,11 +186,13 @@ def make_training(
     config: ml_collections.ConfigDict, num_steps: int, steps_per_epoch: float
 ) -> tuple[optax.Schedule, optax.GradientTransformation]:
     """Returns the learning rate as a function of the step, and the optimiser that follows it."""
+    scale = config.batch_size / config.base_batch_size if config.base_batch_size else 1.0
     schedule = make_schedule(
         config.schedule,
-        config.learning_rate,
+        config.learning_rate * scale,
         num_steps,
         warmup_steps=int(config.warmup * num_steps),
+        warmup_factor=config.warmup_factor,
         drop_steps=[round(epoch * steps_per_epoch) for epoch in config.drop_epochs],
         drop_factor=config.drop_factor,
     )
@@ -168,5 +201,19 @@ def make_training(
         momentum=config.momentum,
         nesterov=config.nesterov,
         weight_decay=config.weight_decay,
+        plateau=config.schedule == 'plateau',
     )
     return schedule, optimizer
+
+
+def frozen_from(
+    config: ml_collections.ConfigDict, num_steps: int, steps_per_epoch: float
+) -> int | None:
+    """Returns the number of the first step with BatchNorm frozen; None if there is no such step."""
+    frozen = round(config.freeze_bn_epochs * steps_per_epoch)
+    if frozen >= num_steps:
+        raise UserError(
+            f'freeze_bn_epochs={config.freeze_bn_epochs} is the whole run of '
+            f'{num_steps / steps_per_epoch:g} epochs, whose statistics would never be taken'
+        )
+    return num_steps - frozen if frozen else None

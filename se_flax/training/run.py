@@ -23,9 +23,10 @@ from se_flax.training.distributed import all_or_none, on_first, tell_all
 from se_flax.training.fine_tune import start_from
 from se_flax.training.loop import train
 from se_flax.training.metrics_log import MetricsWriter, read_rows
+from se_flax.training.plateau import observe
 from se_flax.training.progress import Progress
-from se_flax.training.recipe import Plan, make_plan, make_step
-from se_flax.training.state import TrainState, make_init
+from se_flax.training.recipe import Plan, make_plan, make_start, make_step
+from se_flax.training.state import TrainState
 from se_flax.training.step import jit_train_step
 from se_flax.training.stopwatch import Stopwatch
 from se_flax.training.summary import run_summary
@@ -75,13 +76,7 @@ def run(
         print(f'{directory} has a finished run, see {workdir.DONE} there; another needs --workdir.')
         return workdir.finished(directory)
 
-    init = make_init(
-        plan.model,
-        plan.optimizer,
-        config.image_size,
-        mesh,
-        shard_optimizer=config.shard_optimizer,
-    )
+    init = make_start(config, plan.model, plan.optimizer, mesh)
     key = jax.random.key(config.seed)
     abstract = jax.eval_shape(init, key)
     checkpoints = Checkpointer(directory / workdir.CHECKPOINTS, keep=config.keep_checkpoints)
@@ -89,10 +84,10 @@ def run(
     start = int(state.step)
     if first:
         print(parameter_overview.get_parameter_overview(state.params))
-        print(_summary(config, plan, state.params))
+        print(_summary(config, plan, state))
     print(f'Workdir: {directory}, {f"going on from step {start}" if start else "a new run"}.')
 
-    step = jit_train_step(make_step(config, plan), mesh, abstract)
+    step = jit_train_step(make_step(config, plan, mesh), mesh, abstract)
     eval_step = make_eval_step(plan.model, mesh, mean=config.mean, std=config.std)
     loading = {
         'num_threads': config.num_threads or None,
@@ -107,6 +102,7 @@ def run(
         seed=config.seed,
         start_step=start,
         num_steps=plan.num_steps,
+        sampling=config.sampling,
         num_workers=config.num_workers,
         **loading,
     )
@@ -163,6 +159,15 @@ def run(
             seconds = time.perf_counter() - begin
             record({'step': i, 'split': 'eval', **result, 'seconds': seconds})
         best = max(best, {'top1': result['top1'], 'step': i}, key=lambda b: b.get('top1', -1))
+        with jax.transfer_guard('allow'):  # the loss is the host's
+            seen = observe(
+                state.opt_state,
+                result['loss'],
+                patience=config.drop_patience,
+                factor=config.drop_factor,
+                max_drops=config.max_drops,
+            )
+        return state.replace(opt_state=seen)
 
     def save(i, state):
         watchdog.doing(f'the checkpoint of step {i}')
@@ -204,10 +209,11 @@ def _start(config: ml_collections.ConfigDict, init, key: jax.Array) -> TrainStat
     return start_from(config, state) if config.init_from else state
 
 
-def _summary(config: ml_collections.ConfigDict, plan: Plan, params: Any) -> str:
+def _summary(config: ml_collections.ConfigDict, plan: Plan, state: TrainState) -> str:
+    optimizer = jax.tree.leaves(state.opt_state)
     return run_summary(
         model=config.model,
-        parameters=sum(p.size for p in jax.tree.leaves(params)),
+        parameters=sum(p.size for p in jax.tree.leaves(state.params)),
         dtype=config.dtype,
         device_kind=jax.devices()[0].device_kind,
         num_devices=jax.device_count(),
@@ -219,4 +225,8 @@ def _summary(config: ml_collections.ConfigDict, plan: Plan, params: Any) -> str:
         train_examples=len(plan.train_set),
         eval_examples=len(plan.eval_set),
         num_classes=plan.train_set.num_classes,
+        optimizer_bytes=(
+            sum(leaf.nbytes for leaf in optimizer),
+            sum(leaf.addressable_shards[0].data.nbytes for leaf in optimizer),
+        ),
     )

@@ -22,8 +22,28 @@ class TrainState(struct.PyTreeNode):
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What `model.apply` takes."""
+        """What `model.apply` takes, to be evaluated and exported."""
         return {'params': self.params, 'batch_stats': self.batch_stats}
+
+    def starting_from(self, variables: dict[str, Any]) -> 'TrainState':
+        """Returns the state with other parameters and statistics."""
+        return self.replace(**variables)
+
+
+class AveragedState(TrainState):
+    """A state beside whose variables, statistics included, a moving average of them is kept."""
+
+    average: dict[str, Any]
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The average."""
+        return self.average
+
+    def starting_from(self, variables: dict[str, Any]) -> 'AveragedState':
+        """Returns the state with other parameters and statistics, which are their own average."""
+        # Copied, as a step cannot be given the same buffer twice.
+        return self.replace(**variables, average=jax.tree.map(jnp.copy, variables))
 
 
 def make_init(
@@ -33,21 +53,23 @@ def make_init(
     mesh: Mesh,
     *,
     shard_optimizer: bool = False,
+    average: bool = False,
 ):
     """Returns the jitted `key -> TrainState` at step 0, replicated over the mesh.
 
-    With `shard_optimizer` each device holds its part of the optimiser's arrays only.
+    With `shard_optimizer` each device holds its part of the optimiser's arrays only; with
+    `average` the state is an AveragedState.
     """
 
     def init(key):
         image = jnp.zeros((1, image_size, image_size, 3), model.dtype)
         variables = model.init(key, image)
-        params = variables['params']
-        return TrainState(
+        return (AveragedState if average else TrainState)(
             step=jnp.zeros((), jnp.int32),
-            params=params,
+            params=variables['params'],
             batch_stats=variables['batch_stats'],
-            opt_state=tx.init(params),
+            opt_state=tx.init(variables['params']),
+            **({'average': variables} if average else {}),
         )
 
     whole = shardings = replicated(mesh)

@@ -1,16 +1,18 @@
 """One step of data-parallel training, a pure function of state and batch."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from se_flax.evaluation import in_top, normalize
-from se_flax.parallel import replicated, split
+from se_flax.parallel import DATA, replicated, split
+from se_flax.training.plateau import plateau_scale
 from se_flax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
@@ -26,47 +28,72 @@ def make_train_step(
     std,
     label_smoothing: float = 0.0,
     seed: int = 0,
+    average: float = 0.0,
+    frozen_from: int | None = None,
+    accumulate: int = 1,
+    mesh: Mesh | None = None,
 ) -> TrainStep:
     """Returns `(state, batch) -> (state, metrics)`; `jit_train_step` compiles it over a mesh.
 
     The batch holds `image` `[B, H, W, 3]` uint8 and `label` `[B]` int32. The metrics are scalars:
     `loss`, `top1` and `top5` (means over the global batch, before the update), `learning_rate`,
     and `finite`: whether the loss, the gradient and the whole new state are. What a network draws
-    (dropout, Shake-Shake's mixtures) is a function of `seed` and the number of the step.
+    (dropout, Shake-Shake's mixtures) is a function of `seed` and the number of the step, and where
+    gradients are accumulated of the device and the microbatch as well.
+
+    Args:
+        model: network that is trained.
+        tx: the optimiser.
+        schedule: its learning rate, for the metrics.
+        mean, std: a number a channel, of pixels from 0 to 255.
+        label_smoothing: share of the target that all classes get.
+        seed: of what the network draws.
+        average: share of an AveragedState's average that a step keeps; 0 for a TrainState.
+        frozen_from: number of the first step that leaves BatchNorm's parameters and running
+            statistics as they are and normalises by the latter; None for no such step.
+        accumulate: microbatches, one after another, into which each device splits its part of the
+            batch. They hold whole BatchNorm groups, so the step is the large batch's to rounding.
+        mesh: what the batch lies on, to accumulate.
     """
 
+    def gradients_of(model):
+        gradients = _gradients(model, mean, std, label_smoothing)
+        return _accumulated(gradients, accumulate, mesh) if accumulate > 1 else gradients
+
     def train_step(state, batch):
-        images = normalize(batch['image'], mean, std, model.dtype)
-        labels = batch['label']
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        rngs = dict(zip(('dropout', 'shake'), jax.random.split(key), strict=True))
-
-        def loss_fn(params):
-            logits, updates = model.apply(
-                {'params': params, 'batch_stats': state.batch_stats},
-                images,
-                train=True,
-                mutable=['batch_stats'],
-                rngs=rngs,
-            )
-            targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-            targets = optax.smooth_labels(targets, label_smoothing)
-            loss = optax.softmax_cross_entropy(logits, targets).mean()
-            return loss, (logits, updates['batch_stats'])
-
-        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (logits, batch_stats)), grads = grad_fn(state.params)
+        given = state.params, state.batch_stats, batch, key
+        if frozen_from is None:
+            grads, batch_stats, metrics = gradients_of(model)(*given)
+        else:
+            frozen = state.step >= frozen_from
+            branches = gradients_of(model.clone(bn_frozen=True)), gradients_of(model)
+            grads, batch_stats, metrics = jax.lax.cond(frozen, *branches, *given)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        new = TrainState(state.step + 1, params, batch_stats, opt_state)
-        metrics = {
-            'loss': loss,
-            'top1': in_top(1, logits, labels).mean(),
-            'top5': in_top(5, logits, labels).mean(),
-            'learning_rate': jnp.asarray(schedule(state.step), jnp.float32),
+        if frozen_from is not None:
+            # Chosen, not added as zero or averaged over microbatches: not a bit changes.
+            keep = partial(jnp.where, frozen)
+            batch_stats = jax.tree.map(keep, state.batch_stats, batch_stats)
+            params = jax.tree.map(
+                lambda norm, old, new: keep(old, new) if norm else new,
+                _of_norms(params, batch_stats),
+                state.params,
+                params,
+            )
+        new = state.replace(
+            step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state
+        )
+        if average:
+            variables = {'params': params, 'batch_stats': batch_stats}
+            moved = optax.incremental_update(variables, state.average, step_size=1 - average)
+            new = new.replace(average=moved)
+        rate = schedule(state.step) * plateau_scale(state.opt_state)
+        metrics |= {
+            'learning_rate': jnp.asarray(rate, jnp.float32),
             # The loss alone is not enough: a ReLU fused into a reduction can drop a NaN on its
             # way forward, while the gradient has it; and a finite loss can leave an infinite state.
-            'finite': _all_finite((loss, grads, new)),
+            'finite': _all_finite((metrics['loss'], grads, new)),
         }
         return new, metrics
 
@@ -85,6 +112,76 @@ def jit_train_step(train_step: TrainStep, mesh: Mesh, state: Any = None) -> Trai
         out_shardings=(kept, replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def _gradients(model: nn.Module, mean, std, label_smoothing: float) -> Callable[..., Any]:
+    """Returns `(params, batch_stats, batch, key) -> (gradients, new batch_stats, metrics)`."""
+
+    def gradients(params, batch_stats, batch, key):
+        images = normalize(batch['image'], mean, std, model.dtype)
+        labels = batch['label']
+        rngs = dict(zip(('dropout', 'shake'), jax.random.split(key), strict=True))
+
+        def loss_fn(params):
+            logits, updates = model.apply(
+                {'params': params, 'batch_stats': batch_stats},
+                images,
+                train=True,
+                mutable=['batch_stats'],
+                rngs=rngs,
+            )
+            targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+            targets = optax.smooth_labels(targets, label_smoothing)
+            loss = optax.softmax_cross_entropy(logits, targets).mean()
+            return loss, (logits, updates['batch_stats'])
+
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, (logits, new_stats)), grads = grad_fn(params)
+        metrics = {
+            'loss': loss,
+            'top1': in_top(1, logits, labels).mean(),
+            'top5': in_top(5, logits, labels).mean(),
+        }
+        return grads, new_stats, metrics
+
+    return gradients
+
+
+def _accumulated(gradients: Callable[..., Any], times: int, mesh: Mesh) -> Callable[..., Any]:
+    """Returns `gradients` as the mean over `times` microbatches of each device's part of a batch.
+
+    All start from the same running statistics, so the mean of what they make of them is one update
+    by the mean over all groups. The devices meet once, at the end.
+    """
+
+    def of_device(params, batch_stats, batch, key):
+        key = jax.random.fold_in(key, jax.lax.axis_index(DATA))
+        parts = jax.tree.map(lambda x: x.reshape(times, -1, *x.shape[1:]), batch)
+
+        def one(number):
+            part = jax.tree.map(lambda x: x[number], parts)
+            return gradients(params, batch_stats, part, jax.random.fold_in(key, number))
+
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, 0))
+        total = jax.lax.fori_loop(
+            0, times, lambda i, total: jax.tree.map(jnp.add, total, one(i)), zeros
+        )
+        return jax.lax.pmean(jax.tree.map(lambda x: x / times, total), DATA)
+
+    whole, parted = PartitionSpec(), PartitionSpec(DATA)
+    return jax.shard_map(
+        of_device,
+        mesh=mesh,
+        in_specs=(whole, whole, parted, whole),
+        out_specs=whole,
+        check_vma=False,  # else each microbatch's gradients would be summed over the devices
+    )
+
+
+def _of_norms(params: Any, batch_stats: Any) -> Any:
+    """Marks the parameters of modules that have running statistics."""
+    norms = {path[:-1] for path, _ in jax.tree_util.tree_leaves_with_path(batch_stats)}
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[:-1] in norms, params)
 
 
 def _all_finite(tree: Any) -> jax.Array:

@@ -18,11 +18,13 @@ def run_summary(
     train_examples: int,
     eval_examples: int,
     num_classes: int,
+    optimizer_bytes: tuple[int, int],
 ) -> str:
     """Returns what is trained, where and on what, in lines of at most 100 characters.
 
     `batch_size` is global; `dtype` names the arithmetic's type; `bn_group_size` counts the images
-    that share BatchNorm statistics, None for the whole batch.
+    that share BatchNorm statistics, None for the whole batch; `optimizer_bytes` are those of the
+    optimiser's state, and of a device's part of it.
     """
     share = batch_size // num_devices
     shares = f', {share:,} a device' if num_devices > 1 else ''
@@ -32,11 +34,13 @@ def run_summary(
         spans = ' and span devices, which costs a collective a layer'
     elif num_devices > 1:
         spans = ', each within a device'
+    whole, part = optimizer_bytes
     sentences = [
         f'Model: {model}, {_count(parameters, "parameter")}, computed in {dtype}.',
         f'Devices: {num_devices} ({device_kind}).',
         f'Batch: {_count(batch_size, "image")}{shares};',
         f'groups of {group:,} share BatchNorm statistics{spans}.',
+        *([f'Optimiser: {_bytes(whole)}, {_bytes(part)} a device.'] if part < whole else []),
         f'Steps: {num_steps:,}, or {num_steps / steps_per_epoch:.4g} epochs'
         f' of {steps_per_epoch:,.6g} steps.',
         f'Data: {data}, {train_examples:,} training and'
@@ -47,3 +51,7 @@ def run_summary(
 
 def _count(n: int, noun: str, plural: str = 's') -> str:
     return f'{n:,} {noun}{"" if n == 1 else plural}'
+
+
+def _bytes(n: int) -> str:
+    return f'{n / 1e6:,.3g} MB'

@@ -14,8 +14,7 @@ from se_flax.errors import MissingError, UserError
 from se_flax.parallel import data_mesh
 from se_flax.training.checkpoint import load
 from se_flax.training.config import MACHINE_FIELDS, base_config
-from se_flax.training.recipe import make_model, make_training
-from se_flax.training.state import make_init
+from se_flax.training.recipe import make_model, make_start, make_training
 
 CONFIG, DONE, CHECKPOINTS = 'config.json', 'DONE', 'checkpoints'
 
@@ -82,7 +81,7 @@ def load_run(workdir: pathlib.Path) -> Run:
     config.update(fields)
     model = make_model(config, len(class_names))
     _, optimizer = make_training(config, num_steps=2, steps_per_epoch=1)
-    init = make_init(model, optimizer, config.image_size, data_mesh())
+    init = make_start(config, model, optimizer, data_mesh())
     state, _ = load(workdir / CHECKPOINTS, jax.eval_shape(init, jax.random.key(0)))
     return Run(config, model, state.variables, int(state.step), class_names)
 

@@ -133,7 +133,10 @@ def test_a_config_says_how_it_is_run_and_is_valid(file):
     for command in commands:
         argv = shlex.split(command)
         config, *_ = parse_args(argv, default=QUICKSTART)
-        want = load_config(file)
+        specs = [word.removeprefix('--config=') for word in argv if word.startswith('--config=')]
+        spec = specs[0] if specs else QUICKSTART
+        assert spec.partition(':')[0] == file
+        want = load_config(spec)
         for name, _, value in (word.partition('=') for word in argv):
             if name.startswith('--config.'):
                 assign(want, name.removeprefix('--config.'), value)
@@ -202,6 +205,20 @@ quickstart
 --config.log_every_epochs=0
 --config.num_threads=-1
 --config.num_workers=-1
+--config.sampling=class-aware
+--config.base_batch_size=-1
+--config.accumulate=0
+--config.accumulate=3
+--config=configs/imagenet.py --config.accumulate=3
+--config=configs/imagenet.py --config.accumulate=4 --config.bn_group_size=0
+--config=configs/imagenet.py --config.accumulate=4 --config.bn_group_size=1024
+--config.warmup_factor=-1
+--config.drop_patience=0
+--config.max_drops=-1
+--config.freeze_bn_epochs=-1
+--config.ema=1
+--config=configs/senet154.py:256
+--config=configs/cifar.py:se_preact_resnet101
 """
 
 
@@ -209,7 +226,7 @@ def test_every_mistake_has_its_message(golden):
     """On eight devices; the text is what a user reads after `error: `."""
 
     def read(command):
-        config, *_ = parse_args([command], default=QUICKSTART)
+        config, *_ = parse_args(shlex.split(command), default=QUICKSTART)
         check_config(config, num_devices=8)
 
     lines = []

@@ -17,6 +17,13 @@ from se_flax.errors import UserError
 from se_flax.training import distributed
 from se_flax.training.metrics_log import read_rows
 
+
+def in_host(name, address):
+    # Gloo listens at the address of the machine's name, so each host needs its own.
+    host = ['ip', 'netns', 'exec', name, 'unshare', '--uts']
+    return [*host, 'sh', '-c', f'hostname {address} && exec "$@"', 'sh']
+
+
 FIELDS = (
     # Another summation order changes the last digits only, and a low rate keeps it so.
     *('schedule=constant', 'learning_rate=0.01'),
@@ -31,13 +38,13 @@ def start_processes(fields, environ, tmp_path, request):
     started = []
     recipe = [f'--config.{field}' for field in FIELDS]
 
-    def start(number, devices, *arguments, each=(), **variables):
+    def start(number, devices, *arguments, each=(), hosts=(), host='127.0.0.1', **variables):
         with socket.socket() as free:
             free.bind(('127.0.0.1', 0))
             port = free.getsockname()[1]
         command = [sys.executable, 'train_main.py', *fields, *recipe, *arguments]
         if number > 1:
-            command += [f'--coordinator=127.0.0.1:{port}', f'--num-processes={number}']
+            command += [f'--coordinator={host}:{port}', f'--num-processes={number}']
         env = environ | {'JAX_NUM_CPU_DEVICES': str(devices)} | variables
         processes = []
         for i in range(number):
@@ -45,7 +52,7 @@ def start_processes(fields, environ, tmp_path, request):
             own = [f'--process-id={i}'] if number > 1 else []
             own += [f'--config.{each[i]}'] if each else []
             process = subprocess.Popen(
-                command + own,
+                [*(in_host(*hosts[i]) if hosts else ()), *command, *own],
                 env=env,
                 cwd=request.config.rootpath,
                 stdout=log,
@@ -60,6 +67,35 @@ def start_processes(fields, environ, tmp_path, request):
     for process in started:
         process.kill()
         process.log.close()
+
+
+@pytest.fixture
+def two_hosts():
+    """Two network namespaces with a cable: their names and addresses, and the cable's."""
+    first, second, cable = (f'se{kind}{os.getpid()}' for kind in 'abc')
+    made = [
+        f'ip netns add {first}',
+        f'ip netns add {second}',
+        f'ip link add {cable} netns {first} type veth peer name {cable} netns {second}',
+    ]
+    hosts = ((first, '10.77.0.1'), (second, '10.77.0.2'))
+    for name, address in hosts:
+        made += [
+            f'ip -n {name} addr add {address}/24 dev {cable}',
+            f'ip -n {name} link set {cable} up',
+            f'ip -n {name} link set lo up',
+        ]
+    try:
+        for line in made:
+            done = subprocess.run(line.split(), capture_output=True, text=True)
+            if done.returncode:
+                pytest.skip(f'this machine lets nobody make hosts of it: {done.stderr}')
+        yield hosts, cable
+    except FileNotFoundError:
+        pytest.skip('this machine has no iproute2')
+    finally:
+        for name in (first, second):
+            subprocess.run(['ip', 'netns', 'del', name], check=False, capture_output=True)
 
 
 def output(process):
@@ -134,6 +170,24 @@ def test_stopped_killed_and_moved_it_goes_on(start_processes, tmp_path):
 
     end(start_processes(1, 1, argument))
     assert_equal_runs(workdir, undisturbed, 1e-4)
+
+
+def test_two_hosts_whose_cable_is_pulled(start_processes, two_hosts, tmp_path):
+    """Nothing says that the other is gone, as a pulled cable is silent: the heartbeat has to."""
+    undisturbed, workdir = (f'--workdir={tmp_path / name}' for name in ('undisturbed', 'run'))
+    short = ('--config.num_steps=12', '--config.eval_every_steps=12')
+    end(start_processes(1, 2, undisturbed, *short))
+    hosts, cable = two_hosts
+    first, address = hosts[0]
+    apart = {'hosts': hosts, 'host': address}
+    processes = start_processes(2, 1, workdir, *short, **apart)
+    wait_for_three_steps(processes)
+    subprocess.run(['ip', '-n', first, 'link', 'set', cable, 'down'], check=True)
+    end(processes, distributed.PEER_LOST)
+    assert all(f'error: {distributed.LOST}' in output(process) for process in processes)
+    subprocess.run(['ip', '-n', first, 'link', 'set', cable, 'up'], check=True)
+    end(start_processes(2, 1, workdir, *short, **apart))
+    assert_equal_runs(tmp_path / 'run', tmp_path / 'undisturbed', 1e-4)
 
 
 def test_processes_told_different_things_all_stop(start_processes, tmp_path):

@@ -36,6 +36,7 @@ def run(start, num_steps, *, every, poisoned=None, stop_at=None):
         def called(i, state):
             assert state == list(range(i)), f'{name} sees the state after step {i}'
             calls.append(f'{name} {i}')
+            return state
 
         return called
 
@@ -125,3 +126,21 @@ def test_a_poisoned_step_wins_over_being_asked_to_stop():
     calls, error = run(0, 9, every=NEVER, poisoned=4, stop_at=4)
     assert isinstance(error, NotFiniteError)
     assert 'save' not in calls
+
+
+def test_what_an_evaluation_adds_to_the_state_is_saved_and_trained_on():
+    saved = []
+    last = train(
+        0,
+        start=0,
+        num_steps=3,
+        due=lambda what, i: True,
+        evaluate=lambda i, state: state + 10,
+        save=lambda i, state: saved.append(state),
+        batch=lambda i: None,
+        step=lambda state, batch: (state + 1, None),
+        report=lambda i, metrics: None,
+        stop_requested=lambda i: False,
+    )
+    assert saved == [11, 22, 33]
+    assert last == 33

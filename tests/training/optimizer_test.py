@@ -1,5 +1,7 @@
 """Learning rates against their formulas, and what weight decay acts on."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,20 +11,31 @@ from hypothesis import strategies as st
 
 from se_flax.errors import UserError
 from se_flax.models import create_model
+from se_flax.training.config import load_config
 from se_flax.training.optimizer import SCHEDULES, decays, make_schedule
+from se_flax.training.recipe import make_training, total_steps
+
+CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 
 
-def formula(schedule, peak, num_steps, warmup, drops, factor, step):
-    if step < warmup:
-        return peak * step / warmup
+def formula(schedule, peak, num_steps, *, warmup=0, hold=0, drops=(), factor=0.1):
+    """Returns the rates of steps 0 to `num_steps`."""
+    step = np.arange(num_steps + 1)
     done = (step - warmup) / (num_steps - warmup)
     share = {
-        'constant': 1.0,
-        'step': factor ** sum(step >= drop for drop in drops),
+        'constant': np.ones(len(step)),
+        'step': factor ** np.searchsorted(drops, step, side='right'),
         'cosine': (1 + np.cos(np.pi * done)) / 2,
         'linear': 1 - done,
+        'plateau': np.ones(len(step)),
     }
-    return peak * share[schedule]
+    rise = hold or step / max(warmup, 1)
+    return peak * np.where(step < warmup, rise, share[schedule])
+
+
+def rates(schedule, num_steps):
+    # Of one length for all short runs, as each length is compiled.
+    return jax.vmap(schedule)(jnp.arange(max(num_steps, 50) + 1))[: num_steps + 1]
 
 
 @st.composite
@@ -34,20 +47,77 @@ def lengths(draw):
 
 @pytest.mark.parametrize('schedule', SCHEDULES)
 @given(
-    lengths=lengths(), peak=st.floats(1e-3, 10), factor=st.sampled_from([0.1, 0.2, 0.5, 0.94, 1.0])
+    lengths=lengths(),
+    peak=st.floats(1e-3, 10),
+    hold=st.sampled_from([0.0, 0.1, 2.0]),
+    factor=st.sampled_from([0.1, 0.2, 0.5, 0.94, 1.0]),
 )
-@example(lengths=(1, 0, []), peak=0.1, factor=0.1)
-@example(lengths=(50, 10, [3, 10, 11, 60]), peak=0.6, factor=0.1)
+@example(lengths=(1, 0, []), peak=0.1, hold=0.0, factor=0.1)
+@example(lengths=(50, 10, [3, 10, 11, 60]), peak=0.6, hold=0.0, factor=0.1)
+@example(lengths=(50, 10, [3, 10, 11, 60]), peak=0.6, hold=0.1, factor=0.1)
 @settings(max_examples=25, deadline=None)
-def test_every_step_equals_the_formula(schedule, lengths, peak, factor):
+def test_every_step_equals_the_formula(schedule, lengths, peak, hold, factor):
     num_steps, warmup, drops = lengths
     rate = make_schedule(
-        schedule, peak, num_steps, warmup_steps=warmup, drop_steps=drops, drop_factor=factor
+        schedule,
+        peak,
+        num_steps,
+        warmup_steps=warmup,
+        warmup_factor=hold,
+        drop_steps=drops,
+        drop_factor=factor,
     )
-    steps = np.arange(num_steps + 1)
-    want = [formula(schedule, peak, num_steps, warmup, drops, factor, step) for step in steps]
-    got = jnp.broadcast_to(jax.vmap(rate)(steps), steps.shape)
-    np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-6 * peak)
+    want = formula(schedule, peak, num_steps, warmup=warmup, hold=hold, drops=drops, factor=factor)
+    np.testing.assert_allclose(rates(rate, num_steps), want, rtol=2e-5, atol=1e-6 * peak)
+
+
+@pytest.mark.parametrize(
+    ('spec', 'examples', 'num_steps', 'want'),
+    [
+        # 1,281,167 / 1024 = 1251.14 steps an epoch, and four times as many at 256
+        ('imagenet.py', 1_281_167, 125_114, ('step', 0.6, {'drops': (37_534, 75_068, 112_603)})),
+        ('senet154.py', 1_281_167, 62_557, ('step', 1.0, {'drops': (18_767, 37_534, 56_301)})),
+        (
+            'released.py',
+            1_281_167,
+            1_351_231,
+            ('step', 0.1, {'drops': (625_570, 1_000_912, 1_251_140)}),
+        ),
+        ('mobile.py', 1_281_167, 2_001_823, ('plateau', 0.1, {})),
+        ('modern.py', 1_281_167, 500_456, ('cosine', 0.1, {'warmup': 25_022})),
+        (
+            'cifar.py:preact_resnet110',
+            50_000,
+            64_000,
+            ('step', 0.1, {'drops': (32_000, 48_000), 'warmup': 400, 'hold': 0.1}),
+        ),
+        ('cifar.py:preact_resnet164', 50_000, 64_000, ('step', 0.1, {'drops': (32_000, 48_000)})),
+        (
+            'cifar.py:wrn16_8',
+            50_000,
+            78_125,
+            ('step', 0.1, {'drops': (23_438, 46_875, 62_500), 'factor': 0.2}),
+        ),
+        ('cifar.py:shake_shake26_2x96d', 50_000, 703_125, ('cosine', 0.2, {})),
+        ('cifar.py:shake_even29_2x4x64d', 50_000, 2_812_500, ('cosine', 0.025, {})),
+    ],
+)
+def test_every_step_of_a_recipe_equals_the_formula(spec, examples, num_steps, want):
+    config = load_config(str(CONFIGS / spec))
+    steps_per_epoch = examples / config.batch_size
+    assert total_steps(config, steps_per_epoch) == num_steps
+    rate, _ = make_training(config, num_steps, steps_per_epoch)
+    schedule, peak, options = want
+    want = formula(schedule, peak, num_steps, **options)
+    np.testing.assert_allclose(rates(rate, num_steps), want, rtol=2e-5, atol=1e-6 * peak)
+
+
+@pytest.mark.parametrize(('batch_size', 'base', 'want'), [(512, 0, 0.6), (512, 1024, 0.3)])
+def test_the_rate_scales_with_the_batch_only_where_the_config_says_so(batch_size, base, want):
+    config = load_config(str(CONFIGS / 'imagenet.py'))
+    config.batch_size, config.base_batch_size = batch_size, base
+    schedule, _ = make_training(config, 100, 10.0)
+    np.testing.assert_allclose(schedule(0), want, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

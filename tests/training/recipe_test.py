@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from se_flax.data import EvalTransform, TrainTransform
 from se_flax.errors import MissingError, UserError
 from se_flax.nn import SqueezeExcite
+from se_flax.parallel import data_mesh
 from se_flax.training import recipe
 from se_flax.training.config import INTERVALS, assign, base_config, load_config
 
@@ -93,6 +94,8 @@ def test_steps_win_over_epochs_and_neither_is_the_end_alone(what, steps, epochs,
         ('crop_aspect', (0.5, 2.0)),
         ('pad', 3),
         ('flip', False),
+        ('rotation', 10.0),
+        ('jitter', 20.0),
         ('cutout', 5),
         ('fill', (1, 2, 3)),
         ('interpolation', 'bicubic'),
@@ -118,6 +121,31 @@ def test_a_network_has_the_fields_of_the_config():
     assert model.num_classes == 3
     assert model.se.func is SqueezeExcite
     assert model.se.keywords == {'reduction': 4}
+
+
+@pytest.mark.parametrize(
+    ('epochs', 'steps_per_epoch', 'first'), [(0.0, 10.0, None), (2.0, 10.0, 80), (0.3, 1.25, None)]
+)
+def test_the_last_epochs_have_their_norms_frozen(epochs, steps_per_epoch, first):
+    config = quickstart(freeze_bn_epochs=epochs)
+    assert recipe.frozen_from(config, 100, steps_per_epoch) == first
+
+
+@pytest.mark.parametrize('ema', [0.0, 0.9])
+def test_a_state_has_an_average_where_the_config_has_one(ema):
+    config = quickstart(ema=ema)
+    model = recipe.make_model(config, num_classes=3)
+    _, optimizer = recipe.make_training(config, 10, 10.0)
+    start = recipe.make_start(config, model, optimizer, data_mesh())
+    state = jax.eval_shape(start, jax.random.key(0))
+    assert hasattr(state, 'average') == (ema > 0)
+
+
+def test_only_the_plateau_schedule_is_a_part_of_the_state():
+    _, optimizer = recipe.make_training(quickstart(), 10, 10.0)
+    _, plateau = recipe.make_training(quickstart(schedule='plateau'), 10, 10.0)
+    states = [tx.init({'kernel': jnp.zeros(3)}) for tx in (optimizer, plateau)]
+    assert len(jax.tree.leaves(states[1])) == len(jax.tree.leaves(states[0])) + 4
 
 
 def test_step_decay_counts_epochs():
@@ -159,6 +187,8 @@ def test_the_optimizer_has_the_fields_of_the_config(momentum, nesterov):
         ({'dtype': 'float64'}, UserError, 'JAX_ENABLE_X64=1'),
         ({'crop': 'pads'}, UserError, 'did you mean pad'),
         ({'batch_size': 72}, UserError, 'take 64 or 96'),
+        ({'freeze_bn_epochs': 20.0}, UserError, 'is the whole run of 20 epochs'),
+        ({'rotation': 200.0}, UserError, 'rotation=200.0'),
         ({'warmup': 0.5, 'num_steps': -1}, UserError, 'num_steps=-1 must be at least 1'),
     ],
 )

@@ -11,8 +11,10 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from se_flax.models import create_model
+from se_flax.models.network import Network
 from se_flax.parallel import DATA, replicated, shard_batch
 from se_flax.training.optimizer import make_optimizer, make_schedule
+from se_flax.training.plateau import observe
 from se_flax.training.state import make_init
 from se_flax.training.step import jit_train_step, make_train_step
 
@@ -36,15 +38,18 @@ class Trainer:
         self, model, draw=None, *, num_devices=1, rate=0.01, smoothing=0.0, seed=0, **options
     ):
         pixels = {k: options.pop(k, v) for k, v in PIXELS.items()}
+        names = ('average', 'frozen_from', 'accumulate')
+        extras = {name: options.pop(name) for name in names if name in options}
         sgd = {'momentum': 0.9, 'nesterov': False, 'weight_decay': 5e-4} | options
         schedule = rate if callable(rate) else lambda step: rate
         tx = make_optimizer(schedule, **sgd)
         self.mesh = Mesh(jax.devices()[:num_devices], (DATA,))
-        init = make_init(model, tx, 16, self.mesh)
+        init = make_init(model, tx, 16, self.mesh, average='average' in extras)
         key = jax.random.key(0)
         state = draw(jax.eval_shape(init, key)) if draw else init(key)
         self.state = jax.device_put(state, replicated(self.mesh))
-        step = make_train_step(model, tx, schedule, label_smoothing=smoothing, seed=seed, **pixels)
+        extras |= pixels | {'mesh': self.mesh}
+        step = make_train_step(model, tx, schedule, label_smoothing=smoothing, seed=seed, **extras)
         self.step = jit_train_step(step, self.mesh)
 
     def train(self, batch):
@@ -71,7 +76,7 @@ def draw(shapes):
 
     zeros = jax.tree.map(lambda shape: np.zeros(shape.shape, shape.dtype), shapes)
     params, batch_stats = jax.tree.map_with_path(leaf, (shapes.params, shapes.batch_stats))
-    return zeros.replace(params=params, batch_stats=batch_stats)
+    return zeros.starting_from({'params': params, 'batch_stats': batch_stats})
 
 
 @functools.cache
@@ -259,3 +264,145 @@ def test_each_step_and_seed_draws_other_mixtures():
     first, again, other = losses(0), losses(0), losses(1)
     assert first == again
     assert len({*first, *other}) == 4
+
+
+class Tiny(Network):
+    """Quick to compile."""
+
+    bn_group_size: int | None = 8
+    num_classes: int = 10
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        layers = self.layers(train)
+        for name in ('1', '2'):
+            x = nn.relu(layers.conv_norm(name, x, 8, 3, 2))
+        return self.classify(x, train)
+
+
+def leaves(tree):
+    flat = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
+    return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in flat}
+
+
+@functools.cache
+def three_steps(num_devices=1, **options):
+    """Returns metrics and states of three steps in float64."""
+    with jax.enable_x64(True):
+        trainer = Trainer(
+            Tiny(dtype=jnp.float64), draw, num_devices=num_devices, rate=0.1, **options
+        )
+        states, metrics = [leaves(trainer.state)], []
+        for i in range(3):
+            metrics.append(trainer.train(random_batch(i)))
+            states.append(leaves(trainer.state))
+    return metrics, states
+
+
+@pytest.mark.parametrize(('num_devices', 'accumulate'), [(1, 8), (2, 2)])
+def test_accumulated_steps_are_those_of_the_large_batch(num_devices, accumulate):
+    """Losses, parameters, momentum and running statistics."""
+    metrics, states = three_steps(num_devices, accumulate=accumulate)
+    want_metrics, want_states = three_steps()
+    for got, want in zip(metrics, want_metrics, strict=True):
+        assert got == pytest.approx(want, rel=1e-9)
+    for name, want in want_states[-1].items():
+        np.testing.assert_allclose(states[-1][name], want, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+def test_accumulated_gradients_are_the_only_collective():
+    trainer = Trainer(Tiny(), draw, num_devices=4, accumulate=2)
+    assert collectives(trainer) == ['all-reduce']
+
+
+def test_to_accumulate_takes_less_memory():
+    def temporaries(**options):
+        trainer = Trainer(Tiny(), draw, **options)
+        return trainer.compiled(random_batch(0)).memory_analysis().temp_size_in_bytes
+
+    assert temporaries(accumulate=4) < temporaries() / 3
+
+
+class Draws(nn.Module):
+    """Keeps the first two moments of what it drew as its statistics."""
+
+    dtype: type = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        moments = [self.variable('batch_stats', name, jnp.zeros, ()) for name in ('one', 'two')]
+        kernel = self.param('kernel', nn.initializers.zeros, (10,))
+        if train:
+            drawn = jax.random.uniform(self.make_rng('shake'))
+            moments[0].value, moments[1].value = drawn, drawn**2
+        return jnp.broadcast_to(kernel, (len(x), 10))
+
+
+@pytest.mark.parametrize(
+    ('num_devices', 'accumulate', 'same'), [(2, 1, True), (1, 2, False), (2, 2, False)]
+)
+def test_each_device_and_microbatch_draws_for_itself(num_devices, accumulate, same):
+    trainer = Trainer(Draws(), num_devices=num_devices, accumulate=accumulate)
+    trainer.train(random_batch(0))
+    moments = jax.device_get(trainer.state.batch_stats)
+    variance = moments['two'] - moments['one'] ** 2
+    assert (variance < 1e-6) == same
+
+
+def test_the_average_follows_its_formula_and_is_what_is_evaluated():
+    with jax.enable_x64(True):
+        trainer = Trainer(Tiny(dtype=jnp.float64), draw, rate=0.1, average=0.7)
+        want = leaves({'params': trainer.state.params, 'batch_stats': trainer.state.batch_stats})
+        for i in range(3):
+            trainer.train(random_batch(i))
+            new = leaves({'params': trainer.state.params, 'batch_stats': trainer.state.batch_stats})
+            want = {name: 0.7 * value + 0.3 * new[name] for name, value in want.items()}
+            got = leaves(trainer.state.variables)
+            for name, value in want.items():
+                np.testing.assert_allclose(got[name], value, rtol=1e-12, atol=1e-15, err_msg=name)
+    # Beside the training, which it does not touch.
+    plain, state = three_steps()[1][-1], leaves(trainer.state)
+    assert {name for name in state if not name.startswith('average/')} == plain.keys()
+    for name, value in plain.items():
+        np.testing.assert_allclose(state[name], value, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+def test_frozen_norms_keep_every_bit_while_the_rest_moves():
+    """In three microbatches, as a mean of three equal numbers is not always that number."""
+    with jax.enable_x64(True):
+        model = Tiny(dtype=jnp.float64)
+        trainer = Trainer(model, draw, rate=0.1, frozen_from=1, accumulate=3)
+        states = [leaves(trainer.state)]
+        for i in range(3):
+            before = jax.device_get(trainer.state)
+            batch = random_batch(i, size=24)
+            loss = trainer.train(batch)['loss']
+            states.append(leaves(trainer.state))
+        x = (batch['image'] - np.array(PIXELS['mean'])) / PIXELS['std']
+        logits = model.apply(before.variables, x, train=False)
+        want = -jax.nn.log_softmax(logits)[np.arange(24), batch['label']].mean()
+    assert loss == pytest.approx(float(want), rel=1e-9)  # normalised as in evaluation
+    first, last = states[1], states[3]
+    norms = [name for name in first if 'norm' in name and not name.startswith('opt_state')]
+    assert len(norms) == 2 * 4
+    for name in norms:
+        assert not np.array_equal(first[name], states[0][name]), name
+        assert last[name].tobytes() == first[name].tobytes(), name
+    for name in first:
+        if name.startswith('params') and name not in norms:
+            assert not np.array_equal(last[name], first[name]), name
+
+
+def test_what_a_plateau_leaves_of_the_rate_is_what_a_step_takes():
+    with jax.enable_x64(True):
+        dropped = Trainer(Softmax(), rate=0.03, plateau=True)
+        lower = Trainer(Softmax(), rate=0.006)
+        for _ in range(2):
+            seen = observe(dropped.state.opt_state, 1.0, patience=1, factor=0.2, max_drops=1)
+            dropped.state = dropped.state.replace(opt_state=seen)
+        for i in range(3):
+            got, want = dropped.train(random_batch(i)), lower.train(random_batch(i))
+            assert got == pytest.approx(want, rel=1e-7)
+        got, want = leaves(dropped.state.params), leaves(lower.state.params)
+    for name, value in want.items():
+        np.testing.assert_allclose(got[name], value, rtol=1e-12, err_msg=name)

@@ -18,12 +18,14 @@ QUICKSTART = {
     'train_examples': 10_000,
     'eval_examples': 2_000,
     'num_classes': 10,
+    'optimizer_bytes': (1_124_936, 1_124_936),
 }
 
 
 def test_summary_golden(golden):
     runs = [
         {},
+        {'num_devices': 8, 'optimizer_bytes': (112_352_096, 14_044_040)},
         {'num_devices': 2},
         {'num_devices': 8},
         {'bn_group_size': None, 'num_devices': 8, 'device_kind': 'TPU v5 lite', 'batch_size': 8192},

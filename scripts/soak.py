@@ -1,0 +1,135 @@
+"""Disturbs a run of several processes again and again, and compares it with an undisturbed one.
+
+    python scripts/soak.py --processes 2 --kills 50 --seed 0 --workdir runs/soak
+
+Trains once into WORKDIR/reference, then into WORKDIR/disturbed-<seed>: after some steps a process
+is sent a signal, both drawn by the seed, and all are started again when they have ended. SIGTERM
+and SIGINT must end each process with code 75; after SIGKILL the others must end within a minute
+with code 69. What a run is told may follow, as `--config.FIELD=VALUE`.
+
+Prints a line a kill and a verdict; exits with 1 where a code is another one, or a row of
+metrics.jsonl, DONE or a bit of the final state is not the reference's. Times are not compared.
+"""
+
+import argparse
+import os
+import pathlib
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+from kill_run import TRAIN_MAIN, differences, whole_step
+
+from se_flax.training.distributed import PEER_LOST
+from se_flax.training.metrics_log import read_rows
+from se_flax.training.preemption import EXIT_CODE
+
+FIELDS = (
+    *('num_steps=1000', 'log_every_steps=1', 'checkpoint_every_steps=5', 'eval_every_steps=250'),
+    *('heartbeat_seconds=10', 'keep_checkpoints=2'),
+)
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+DEVICES = 2  # of each process
+PATIENCE = 60  # seconds in which all must have ended
+
+
+def main(argv: list[str]) -> int:
+    """Returns the exit code: 0, or 1 where the disturbed run is not the undisturbed one."""
+    parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+    parser.add_argument('--processes', type=int, default=2)
+    parser.add_argument('--kills', type=int, default=50)
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--workdir', type=pathlib.Path, default='runs/soak')
+    args, fields = parser.parse_known_args(argv)
+    fields = [*(f'--config.{field}' for field in FIELDS), *fields]
+
+    reference, workdir = args.workdir / 'reference', args.workdir / f'disturbed-{args.seed}'
+    undisturbed(start(args.processes, reference, fields))
+    num_steps = read_rows(reference / 'metrics.jsonl')[-1]['step']
+    rng, wrong = random.Random(args.seed), []
+    print('kill  signal   process  ended after  checkpoint  codes')
+    for kill in range(1, args.kills + 1):
+        number, victim = rng.choice(SIGNALS), rng.randrange(args.processes)
+        steps, delay = rng.randint(1, max(1, num_steps // args.kills - 6)), rng.uniform(0, 0.1)
+        processes = start(args.processes, workdir, fields)
+        began, target = time.time(), whole_step(workdir) + steps
+        while not reached(workdir, target, began) and all(p.poll() is None for p in processes):
+            time.sleep(0.02)
+        time.sleep(delay)
+        processes[victim].send_signal(number)
+        seconds, codes = end(processes)
+        wanted = [PEER_LOST if number == signal.SIGKILL else EXIT_CODE] * args.processes
+        if number == signal.SIGKILL:
+            wanted[victim] = -signal.SIGKILL
+        if codes != wanted:
+            wrong.append(f'kill {kill}: the codes are {codes}, not {wanted}')
+        name = signal.Signals(number).name
+        print(
+            f'{kill:>4}  {name:<7}  {victim:>7}  {seconds:>9.1f} s  {whole_step(workdir):>10}  '
+            f'{" ".join(map(str, codes))}',
+            flush=True,
+        )
+    undisturbed(start(args.processes, workdir, fields))
+    wrong += differences(reference, workdir)
+    print(*wrong, sep='\n', end='\n' if wrong else '')
+    verdict = (
+        'NOT AS IT MUST BE' if wrong else 'each code right, bitwise equal to the undisturbed run'
+    )
+    print(f'{args.kills} kills of {args.processes} processes: {verdict}')
+    return int(bool(wrong))
+
+
+def start(number: int, workdir: pathlib.Path, fields: list[str]) -> list[subprocess.Popen]:
+    """Starts the processes of a run; what each says is added to <workdir>-<process>.log."""
+    workdir.parent.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, str(TRAIN_MAIN), f'--workdir={workdir}', *fields]
+    command += [f'--coordinator=127.0.0.1:{port}', f'--num-processes={number}']
+    processes = []
+    for i in range(number):
+        with workdir.with_name(f'{workdir.name}-{i}.log').open('ab') as log:
+            processes.append(
+                subprocess.Popen(
+                    [*command, f'--process-id={i}'],
+                    env=os.environ | {'JAX_NUM_CPU_DEVICES': str(DEVICES)},
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+    return processes
+
+
+def reached(workdir: pathlib.Path, step: int, began: float) -> bool:
+    """Tells whether the run has written a row of that step since the time `began`."""
+    rows = read_rows(workdir / 'metrics.jsonl')
+    return any(row['step'] >= step and row['time'] > began for row in rows)
+
+
+def end(processes: list[subprocess.Popen]) -> tuple[float, list[int | None]]:
+    """Waits for all; returns the seconds it took, and the codes, None for a process that hangs."""
+    began = time.monotonic()
+    while any(p.poll() is None for p in processes) and time.monotonic() < began + PATIENCE:
+        time.sleep(0.01)
+    seconds, codes = time.monotonic() - began, [p.poll() for p in processes]
+    for process in processes:
+        process.kill()
+        process.wait()
+    return seconds, codes
+
+
+def undisturbed(processes: list[subprocess.Popen]) -> None:
+    """Waits for a run that nobody signals."""
+    for process in processes:
+        if process.wait():
+            sys.exit(f'it failed by itself, with code {process.returncode}: {process.args}')
+
+
+if __name__ == '__main__':
+    jax.config.update('jax_platforms', 'cpu')  # for reading checkpoints; the runs choose their own
+    sys.exit(main(sys.argv[1:]))

@@ -4,11 +4,13 @@ from se_flax.data.dataset import Dataset, decode_all
 from se_flax.data.decode import DecodeError, decode
 from se_flax.data.pipeline import eval_batches, train_batches
 from se_flax.data.prepare import check, prepare
+from se_flax.data.sampling import SAMPLINGS
 from se_flax.data.sources import open_dataset
 from se_flax.data.transforms import INTERPOLATIONS, EvalTransform, TrainTransform
 
 __all__ = [
     'INTERPOLATIONS',
+    'SAMPLINGS',
     'Dataset',
     'DecodeError',
     'EvalTransform',

@@ -2,11 +2,15 @@
 
 import concurrent.futures
 import dataclasses
+import logging
 import os
 
 import numpy as np
 
 from se_flax.data.decode import DecodeError, decode
+
+logger = logging.getLogger(__name__)
+SPAN = 1024  # examples a task: ImageNet has too many to hold one for each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +45,26 @@ class Dataset:
     def key(self, i: int) -> str:
         """Names example `i` in messages."""
         return f'{self.name}/{self.split}/{i}'
+
+    def labels(self) -> np.ndarray:
+        """Returns the label of each example, int32 `[N]`; -1, logged, where it cannot be read.
+
+        It reads every record, though it decodes none: for ImageNet 147 GB, by all cores.
+        """
+
+        def of_span(start):
+            return [self._label(i) for i in range(start, min(start + SPAN, len(self)))]
+
+        with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            spans = pool.map(of_span, range(0, len(self), SPAN))
+            return np.concatenate([np.zeros(0, np.int32), *spans], dtype=np.int32)
+
+    def _label(self, i: int) -> int:
+        try:
+            return self.read(i)[1]
+        except DecodeError as error:
+            logger.warning('%s: %s; it has no label', self.key(i), error)
+            return -1
 
 
 @dataclasses.dataclass(frozen=True)

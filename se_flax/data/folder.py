@@ -32,6 +32,9 @@ class FolderDataset(Dataset):
     def key(self, i: int) -> str:
         return str(self.files[i][0])
 
+    def labels(self) -> np.ndarray:
+        return np.array([label for _, label in self.files], np.int32)
+
 
 def open_folder(name: str, split: str, path: str) -> FolderDataset:
     """Opens one split of an image folder.

@@ -1,13 +1,15 @@
 """Batches addressed by number: batch k is a pure function of the seed and k.
 
-Position i of a run, in epoch e = i // N, is example `epoch_order(seed, e, N)[i % N]`, seen through
-random numbers keyed `(seed, i)`. Global batch k holds positions `[k B, (k + 1) B)`, and process p
-of P makes the p-th contiguous P-th of it. So to resume is to start at k, and neither the number of
+Position i of a run is an example by (seed, i) (`se_flax.data.sampling`), seen through random
+numbers keyed `(seed, i)`. Global batch k holds positions `[k B, (k + 1) B)`, and process p of P
+makes the p-th contiguous P-th of it. So to resume is to start at k, and neither the number of
 processes nor of threads or workers changes a pixel.
 
-One task makes a chunk of a batch, up to 128 images, in one array. Up to `buffer` chunks,
-`max(2 num_threads, chunks of 2 batches)`, are held: `buffer * 128 * 3 * image_size**2` bytes at
-most, 19 MB a chunk at 224, and with workers so much in each.
+One task makes a chunk of a batch, up to 128 images, in one array. Memory does not grow with the
+run: up to `buffer = max(2 num_threads, chunks of 2 batches)` chunks are held,
+`buffer * 128 * 3 * image_size**2` bytes, 19 MB a chunk at 224; where a batch is several chunks, one
+more batch while they are joined; the image that each thread is at; and the orders of four epochs,
+`32 N` bytes, 41 MB for ImageNet. With workers each has so much (benchmarks/results/input.md).
 """
 
 import dataclasses
@@ -23,6 +25,7 @@ from absl import flags
 
 from se_flax.data.dataset import Dataset
 from se_flax.data.decode import DecodeError, decode
+from se_flax.data.sampling import ClassAware, Shuffle, make_sampler
 from se_flax.data.transforms import EvalTransform, TrainTransform
 from se_flax.errors import UserError, check_multiple
 
@@ -39,6 +42,7 @@ def train_batches(
     seed: int,
     start_step: int,
     num_steps: int,
+    sampling: str = 'shuffle',
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int | None = None,
@@ -49,7 +53,9 @@ def train_batches(
 
     A batch is `{'image': uint8 [b, S, S, 3], 'label': int32 [b]}`, where `b` is the global
     `batch_size / process_count`. Epochs follow each other without a gap, so a batch may hold the
-    end of one and the start of the next.
+    end of one and the start of the next. `sampling` is 'shuffle', each example once an epoch, or
+    'class_aware', each class equally often (`se_flax.data.sampling`), for which each process reads
+    the label of every example first.
 
     Threads (by default one a core) decode; `num_workers` processes, with so many threads each,
     do it instead where one process's Python is the limit.
@@ -58,12 +64,13 @@ def train_batches(
     that can. More than `max_corrupt` of the data set's records, though always one, stop the run.
     Each process, and each start, counts those it has met.
 
-    Raises UserError where `process_count` does not divide `batch_size`, and, on the way, with the
-    records' names, for too many of them that cannot be decoded.
+    Raises UserError where `process_count` does not divide `batch_size`, for an unknown `sampling`,
+    and, on the way, with the records' names, for too many of them that cannot be decoded.
     """
     layout = _Layout.of(batch_size, process_index, process_count)
     allowed = _allowed(dataset, max_corrupt)
-    task = _TrainChunk(dataset, transform, layout, seed, allowed)
+    sampler = make_sampler(sampling, dataset, seed)
+    task = _TrainChunk(dataset, transform, layout, sampler, seed, allowed)
     chunks = _run(task, layout, start_step, num_steps, num_threads, num_workers)
     batches = _account(chunks, dataset, allowed, 'replaced by the next one')
     return ({'image': chunk.image, 'label': chunk.label} for chunk in batches)
@@ -135,6 +142,7 @@ class _TrainChunk:
     dataset: Dataset
     transform: TrainTransform
     layout: _Layout
+    sampler: Shuffle | ClassAware
     seed: int
     allowed: int
 
@@ -144,8 +152,7 @@ class _TrainChunk:
         bits = np.random.Philox(key=(self.seed, 0))
         rng, start = np.random.Generator(bits), bits.state
         for row, position in enumerate(positions):
-            epoch, i = divmod(position, len(self.dataset))
-            index = int(epoch_order(self.seed, epoch, len(self.dataset))[i])
+            index = self.sampler(position)
             # The same numbers as from a new Philox of this key, at a tenth of the time.
             start['state']['key'][1] = position
             bits.state = start
@@ -186,12 +193,6 @@ def _load(
         return False
     chunk.mask[row] = True
     return True
-
-
-@functools.lru_cache(maxsize=4)
-def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
-    """Draws an epoch's permutation of `range(size)`; int64, 21 ms for ImageNet, then kept."""
-    return np.random.default_rng((seed, epoch)).permutation(size)
 
 
 def _run(

@@ -1,4 +1,4 @@
-"""From pixels to what the network is given: crop, resize, flip, cutout, all on uint8.
+"""From pixels to what the network is given: crop, resize, flip, rotation, all on uint8.
 
 A transform is a pure function `(image, rng, out)`: it reads an image `[H, W, 3]`, draws from the
 generator alone, and writes `out`, `[S, S, 3]`. Both are uint8 RGB.
@@ -31,7 +31,12 @@ CROPS = ('inception', 'pad', 'none')
 
 @dataclasses.dataclass(frozen=True)
 class TrainTransform:
-    """Random crop, flip and cutout.
+    """Random crop, then flip, rotation, jitter and cutout, which draw nothing where they are off.
+
+    `rotation=10, jitter=20` are those of the paper's released networks
+    (https://github.com/hujie-frank/SENet, README). No more than these ranges is published: that the
+    crop is rotated (fb.resnet.torch, which its author names, lists rotation after crop and flip),
+    that one number is added to a whole channel, and both distributions are our reading.
 
     Raises UserError for an unknown `crop` or `interpolation` and ranges that hold nothing.
 
@@ -45,6 +50,10 @@ class TrainTransform:
         crop_aspect: least and greatest width / height of it, drawn evenly in the logarithm.
         pad: pixels of 'pad'; what comes in from outside has the colour `fill`.
         flip: mirror left to right, half of the time.
+        rotation: greatest angle either way, in degrees to 180, drawn evenly; around the centre of
+            the crop, bilinear, the corners that come in have the colour `fill`.
+        jitter: greatest number either way, to 255, that is added to a channel; drawn evenly for
+            each of the three, sums are rounded and stay in 0 to 255.
         cutout: side of a square of colour `fill` whose centre is any pixel (arXiv 1708.04552);
             0 for none.
         fill: RGB, 0 to 255.
@@ -57,6 +66,8 @@ class TrainTransform:
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
     pad: int = 0
     flip: bool = True
+    rotation: float = 0
+    jitter: float = 0
     cutout: int = 0
     fill: tuple[int, int, int] = (0, 0, 0)
     interpolation: str = 'bilinear'
@@ -67,6 +78,8 @@ class TrainTransform:
         check_size('image_size', self.image_size, at_least=1)
         check_size('pad', self.pad)
         check_size('cutout', self.cutout)
+        check_greatest('rotation', self.rotation, 180)
+        check_greatest('jitter', self.jitter, 255)
         check_range('crop_area', self.crop_area, at_most=1.0)
         check_range('crop_aspect', self.crop_aspect)
 
@@ -85,6 +98,10 @@ class TrainTransform:
                 out[:] = image
         if self.flip and rng.random() < 0.5:
             cv2.flip(out, 1, dst=out)
+        if self.rotation:
+            out[:] = rotate(out, rng.uniform(-self.rotation, self.rotation), self.fill)
+        if self.jitter:
+            cv2.add(out, (*rng.uniform(-self.jitter, self.jitter, 3), 0.0), dst=out)
         if self.cutout:
             cut(out, rng.integers(self.image_size, size=2), self.cutout, self.fill)
 
@@ -177,6 +194,13 @@ def _overlap(by: int) -> tuple[slice, slice]:
     return into, out_of
 
 
+def rotate(image: np.ndarray, degrees: float, fill: tuple[int, int, int]) -> np.ndarray:
+    """Turns an image counter-clockwise around its centre; what comes in is `fill`."""
+    height, width = image.shape[:2]
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
+    return cv2.warpAffine(image, matrix, (width, height), borderValue=fill)
+
+
 def cut(image: np.ndarray, centre: np.ndarray, side: int, fill: tuple[int, int, int]) -> None:
     """Sets the `side` square around a pixel to `fill`, in place, clipped at the border."""
     y, x = (slice(max(c - side // 2, 0), max(c - side // 2 + side, 0)) for c in centre)
@@ -187,6 +211,12 @@ def check_size(what: str, value: int, at_least: int = 0) -> None:
     """Raises UserError for a size below `at_least`."""
     if value < at_least:
         raise UserError(f'{what}={value} is too small; take at least {at_least}')
+
+
+def check_greatest(what: str, value: float, most: float) -> None:
+    """Raises UserError unless 0 <= `value` <= `most`."""
+    if not 0 <= value <= most:
+        raise UserError(f'{what}={value} must be 0 to {most}')
 
 
 def check_range(what: str, value: tuple[float, float], at_most: float = math.inf) -> None:

@@ -3,11 +3,13 @@ import subprocess
 import sys
 import threading
 
+import cv2
+import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import downloader
 
-from se_flax.data import check, open_dataset, prepare
+from se_flax.data import check, decode, open_dataset, prepare
 from se_flax.data import fashion_mnist as builder
 from se_flax.errors import MissingError, UserError
 
@@ -99,6 +101,37 @@ def test_without_a_network_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(builder, 'URL', 'http://127.0.0.1:9/')
     with pytest.raises(UserError, match='(?s)refused.*package dataset-fashion-mnist has its files'):
         prepare('fashion_mnist', str(tmp_path), folder=tmp_path / 'nowhere')
+
+
+@pytest.mark.parametrize(
+    ('name', 'splits', 'suffix', 'classes'),
+    [
+        ('cifar10', {'train': 9, 'test': 5}, '.png', 10),
+        ('cifar100', {'train': 9, 'test': 5}, '.png', 100),
+        ('places365_small', {'train': 9, 'test': 7, 'validation': 5}, '.jpg', 365),
+    ],
+)
+def test_a_set_of_tfds_by_name(tmp_path, monkeypatch, name, splits, suffix, classes):
+    """Built by tfds's own class, but for what it downloads and unpacks with TensorFlow."""
+    cls = tfds.builder_cls(name)
+    side = 256 if suffix == '.jpg' else 32
+    image = cv2.imencode(suffix, np.full((side, side, 3), 50, np.uint8))[1].tobytes()
+
+    def examples(builder, count):
+        for i in range(count):
+            example = dict.fromkeys(builder.info.features, str(i))
+            example |= {'image': image, 'label': classes - 1 - i, 'coarse_label': i}
+            yield i, {key: example[key] for key in builder.info.features}
+
+    def generators(builder, *_):
+        return {split: examples(builder, count) for split, count in splits.items()}
+
+    monkeypatch.setattr(cls, '_split_generators', generators)
+    said = prepare(name, str(tmp_path))
+    assert said.startswith(f'{name}: 9 training and 5 evaluation images, {classes} classes, array')
+    dataset = open_dataset(name, 'train', str(tmp_path))
+    assert sorted(dataset.labels()) == list(range(classes - 9, classes))
+    assert decode(dataset.read(0)[0]).shape == (side, side, 3)
 
 
 def test_what_needs_no_preparing(image_folder):

@@ -4,7 +4,7 @@ import struct
 
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorflow_datasets.proto import tf_example_pb2
 
@@ -57,6 +57,7 @@ def test_a_cut_shard_is_named(shards, tmp_path):
 
 
 @given(st.binary(min_size=1, max_size=40))
+@settings(deadline=None)
 def test_noise_is_no_tfrecord(tmp_path_factory, data):
     if len(data) >= 8 and struct.unpack('<Q', data[:8])[0] + 16 == len(data):
         return

@@ -13,6 +13,7 @@ from se_flax.data.transforms import (
     fit,
     inception_crop,
     resize,
+    rotate,
 )
 from se_flax.errors import UserError
 
@@ -33,6 +34,7 @@ def apply(transform, image, seed=0):
 @given(height=sides, width=sides, seed=st.integers(0, 1000))
 @example(height=1, width=600, seed=0)  # no aspect in range fits: the central fallback
 @example(height=600, width=1, seed=0)
+@settings(deadline=None)
 def test_inception_crop_is_inside_and_in_range(height, width, seed):
     top, left, h, w = inception_crop(height, width, np.random.default_rng(seed))
     assert 0 <= top <= top + h <= height
@@ -81,6 +83,7 @@ def test_inception_crop_of_the_whole_image():
     seed=st.integers(0, 100),
     fill=st.tuples(*[st.integers(0, 255)] * 3),
 )
+@settings(deadline=None)
 def test_pad_crop_is_a_window_of_the_padded_image(size, pad, seed, fill):
     image = photo(size, size)
     out = apply(TrainTransform(size, 'pad', pad=pad, flip=False, fill=fill), image, seed)
@@ -109,6 +112,7 @@ def test_flip_mirrors_half_of_the_time():
 
 
 @given(size=st.integers(1, 12), side=st.integers(1, 15), seed=st.integers(0, 200))
+@settings(deadline=None)
 def test_cutout_is_one_clipped_square(size, side, seed):
     image = np.full((size, size, 3), 9, np.uint8)
     transform = TrainTransform(size, 'none', flip=False, cutout=side, fill=(1, 2, 3))
@@ -131,6 +135,62 @@ def test_cutout_centre_is_any_pixel():
     image = np.zeros((4, 4, 3), np.uint8)
     holes = {tuple(np.argwhere(apply(transform, image, s)[..., 0])[0]) for s in range(200)}
     assert len(holes) == 16
+
+
+@pytest.mark.parametrize('size', [32, 33])
+def test_rotation_turns_around_the_centre(size):
+    """By its formula: each pixel is looked up where it came from; the colour is affine in x, y."""
+    y, x = np.mgrid[:size, :size] - (size - 1) / 2
+    image = np.stack([100 + 3 * x, 100 + 2 * y, 0 * x + 60], -1).round().astype(np.uint8)
+    out = rotate(image, 10, (0, 0, 9))
+    cos, sin = np.cos(np.pi / 18), np.sin(np.pi / 18)
+    from_x, from_y = cos * x - sin * y, sin * x + cos * y
+    inside = np.maximum(abs(from_x), abs(from_y)) <= (size - 1) / 2
+    want = np.stack([100 + 3 * from_x, 100 + 2 * from_y, 0 * x + 60], -1)
+    np.testing.assert_allclose(out[inside], want[inside], atol=1.2)
+    outside = np.maximum(abs(from_x), abs(from_y)) >= (size + 1) / 2
+    assert outside.any()
+    assert (out[outside] == (0, 0, 9)).all()
+
+
+def test_rotation_is_uniform_both_ways():
+    y, x = np.mgrid[:65, :65] - 32.0
+    image = np.stack([128 + 2 * x, 128 + 2 * y, 0 * x], -1).round().astype(np.uint8)
+    transform = TrainTransform(65, 'none', flip=False, rotation=10)
+    views = [apply(transform, image, seed).astype(int) for seed in range(1000)]
+    slopes = [(view[52, 32, 0] - view[12, 32, 0]) / 80 for view in views]  # -sin of the angle
+    angles = np.rad2deg(np.arcsin(slopes))
+    quantiles = np.quantile(angles, [0, 0.25, 0.5, 0.75, 1])
+    np.testing.assert_allclose(quantiles, [-10, -5, 0, 5, 10], atol=1)
+
+
+def test_jitter_adds_one_number_to_a_channel():
+    image = photo(20, 20)
+    transform = TrainTransform(20, 'none', flip=False, jitter=20)
+    added = []
+    for seed in range(500):
+        by = apply(transform, image, seed).astype(int) - image
+        free = (image >= 20) & (image <= 235)  # no sum is clipped
+        assert all(len(set(by[..., c][free[..., c]])) == 1 for c in range(3))
+        added.append([by[..., c][free[..., c]][0] for c in range(3)])
+        whole = np.clip(image + np.array(added[-1]), 0, 255)
+        np.testing.assert_array_equal(by + image, whole)
+    for channel in np.transpose(added):
+        quantiles = np.quantile(channel, [0, 0.25, 0.5, 0.75, 1])
+        np.testing.assert_allclose(quantiles, [-20, -10, 0, 10, 20], atol=3)
+    assert np.abs(np.corrcoef(np.transpose(added))[np.triu_indices(3, 1)]).max() < 0.15
+
+
+def test_what_is_off_draws_nothing():
+    """A run of before these fields is the same run: the cutout is drawn from the same numbers."""
+    image = photo(20, 20)
+    plain = TrainTransform(20, 'none', cutout=4)
+    rng, out = np.random.default_rng(3), np.empty((20, 20, 3), np.uint8)
+    plain(image, rng, out)
+    after = np.random.default_rng(3)
+    after.random()
+    after.integers(20, size=2)
+    assert rng.random() == after.random()
 
 
 @given(height=st.integers(1, 40), width=st.integers(1, 40), size=st.integers(1, 24))
@@ -189,7 +249,7 @@ def test_area_averages():
 
 @pytest.mark.parametrize('crop', ['inception', 'pad', 'none'])
 def test_the_generator_alone_decides(crop):
-    transform = TrainTransform(16, crop, pad=2, cutout=4)
+    transform = TrainTransform(16, crop, pad=2, rotation=9, jitter=9, cutout=4)
     image = photo(30, 20)
     before = image.copy()
     np.testing.assert_array_equal(apply(transform, image, 5), apply(transform, image, 5))
@@ -204,6 +264,9 @@ def test_the_generator_alone_decides(crop):
         (lambda: TrainTransform(8, interpolation='lanczos'), "unknown interpolation 'lanczos'"),
         (lambda: TrainTransform(0), 'image_size=0 is too small; take at least 1'),
         (lambda: TrainTransform(8, pad=-1), 'pad=-1 is too small; take at least 0'),
+        (lambda: TrainTransform(8, rotation=181), 'rotation=181 must be 0 to 180'),
+        (lambda: TrainTransform(8, rotation=-10), 'rotation=-10 must be 0 to 180'),
+        (lambda: TrainTransform(8, jitter=float('nan')), 'jitter=nan must be 0 to 255'),
         (lambda: TrainTransform(8, crop_area=(0.5, 1.1)), r'0 < least <= greatest <= 1\.0'),
         (lambda: TrainTransform(8, crop_aspect=(2, 1)), r'crop_aspect=\(2, 1\) must be'),
         (lambda: EvalTransform(8, resize=7), 'resize=7 is below image_size=8; take 0 or at least'),

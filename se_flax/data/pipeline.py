@@ -8,8 +8,9 @@ processes nor of threads or workers changes a pixel.
 One task makes a chunk of a batch, up to 128 images, in one array. Memory does not grow with the
 run: up to `buffer = max(2 num_threads, chunks of 2 batches)` chunks are held,
 `buffer * 128 * 3 * image_size**2` bytes, 19 MB a chunk at 224; where a batch is several chunks, one
-more batch while they are joined; the image that each thread is at; and the orders of four epochs,
-`32 N` bytes, 41 MB for ImageNet. With workers each has so much (benchmarks/results/input.md).
+more batch while they are joined; the image that each thread is at; and the orders of four epochs
+and a fifth while it is drawn, `40 N` bytes, 51 MB for ImageNet. With workers each has so much
+(benchmarks/results/input.md).
 """
 
 import dataclasses

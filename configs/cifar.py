@@ -20,8 +20,9 @@ The paper says only that the recipes are the networks' own. ResNets: arXiv 1512.
 the 110 layers warm up at a tenth of the rate, there until the training error is below 80 %, "about
 400 iterations", here for just that many. Wide ResNet: github.com/szagoruyko/wide-residual-networks,
 though that pads by reflection. Shake-Shake: github.com/xgastaldi/shake-shake, with Cutout's sides
-of 16 and 8. Groups of BatchNorm are what one of two GPUs had, where a source names two. Those
-programs let all parameters decay, this one kernels only.
+of 16 and 8; that Shake-Even has Nesterov's momentum, too, is our reading. Groups of BatchNorm are
+what one of two GPUs had, where a source names two. Those programs let all parameters decay, this
+one kernels only.
 """
 
 import ml_collections

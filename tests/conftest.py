@@ -1,11 +1,6 @@
 """Shared by all tests: eight CPU devices, strict ranks, golden files."""
 
-import os
 import pathlib
-
-# Most of a test's time is the compiler's; without LLVM's optimisations it takes half of it, and
-# the operations that are carried out stay the same. For the processes that tests start, too.
-os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 
 import jax
 import pytest

@@ -85,6 +85,7 @@ def two_hosts():
             f'ip -n {name} link set {cable} up',
             f'ip -n {name} link set lo up',
         ]
+    made.append(f'ip netns exec {first} unshare --uts hostname {hosts[0][1]}')
     try:
         for line in made:
             done = subprocess.run(line.split(), capture_output=True, text=True)
@@ -104,9 +105,9 @@ def output(process):
 
 
 def end(processes, code=0, but=None):
-    """Waits for all, each at most a minute; all but one must end with `code`."""
+    """Waits for all, a minute where they were disturbed; all but one must end with `code`."""
     for process in processes:
-        process.wait(60 if code else None)
+        process.wait(60 if code else 400)
         if process is not but:
             assert process.returncode == code, output(process)
 

@@ -131,14 +131,13 @@ def assert_equal_runs(workdir, other, tolerance):
 
 
 def test_in_float64_processes_change_only_the_last_digits(start_processes, tmp_path):
-    """One, two and four; the optimiser's state whole, then in two parts, and in four."""
+    """One and four; the optimiser's state whole, then in four parts. Two are below."""
     short = [f'--config.{f}' for f in ('num_steps=20', 'eval_every_steps=20', 'dtype=float64')]
-    for number in (1, 2, 4):
+    for number in (1, 4):
         workdir = f'--workdir={tmp_path / str(number)}'
         split = f'--config.shard_optimizer={number > 1}'
         end(start_processes(number, 4 // number, *short, workdir, split, JAX_ENABLE_X64='1'))
-    for number in ('2', '4'):
-        assert_equal_runs(tmp_path / number, tmp_path / '1', 1e-9)
+    assert_equal_runs(tmp_path / '4', tmp_path / '1', 1e-9)
 
 
 def test_stopped_killed_and_moved_it_goes_on(start_processes, tmp_path):

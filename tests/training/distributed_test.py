@@ -130,16 +130,17 @@ def assert_equal_runs(workdir, other, tolerance):
     assert {r['examples'] for r in rows if r['split'] == 'eval'} == {2000}
 
 
-def test_in_float64_processes_change_only_the_last_digits(start_processes, tmp_path):
-    """One and four; the optimiser's state whole, then in four parts. Two are below."""
+@pytest.mark.parametrize('number', [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_in_float64_processes_change_only_the_last_digits(start_processes, tmp_path, number):
+    """One with the optimiser's state whole against several, each with its part."""
     short = [f'--config.{f}' for f in ('num_steps=20', 'eval_every_steps=20', 'dtype=float64')]
-    for number in (1, 4):
-        workdir = f'--workdir={tmp_path / str(number)}'
-        split = f'--config.shard_optimizer={number > 1}'
-        end(start_processes(number, 4 // number, *short, workdir, split, JAX_ENABLE_X64='1'))
-    assert_equal_runs(tmp_path / '4', tmp_path / '1', 1e-9)
+    for n in (1, number):
+        workdir, split = f'--workdir={tmp_path / str(n)}', f'--config.shard_optimizer={n > 1}'
+        end(start_processes(n, 4 // n, *short, workdir, split, JAX_ENABLE_X64='1'))
+    assert_equal_runs(tmp_path / str(number), tmp_path / '1', 1e-9)
 
 
+@pytest.mark.slow
 def test_stopped_killed_and_moved_it_goes_on(start_processes, tmp_path):
     """A run meets every fault in turn, on 1 x 8, 2 x 2, 2 x 1 and 1 x 1 processes and devices."""
     undisturbed, workdir = tmp_path / 'undisturbed', tmp_path / 'run'
@@ -172,6 +173,7 @@ def test_stopped_killed_and_moved_it_goes_on(start_processes, tmp_path):
     assert_equal_runs(workdir, undisturbed, 1e-4)
 
 
+@pytest.mark.slow
 def test_two_hosts_whose_cable_is_pulled(start_processes, two_hosts, tmp_path):
     """Nothing says that the other is gone, as a pulled cable is silent: the heartbeat has to."""
     undisturbed, workdir = (f'--workdir={tmp_path / name}' for name in ('undisturbed', 'run'))

@@ -15,6 +15,14 @@ def pytest_addoption(parser):
 
 
 @pytest.fixture
+def clock(monkeypatch):
+    """`clock[0]` is the time of `time.monotonic`, in seconds."""
+    clock = [1000.0]
+    monkeypatch.setattr('time.monotonic', lambda: clock[0])
+    return clock
+
+
+@pytest.fixture
 def golden(request):
     """`golden(path, text)` compares text with a reviewed file, or rewrites it on demand."""
     hint = f'if that is meant: pytest {request.node.nodeid} --update-golden, then review git diff'

@@ -16,6 +16,7 @@ import json
 import logging
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,14 +115,9 @@ class Checkpointer:
         their numbers are free again. Raises UserError if nothing but damage is left (then renames
         nothing), or if the leaves are not those of `target`.
         """
-        found = None, {}, []
-
-        def choose():
-            nonlocal found
-            found = _newest_good(self.directory)
-
-        on_first(choose)  # one process reads and hashes each file, the others take its word
-        folder, manifest, refused = found
+        # One process reads and hashes each file, the others take its word.
+        found = on_first(partial(_newest_good, self.directory))
+        folder, manifest, refused = found or (None, {}, [])
         step = tell_all(int(folder.name) if folder else -1)
         if step >= 0 and not folder:
             folder = self.directory / str(step)

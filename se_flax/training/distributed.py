@@ -3,7 +3,7 @@
 import ctypes
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TypeVar
 
 import jax
@@ -14,7 +14,6 @@ from se_flax.errors import UserError
 
 Result = TypeVar('Result')
 PEER_LOST = 69  # EX_UNAVAILABLE of sysexits.h
-ADDRESS = 'JAX_COORDINATOR_ADDRESS'
 LOST = (
     'another process of this run is gone, or the JAX runtime failed here (see above); '
     'the same command in every process goes on from the last checkpoint'
@@ -40,9 +39,9 @@ def connect(
     Raises:
         UserError: where one is missing or wrong, or the processes do not meet.
     """
-    coordinator = coordinator or os.environ.get(ADDRESS)
-    num_processes = _number('--num-processes', num_processes, 'JAX_NUM_PROCESSES', os.environ)
-    process_id = _number('--process-id', process_id, 'JAX_PROCESS_ID', os.environ)
+    coordinator = coordinator or os.environ.get('JAX_COORDINATOR_ADDRESS')
+    num_processes = _number('--num-processes', num_processes, 'JAX_NUM_PROCESSES')
+    process_id = _number('--process-id', process_id, 'JAX_PROCESS_ID')
     if coordinator:
         host, _, port = coordinator.rpartition(':')
         if not host or not port.isdecimal():
@@ -69,8 +68,8 @@ def connect(
     _tell_on_abort()
 
 
-def _number(flag: str, value: int | None, variable: str, environ: Mapping[str, str]) -> int | None:
-    text = environ.get(variable)
+def _number(flag: str, value: int | None, variable: str) -> int | None:
+    text = os.environ.get(variable)
     if value is None and text is not None:
         if not text.isdecimal():
             raise UserError(f'{variable}={text} must be a whole number')
@@ -95,9 +94,12 @@ def all_or_none(act: Callable[[], Result]) -> Result:
     return result
 
 
-def on_first(act: Callable[[], None]) -> None:
-    """Acts in process 0 alone; the others wait, and where it raises UserError all do."""
-    all_or_none(act if jax.process_index() == 0 else lambda: None)
+def on_first(act: Callable[[], Result]) -> Result | None:
+    """Acts in process 0 alone; the others wait, and where it raises UserError all do.
+
+    Returns what `act` does, None in the others.
+    """
+    return all_or_none(act if jax.process_index() == 0 else lambda: None)
 
 
 def tell_all(number: int) -> int:

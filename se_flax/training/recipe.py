@@ -22,7 +22,11 @@ from se_flax.training.step import TrainStep, make_train_step
 
 
 class Plan(NamedTuple):
-    """What a run consists of; `every` has the steps between two logs, evals and checkpoints."""
+    """What a run consists of.
+
+    `every` has the steps between two logs, evals and checkpoints; BatchNorm is frozen from step
+    `frozen_from` on.
+    """
 
     model: nn.Module
     schedule: optax.Schedule
@@ -34,6 +38,7 @@ class Plan(NamedTuple):
     num_steps: int
     steps_per_epoch: float
     every: dict[str, int | None]
+    frozen_from: int | None
 
     def due(self, what: str, step: int) -> bool:
         """Tells whether a 'log', 'eval' or 'checkpoint' follows this step; the last has all."""
@@ -51,7 +56,7 @@ def make_plan(config: ml_collections.ConfigDict, num_devices: int) -> Plan:
     train_set, eval_set = open_split(config, 'train'), open_split(config, 'eval')
     steps_per_epoch = len(train_set) / config.batch_size
     num_steps = total_steps(config, steps_per_epoch)
-    frozen_from(config, num_steps, steps_per_epoch)  # raises
+    frozen = frozen_from(config, num_steps, steps_per_epoch)
     every = {what: interval(config, what, steps_per_epoch) for what in INTERVALS}
     model = make_model(config, train_set.num_classes)
     _check_model(model, config)
@@ -66,6 +71,7 @@ def make_plan(config: ml_collections.ConfigDict, num_devices: int) -> Plan:
         num_steps,
         steps_per_epoch,
         every,
+        frozen,
     )
 
 
@@ -135,7 +141,7 @@ def make_step(config: ml_collections.ConfigDict, plan: Plan, mesh: Mesh | None =
         label_smoothing=config.label_smoothing,
         seed=config.seed,
         average=config.ema,
-        frozen_from=frozen_from(config, plan.num_steps, plan.steps_per_epoch),
+        frozen_from=plan.frozen_from,
         accumulate=config.accumulate,
         mesh=mesh or data_mesh(),
     )

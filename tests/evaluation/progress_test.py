@@ -4,18 +4,9 @@ import io
 import logging
 import sys
 
-import pytest
 from rich.console import Console
 
 from se_flax.evaluation.progress import Progress
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """`clock[0]` is the time, in seconds."""
-    clock = [1000.0]
-    monkeypatch.setattr('se_flax.evaluation.progress.time.monotonic', lambda: clock[0])
-    return clock
 
 
 def test_lines_now_and_then_where_there_is_no_terminal(clock):

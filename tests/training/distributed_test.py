@@ -112,10 +112,6 @@ def end(processes, code=0, but=None):
             assert process.returncode == code, output(process)
 
 
-def newest(workdir):
-    return max(int(path.parent.name) for path in workdir.glob('checkpoints/[0-9]*/manifest.json'))
-
-
 def wait_for_three_steps(processes):
     while len(re.findall('^step ', output(processes[0]), re.M)) < 3:
         assert all(p.poll() is None for p in processes), '\n'.join(map(output, processes))
@@ -141,7 +137,7 @@ def test_in_float64_processes_change_only_the_last_digits(start_processes, tmp_p
 
 
 @pytest.mark.slow
-def test_stopped_killed_and_moved_it_goes_on(start_processes, tmp_path):
+def test_stopped_killed_and_moved_it_goes_on(start_processes, tmp_path, kill_run):
     """A run meets every fault in turn, on 1 x 8, 2 x 2, 2 x 1 and 1 x 1 processes and devices."""
     undisturbed, workdir = tmp_path / 'undisturbed', tmp_path / 'run'
     end(start_processes(1, 8, f'--workdir={undisturbed}'))
@@ -160,7 +156,7 @@ def test_stopped_killed_and_moved_it_goes_on(start_processes, tmp_path):
         processes[1].send_signal(number)  # a worker; all save and stop at one step
         end(processes, 75)
         steps = [re.search(r'stopped after step (\d+)', output(p)).group(1) for p in processes]
-        assert steps == [str(newest(workdir))] * 2
+        assert steps == [str(kill_run['whole_step'](workdir))] * 2
 
     for victim in (1, 0):  # a worker, then the coordinator
         processes = start_processes(2, 1, argument)

@@ -80,14 +80,6 @@ def wait_for(terminal, screen):
     assert terminal.screen() == screen
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    """`clock[0]` is the time, in seconds."""
-    clock = [1000.0]
-    monkeypatch.setattr('se_flax.training.progress.time.monotonic', lambda: clock[0])
-    return clock
-
-
 def test_log_file_golden(golden):
     file = io.StringIO()
     with Progress(**RUN, console=Console(file=file, width=20)) as progress:

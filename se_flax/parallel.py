@@ -1,5 +1,7 @@
 """The mesh of devices and what lies where on it: batches split, everything else replicated."""
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -7,10 +9,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 DATA = 'data'
 
 
-def data_mesh() -> Mesh:
-    """Returns the 1-D mesh of all devices of all processes, its axis named 'data'."""
+def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns the 1-D mesh of devices, its axis named 'data'; None is all of all processes."""
     # By process: the p-th part of a batch is then process p's, whatever the network's topology.
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
     # Auto axes: the compiler places the collectives; jax's default, Explicit, asks each op.
     return Mesh(np.array(devices), (DATA,), axis_types=(AxisType.Auto,))
 

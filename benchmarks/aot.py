@@ -1,0 +1,280 @@
+"""What the real TPU compiler makes of the training step, without a TPU: `python benchmarks/aot.py`.
+
+Compiles the trainer's own step in bfloat16, by the paper's recipes, ahead of time for described
+TPUs, and notes the compiler's figures for one chip: collectives, memory, operations, bytes.
+From the chip's public figures follow a lower bound of the step's time and what an all-reduce
+adds to it. Needs the `tpu` extra and no accelerator; a compilation takes minutes, so each is one
+process, and its row is in `benchmarks/results/aot.json` as soon as it ends. `aot.md` is made of
+that file.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import re
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from typing import NamedTuple
+
+os.environ['JAX_PLATFORMS'] = 'cpu'  # the compiler runs on the CPU and looks for no accelerator
+os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'  # there is no chip that two could fight over
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+
+from se_flax.parallel import data_mesh, split
+from se_flax.training.config import check_config, load_config
+from se_flax.training.recipe import Plan, make_model, make_start, make_step, make_training
+from se_flax.training.step import jit_train_step
+
+ROOT = pathlib.Path(__file__).parents[1]
+RESULTS = ROOT / 'benchmarks' / 'results'
+
+
+class Chip(NamedTuple):
+    """Public figures of one chip (Google Cloud's "TPU v4", "TPU v5e" and "TPU v5p" pages).
+
+    FLOP/s in bfloat16, bytes of memory, bytes/s of memory and of all links together one way.
+    """
+
+    flops: float
+    memory: float
+    bandwidth: float
+    links: float
+    slices: dict[int, str]  # chips: topology
+    options: dict
+
+
+CHIPS = {
+    'v4': Chip(
+        275e12, 32 * 2**30, 1228e9, 300e9, {4: '2x2x1', 256: '4x8x8'},
+        {'chip_config_name': 'megacore'},  # as on Cloud: the two cores are one device
+    ),
+    'v5e': Chip(
+        197e12, 16 * 2**30, 819e9, 200e9, {4: '2x2', 16: '4x4', 64: '8x8', 256: '16x16'},
+        {'chips_per_host_bounds': (2, 2, 1)},
+    ),
+    'v5p': Chip(459e12, 95 * 2**30, 2765e9, 600e9, {4: '2x2x1', 256: '4x8x8'}, {}),
+    'v6e': Chip(
+        918e12, 32 * 2**30, 1640e9, 400e9, {4: '2x2', 16: '4x4', 256: '16x16'},
+        {'chips_per_host_bounds': (2, 2, 1)},
+    ),
+}  # fmt: skip
+RECIPES = {'senet154': 'senet154.py'}
+CELLS = [
+    *(
+        (model, chip, chips, images)
+        for model, images in (('se_resnet50', 128), ('senet154', 32))
+        for chip in ('v5e', 'v4', 'v5p')
+        for chips in (4, 256)
+    ),
+    ('resnet50', 'v5e', 4, 128),  # what SE adds
+    ('se_resnet50', 'v6e', 4, 128),
+    *(('se_resnet50', 'v5e', 4, images) for images in (256, 512)),  # what fits
+    ('se_resnet50', 'v5e', 256, 4),  # the papers' batches, 1024 and 2048, on a whole pod
+    ('senet154', 'v5e', 256, 8),
+]
+
+COLLECTIVE = re.compile(
+    r'= (?P<type>.*?) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)'
+    r'(?:-start)?\('
+)
+ARRAY = re.compile(r'\b([a-z]+\d+)\[([\d,]*)\]')
+
+
+def described_mesh(chip: str, chips: int) -> jax.sharding.Mesh:
+    """Returns the trainer's mesh over the chips of a TPU that is only described."""
+    topology = topologies.get_topology_desc(
+        platform='tpu', topology_name=f'{chip}:{CHIPS[chip].slices[chips]}', **CHIPS[chip].options
+    )
+    return data_mesh(topology.devices)
+
+
+def compile_step(model: str, mesh: jax.sharding.Mesh, images: int):
+    """Returns the compiled training step of the model's recipe, `images` on each chip."""
+    config = load_config(f'{ROOT}/configs/{RECIPES.get(model, "imagenet.py:" + model)}')
+    config.dtype = 'bfloat16'
+    config.batch_size = images * mesh.size
+    check_config(config, mesh.size)
+    steps_per_epoch = 1_281_167 / config.batch_size
+    num_steps = round(config.num_epochs * steps_per_epoch)
+    schedule, optimizer = make_training(config, num_steps, steps_per_epoch)
+    plan = Plan(
+        make_model(config, 1000), schedule, optimizer, None, None, None, None, num_steps,
+        steps_per_epoch, {}, None,
+    )  # fmt: skip
+    state = jax.eval_shape(make_start(config, plan.model, optimizer, mesh), jax.random.key(0))
+    shape = config.batch_size, config.image_size, config.image_size, 3
+    batch = {
+        'image': jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=split(mesh)),
+        'label': jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=split(mesh)),
+    }
+    step = jit_train_step(make_step(config, plan, mesh), mesh, state)
+    return step.lower(state, batch).compile()
+
+
+def collectives(text: str) -> list[tuple[str, int]]:
+    """Returns (kind, bytes of its result) of the collectives in a module's text."""
+    return [(found['kind'], bytes_of(found['type'])) for found in COLLECTIVE.finditer(text)]
+
+
+def bytes_of(types: str) -> int:
+    """Returns the bytes of the arrays in an HLO type.
+
+    >>> bytes_of('(f32[64,3]{1,0:T(8,128)}, bf16[2], f32[])')
+    776
+    """
+    total = 0
+    for dtype, shape in ARRAY.findall(types):
+        size = int(re.search(r'\d+', dtype)[0]) // 8
+        for axis in filter(None, shape.split(',')):
+            size *= int(axis)
+        total += size
+    return total
+
+
+def figures(compiled) -> dict:
+    """Returns the compiler's figures for one chip."""
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    found = collectives(compiled.as_text())
+    return {
+        'all_reduces': sum(kind == 'all-reduce' for kind, _ in found),
+        'other_collectives': sum(kind != 'all-reduce' for kind, _ in found),
+        'collective_bytes': sum(size for _, size in found),
+        'state_bytes': memory.alias_size_in_bytes,
+        'argument_bytes': memory.argument_size_in_bytes,
+        'temporary_bytes': memory.temp_size_in_bytes,
+        'flops': cost['flops'],
+        'bytes_accessed': cost['bytes accessed'],
+    }
+
+
+def measure(model: str, chip: str, chips: int, images: int, hlo: str | None = None) -> dict:
+    """Returns a row of the table; that the step does not fit is one too."""
+    cell = {'model': model, 'chip': chip, 'chips': chips, 'images': images}
+    mesh = described_mesh(chip, chips)
+    begin = time.perf_counter()
+    try:
+        compiled = compile_step(model, mesh, images)
+    except jax.errors.JaxRuntimeError as error:
+        if not (needed := re.search(r'Used (\S+) of (\S+) hbm', str(error))):
+            raise
+        return cell | {'refused': '{} of {}'.format(*needed.groups())}
+    seconds = time.perf_counter() - begin
+    if hlo:
+        pathlib.Path(hlo).write_text(compiled.as_text())
+    return cell | figures(compiled) | {'compile_s': round(seconds, 1)}
+
+
+def bounds(row: dict) -> dict:
+    """Returns seconds a step can't be faster than, and those of its all-reduce if nothing hides it.
+
+    A ring along each axis of the torus moves `2 (n - 1) / n` times the bytes, over the links it
+    uses: both ways where the axis is closed, one on a short line.
+    """
+    chip, chips = CHIPS[row['chip']], row['chips']
+    sides = [int(side) for side in chip.slices[chips].split('x')]
+    closed = 16 if chip.options.get('chips_per_host_bounds') else 4
+    used = sum(2 if side % closed == 0 else side > 1 for side in sides) / (2 * len(sides))
+    moved = 2 * (chips - 1) / chips * row['collective_bytes']
+    return {
+        'compute': row['flops'] / chip.flops,
+        'memory': row['bytes_accessed'] / chip.bandwidth,
+        'links': moved / (chip.links * used),
+    }
+
+
+def markdown(head: str, rows: list[dict]) -> str:
+    lines = [
+        head,
+        '',
+        '| network | chips | images a chip | all-reduces | their MB | memory, GiB | TFLOP '
+        '| GB moved | bound by FLOP/s, ms | by memory, ms | all-reduce, ms | kept, if not hidden '
+        '| compiled in, s |',
+        '|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|',
+    ]
+    for row in rows:
+        cells = [row['model'], f'{row["chips"]} {row["chip"]}', row['images']]
+        if 'refused' in row:
+            cells += ['', '', f'refused: {row["refused"]}', *[''] * 7]
+        else:
+            least = bounds(row)
+            step = max(least['compute'], least['memory'])
+            cells += [
+                row['all_reduces'],
+                f'{row["collective_bytes"] / 1e6:.1f}',
+                f'{(row["argument_bytes"] + row["temporary_bytes"]) / 2**30:.2f}',
+                f'{row["flops"] / 1e12:.2f}',
+                f'{row["bytes_accessed"] / 1e9:.1f}',
+                *(f'{1e3 * least[name]:.1f}' for name in ('compute', 'memory')),
+                f'{1e3 * least["links"]:.2f}',
+                f'{100 * step / (step + least["links"]):.1f} %',
+                row['compile_s'],
+            ]
+        lines.append(f'| {" | ".join(map(str, cells))} |')
+    return '\n'.join(lines) + '\n'
+
+
+def key(row: dict) -> tuple:
+    return row['model'], row['chip'], row['chips'], row['images']
+
+
+def save(rows: list[dict]) -> None:
+    """Replaces the rows of the same cells in aot.json, and makes aot.md of it."""
+    path = RESULTS / 'aot.json'
+    old = json.loads(path.read_text())['rows'] if path.exists() else []
+    kept = {key(row): row for row in (*old, *rows)}
+    rows = sorted(kept.values(), key=lambda row: (row['model'] != 'se_resnet50', *key(row)))
+    versions = ', '.join(f'{name} {version(name)}' for name in ('jax', 'flax', 'libtpu'))
+    head = (
+        f'{versions}; Python {platform.python_version()}. The training step of each '
+        "network's recipe, bfloat16, 224 pixels, BatchNorm groups of 32; all figures are of one "
+        "chip and the compiler's, none was measured on a TPU."
+    )
+    path.write_text(json.dumps({'head': head, 'rows': rows}, indent=1) + '\n')
+    path.with_suffix('.md').write_text(markdown(head, rows))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--model', help='one cell only, of this registered network')
+    parser.add_argument('--chip', choices=CHIPS, default='v5e')
+    parser.add_argument('--chips', type=int, default=4)
+    parser.add_argument('--images', type=int, default=128, help='on each chip')
+    parser.add_argument('--hlo', metavar='FILE', help='where the compiled module goes, as text')
+    parser.add_argument('--print', action='store_true', help='the row, to no file')
+    args = parser.parse_args()
+    if args.chips not in CHIPS[args.chip].slices:
+        sizes = ', '.join(map(str, CHIPS[args.chip].slices))
+        parser.error(f'--chips={args.chips}: {args.chip} is described for {sizes}')
+    if args.print:
+        print(json.dumps(measure(args.model, args.chip, args.chips, args.images, args.hlo)))
+        return
+    cells = [(args.model, args.chip, args.chips, args.images)] if args.model else CELLS
+    for cell in cells:
+        # Each in a process of its own: the compiler may end it.
+        options = zip(('--model', '--chip', '--chips', '--images'), map(str, cell), strict=True)
+        command = [
+            sys.executable,
+            __file__,
+            '--print',
+            *(word for pair in options for word in pair),
+        ]
+        if args.hlo:
+            command += ['--hlo', args.hlo]
+        done = subprocess.run(command, text=True, stdout=subprocess.PIPE)
+        if done.returncode:
+            print(f'{cell}: the compiler ended with code {done.returncode}', flush=True)
+            continue
+        row = json.loads(done.stdout.splitlines()[-1])
+        print(row, flush=True)
+        save([row])
+
+
+if __name__ == '__main__':
+    main()

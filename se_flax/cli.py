@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from se_flax.errors import UserError, check_known
 from se_flax.models import list_models, model_info
+from se_flax.storage import as_path
 
 # Packages and the extras that bring them; `train` brings the others.
 EXTRAS = {
@@ -69,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluating(command(commands, 'evaluate', _evaluate, 'error rates of trained networks'))
     predict = command(commands, 'predict', _predict, 'the most probable classes of images')
     network = predict.add_mutually_exclusive_group(required=True)
-    network.add_argument('--workdir', type=pathlib.Path, help='of a run')
+    network.add_argument('--workdir', metavar='DIR', help='of a run')
     network.add_argument('--weights', type=pathlib.Path, metavar='FILE.safetensors')
     predict.add_argument('images', nargs='+', type=pathlib.Path, metavar='IMAGE')
 
@@ -122,7 +123,7 @@ def _add_evaluating(parser: argparse.ArgumentParser) -> None:
             dest='networks',
             action='append',
             default=[],
-            type=lambda path, option=option: (option, pathlib.Path(path)),
+            type=lambda path, option=option: (option, path),
             metavar=metavar,
             help='of a run' if option == '--workdir' else 'of `se-flax convert`',
         )
@@ -334,10 +335,10 @@ def _predict(args: argparse.Namespace) -> None:
 def _convert(args: argparse.Namespace) -> None:
     from se_flax.weights import convert, read_info
 
-    if pathlib.Path(args.source).is_dir():
+    if as_path(args.source).is_dir():
         from se_flax.training.use import save_run_weights
 
-        save_run_weights(pathlib.Path(args.source), pathlib.Path(args.out))
+        save_run_weights(args.source, pathlib.Path(args.out))
     else:
         convert(args.source, args.model, args.out)
     info = read_info(args.out)

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from se_flax.atomic import atomic_write
+from se_flax.storage import atomic_write
 
 
 def test_writes_and_replaces(tmp_path):

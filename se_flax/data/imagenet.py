@@ -35,7 +35,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
-from se_flax.atomic import atomic_write, sync
 from se_flax.data.decode import DecodeError, decode
 from se_flax.data.imagenet_tars import (
     ENTRY,
@@ -47,6 +46,7 @@ from se_flax.data.imagenet_tars import (
     list_tar,
 )
 from se_flax.errors import UserError
+from se_flax.storage import atomic_write, sync
 
 NAME = 'imagenet2012'
 VERSION = '5.1.0'  # of tfds, whose features and labels these are

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from se_flax.atomic import atomic_write
 from se_flax.data import Dataset
 from se_flax.errors import MissingError, check_known
+from se_flax.storage import atomic_write
 
 FORMATS = ('.csv', '.jsonl')
 

@@ -10,21 +10,23 @@ word. So each step folder gets a `manifest.json`, written last and read first:
       incomplete-400-0/     set aside by `restore`: killed before the manifest was written
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
 import logging
-import shutil
+import os
 import time
+from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
-from se_flax import atomic
+from se_flax import storage
 from se_flax.errors import MissingError, UserError
 from se_flax.training.distributed import lost_a_peer, on_first, tell_all
 
@@ -58,10 +60,10 @@ class Checkpointer:
     ({'w': Array([1., 1., 1.], dtype=float32)}, {'best_top1': 0.5})
     """
 
-    def __init__(self, directory: str | Path, *, keep: int = 2):
+    def __init__(self, directory: str | os.PathLike, *, keep: int = 2):
         if keep < 2:
             raise UserError(f'keep={keep} checkpoints leaves none if the newest is damaged; take 2')
-        self.directory = Path(directory).absolute()  # Orbax refuses relative paths
+        self.directory = _absolute(directory)
         self.keep = keep
         if _writes():
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -148,16 +150,17 @@ class Checkpointer:
             if not folders:
                 return
             for folder in folders:
-                shutil.rmtree(folder, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    folder.rmtree()
             time.sleep(0.2)
 
 
-def load(directory: str | Path, target: Any) -> tuple[Any, dict[str, Any]]:
+def load(directory: str | os.PathLike, target: Any) -> tuple[Any, dict[str, Any]]:
     """Returns what `Checkpointer.restore` would, changes nothing: safe beside a running trainer.
 
     Raises MissingError where there is no finished checkpoint.
     """
-    directory = Path(directory).absolute()
+    directory = _absolute(directory)
     folder, manifest, _ = _newest_good(directory)
     if folder is None:
         raise MissingError(f'no finished checkpoint in {directory}; train first')
@@ -167,12 +170,12 @@ def load(directory: str | Path, target: Any) -> tuple[Any, dict[str, Any]]:
 class _Refused(Exception):
     """A step folder that must not be restored: `kind` is damaged or incomplete."""
 
-    def __init__(self, folder: Path, kind: str, reason: str):
+    def __init__(self, folder: epath.Path, kind: str, reason: str):
         super().__init__(f'checkpoint {folder} is {kind}: {reason}')
         self.folder, self.kind = folder, kind
 
 
-def _newest_good(directory: Path) -> tuple[Path | None, dict[str, Any], list[_Refused]]:
+def _newest_good(directory: epath.Path) -> tuple[epath.Path | None, dict[str, Any], list[_Refused]]:
     refused = []
     for folder in reversed(_step_folders(directory)):
         try:
@@ -195,7 +198,7 @@ def _newest_good(directory: Path) -> tuple[Path | None, dict[str, Any], list[_Re
     return None, {}, refused
 
 
-def _read(folder: Path, manifest: dict[str, Any], target: Any) -> tuple[Any, dict[str, Any]]:
+def _read(folder: epath.Path, manifest: dict[str, Any], target: Any) -> tuple[Any, dict[str, Any]]:
     here = {name: _describe(leaf) for name, leaf in _leaves(target).items()}
     there = manifest['leaves']
     differing = [name for name in here | there if here.get(name) != there.get(name)]
@@ -226,20 +229,24 @@ def _orbax() -> ocp.Checkpointer:
     return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
 
 
+def _absolute(directory: str | os.PathLike) -> epath.Path:
+    path = epath.Path(directory)
+    return path if storage.is_remote(path) else path.absolute()  # Orbax refuses relative ones
+
+
 def _writes() -> bool:
     return jax.process_index() == 0
 
 
-def _step_folders(directory: Path) -> list[Path]:
+def _step_folders(directory: epath.Path) -> list[epath.Path]:
     folders = [path for path in directory.glob('[0-9]*') if path.name.isdecimal()]
     return sorted(folders, key=lambda folder: int(folder.name))
 
 
-def _remove(folder: Path) -> None:
+def _remove(folder: epath.Path) -> None:
     # The manifest goes first: killed half-way, this leaves an incomplete step, not a damaged one.
     (folder / MANIFEST).unlink(missing_ok=True)
-    if folder.exists():
-        shutil.rmtree(folder)
+    folder.rmtree(missing_ok=True)
 
 
 def _set_aside(refused: _Refused) -> str:
@@ -282,12 +289,23 @@ def _checked_progress(progress: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f'progress {progress} cannot be written as JSON: {error}') from None
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob('*'))}
-    return {name: path for name, path in files.items() if path.is_file() and name != MANIFEST}
+def _files(folder: epath.Path) -> dict[str, epath.Path]:
+    files = {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(_walk(folder))
+        if not path.is_dir()
+    }
+    return {name: path for name, path in files.items() if name != MANIFEST}
 
 
-def _sha256(path: Path) -> str:
+def _walk(folder: epath.Path) -> Iterator[epath.Path]:
+    for path in folder.iterdir():
+        yield path
+        if path.is_dir():
+            yield from _walk(path)
+
+
+def _sha256(path: epath.Path) -> str:
     with path.open('rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
@@ -299,18 +317,18 @@ def _encode(manifest: dict[str, Any]) -> bytes:
     return json.dumps(content | {'sha256': digest}, sort_keys=True, indent=1).encode()
 
 
-def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+def _write_manifest(folder: epath.Path, manifest: dict[str, Any]) -> None:
     # The data reaches the disk before what vouches for it; a full disk may show only here.
-    for path in (*folder.rglob('*'), folder, folder.parent):
-        atomic.sync(path)
+    for path in (*_walk(folder), folder, folder.parent):
+        storage.sync(path)
     files = {
-        name: {'size': path.stat().st_size, 'sha256': _sha256(path)}
+        name: {'size': path.stat().length, 'sha256': _sha256(path)}
         for name, path in _files(folder).items()
     }
-    atomic.atomic_write(folder / MANIFEST, _encode(manifest | {'files': files}))
+    storage.atomic_write(folder / MANIFEST, _encode(manifest | {'files': files}))
 
 
-def _checked_manifest(folder: Path) -> dict[str, Any]:
+def _checked_manifest(folder: epath.Path) -> dict[str, Any]:
     """Returns the manifest of a step after reading every file; raises _Refused with the reason."""
     try:
         written = (folder / MANIFEST).read_bytes()
@@ -332,12 +350,12 @@ def _checked_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _difference(path: Path | None, recorded: dict[str, Any] | None) -> str | None:
+def _difference(path: epath.Path | None, recorded: dict[str, Any] | None) -> str | None:
     if path is None:
         return 'is missing'
     if recorded is None:
         return 'was not there when it was saved'
-    if (size := path.stat().st_size) != recorded['size']:
+    if (size := path.stat().length) != recorded['size']:
         return f'has {size} bytes instead of {recorded["size"]}'
     try:
         return None if _sha256(path) == recorded['sha256'] else 'has changed (SHA-256)'

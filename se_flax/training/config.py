@@ -13,6 +13,7 @@ from ml_collections import config_dict
 
 from se_flax.data import SAMPLINGS
 from se_flax.errors import UserError, check_known, check_multiple
+from se_flax.storage import AnyPath, as_path
 from se_flax.training.optimizer import SCHEDULES
 
 # May differ between two starts of the same run: they change where and how fast, not what.
@@ -120,7 +121,7 @@ class Arguments(NamedTuple):
     """What the command line says; `processes` is None for a run of this process alone."""
 
     config: ml_collections.ConfigDict
-    workdir: pathlib.Path
+    workdir: AnyPath
     processes: Processes | None
 
 
@@ -176,7 +177,7 @@ def parse_args(argv: Sequence[str], default: str) -> Arguments:
     processes = Processes(args.coordinator, args.num_processes, args.process_id)
     return Arguments(
         config.lock(),
-        pathlib.Path(args.workdir or f'runs/{name}'),
+        as_path(args.workdir or f'runs/{name}'),
         processes if args.distributed or processes != (None, None, None) else None,
     )
 

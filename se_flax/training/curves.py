@@ -2,7 +2,6 @@
 
 import io
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from se_flax.atomic import atomic_write
+from se_flax.storage import as_path, atomic_write
 
 # From Okabe and Ito's palette, told apart by every kind of colour vision.
 PALE, TRAIN, EVAL = '#56B4E9', '#0072B2', '#D55E00'
@@ -26,7 +25,7 @@ def plot_curves(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> N
     """Writes the curves of `rows`, as `read_rows` returns them, to `path`, a PNG, atomically."""
     png = io.BytesIO()
     draw_curves(rows).savefig(png, format='png')
-    atomic_write(pathlib.Path(path), png.getvalue())
+    atomic_write(as_path(path), png.getvalue())
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:

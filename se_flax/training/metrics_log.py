@@ -3,18 +3,17 @@
 import contextlib
 import json
 import os
-import pathlib
 import struct
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any, BinaryIO
+from typing import Any
 
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
 
-from se_flax.atomic import atomic_write
 from se_flax.errors import UserError
+from se_flax.storage import AnyPath, GrowingFile, as_path
 
 # A row is a dict of `step`, `split` (a key here), the split's fields, and `time`.
 FIELDS = {
@@ -42,18 +41,15 @@ class MetricsWriter(contextlib.AbstractContextManager):
     """
 
     def __init__(self, workdir: str | os.PathLike, *, resume_step: int):
-        workdir = pathlib.Path(workdir)
+        workdir = as_path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / 'metrics.jsonl'
-        old = path.read_bytes() if path.exists() else None
         kept = [(line, row) for line, row in _parse(path) if row['step'] <= resume_step]
-        new = b''.join(line + b'\n' for line, _ in kept)
-        if new != old:
-            atomic_write(path, new)
+        content = b''.join(line + b'\n' for line, _ in kept)
         rows = [row for _, row in kept]
         self._last = {row['split']: row['step'] for row in rows}
         self._files = contextlib.ExitStack()
-        self._rows = self._files.enter_context(path.open('ab'))
+        self._rows = self._files.enter_context(GrowingFile(path, content))
         self._events = self._files.enter_context(_open_events(workdir / 'tensorboard', rows))
 
     def __exit__(self, *exc_info):
@@ -84,15 +80,13 @@ class MetricsWriter(contextlib.AbstractContextManager):
         row = {'step': step, 'split': split, **values, 'time': round(time.time(), 3)}
         # Floats by repr, as json does: what is read back is the same number.
         self._rows.write(json.dumps(row, allow_nan=False).encode() + b'\n')
-        self._rows.flush()
         self._events.write(_record(_event(row)))
-        self._events.flush()
         self._last[split] = step
 
     def flush(self) -> None:
         """Returns when every row is on the disk."""
-        os.fsync(self._rows.fileno())
-        os.fsync(self._events.fileno())
+        self._rows.sync()
+        self._events.sync()
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -100,10 +94,10 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
 
     A file that is not there has no rows. Raises UserError for any other line that is no row.
     """
-    return [row for _, row in _parse(pathlib.Path(path))]
+    return [row for _, row in _parse(as_path(path))]
 
 
-def _parse(path: pathlib.Path) -> list[tuple[bytes, dict[str, Any]]]:
+def _parse(path: AnyPath) -> list[tuple[bytes, dict[str, Any]]]:
     if not path.exists():
         return []
     lines = path.read_bytes().rstrip(b'\n').split(b'\n')
@@ -124,7 +118,7 @@ def _parse(path: pathlib.Path) -> list[tuple[bytes, dict[str, Any]]]:
     return parsed
 
 
-def _open_events(folder: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> BinaryIO:
+def _open_events(folder: AnyPath, rows: Iterable[Mapping[str, Any]]) -> GrowingFile:
     """Returns an event file that holds `rows`, open for more, the only one of its folder."""
     folder.mkdir(exist_ok=True)
     old = list(folder.glob('*tfevents*'))
@@ -137,10 +131,10 @@ def _open_events(folder: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> Bin
         *map(_event, rows),
     ]
     new = folder / f'events.out.tfevents.{time.time_ns()}'  # it reads them in name order
-    atomic_write(new, b''.join(map(_record, events)))
+    opened = GrowingFile(new, b''.join(map(_record, events)))
     for path in old:
         path.unlink()
-    return new.open('ab')
+    return opened
 
 
 def _event(row: Mapping[str, Any]) -> Event:

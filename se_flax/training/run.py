@@ -3,7 +3,6 @@
 import contextlib
 import math
 import os
-import pathlib
 import time
 from collections.abc import Callable
 from functools import partial
@@ -16,6 +15,7 @@ from clu import parameter_overview
 from se_flax.data import eval_batches, train_batches
 from se_flax.evaluation import evaluate, make_eval_step
 from se_flax.parallel import data_mesh, shard_batch
+from se_flax.storage import AnyPath, as_path
 from se_flax.training import workdir
 from se_flax.training.checkpoint import Checkpointer
 from se_flax.training.curves import plot_curves
@@ -45,7 +45,7 @@ class NonFiniteError(ArithmeticError):
 
 def run(
     config: ml_collections.ConfigDict,
-    directory: pathlib.Path,
+    directory: str | os.PathLike,
     stop_requested: Callable[[int], bool] = lambda step: False,
 ) -> dict[str, Any]:
     """Trains as the config says, in a workdir; started again, goes on from its last checkpoint.
@@ -66,6 +66,7 @@ def run(
     if config.compilation_cache:
         cache = os.path.expanduser(config.compilation_cache)
         jax.config.update('jax_compilation_cache_dir', cache)
+    directory = as_path(directory)
     mesh = data_mesh()
     plan = all_or_none(partial(make_plan, config, mesh.size))
     first = jax.process_index() == 0
@@ -194,7 +195,7 @@ def run(
     return workdir.finished(directory)
 
 
-def _conclude(directory: pathlib.Path, best: dict[str, Any]) -> None:
+def _conclude(directory: AnyPath, best: dict[str, Any]) -> None:
     """Draws the curves and writes the last evaluation as the run's result."""
     history = read_rows(directory / 'metrics.jsonl')
     plot_curves(history, directory / 'curves.png')

@@ -49,7 +49,7 @@ class Evaluation(NamedTuple):
     tally: Tally
 
 
-def open_run(workdir: pathlib.Path, dtype: str | None = None) -> Trained:
+def open_run(workdir: str | os.PathLike, dtype: str | None = None) -> Trained:
     """Reads the newest checkpoint of a run, which may still be going on.
 
     `dtype` is one of DTYPES; None is the run's own. Raises as `load_run` does.
@@ -147,7 +147,7 @@ def evaluate_networks(
 
 
 def evaluate_run(
-    workdir: pathlib.Path,
+    workdir: str | os.PathLike,
     data: str | None = None,
     data_dir: str | None = None,
     protocol: Protocol = OWN_VIEW,
@@ -190,7 +190,7 @@ def _check_classes(trained: Trained, data: str, names: tuple[str, ...]) -> None:
 
 
 def predict(
-    workdir: pathlib.Path, images: Sequence[pathlib.Path], top: int = 5
+    workdir: str | os.PathLike, images: Sequence[pathlib.Path], top: int = 5
 ) -> Iterator[list[tuple[str, float]]]:
     """Yields the most probable classes of each image file, with their probabilities, in order.
 
@@ -209,7 +209,7 @@ def predict_weights(
     return _predict(open_weights(path), decoded, top)
 
 
-def save_run_weights(workdir: pathlib.Path, out: pathlib.Path) -> None:
+def save_run_weights(workdir: str | os.PathLike, out: pathlib.Path) -> None:
     """Writes the newest checkpoint's network, with what it expects, to a weights file.
 
     Raises as `load_run` and `save_weights` do.

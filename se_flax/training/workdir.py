@@ -1,7 +1,7 @@
 """The folder of a run: what it was told, whether it has ended, and how to read it back."""
 
 import json
-import pathlib
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,9 +9,9 @@ import jax
 import ml_collections
 from flax import linen as nn
 
-from se_flax.atomic import atomic_write
 from se_flax.errors import MissingError, UserError
 from se_flax.parallel import data_mesh
+from se_flax.storage import AnyPath, as_path, atomic_write
 from se_flax.training.checkpoint import load
 from se_flax.training.config import MACHINE_FIELDS, base_config
 from se_flax.training.recipe import make_model, make_start, make_training
@@ -29,9 +29,7 @@ class Run(NamedTuple):
     class_names: tuple[str, ...]
 
 
-def claim(
-    workdir: pathlib.Path, config: ml_collections.ConfigDict, class_names: Sequence[str]
-) -> None:
+def claim(workdir: AnyPath, config: ml_collections.ConfigDict, class_names: Sequence[str]) -> None:
     """Writes config.json into a new workdir, or checks that it is this run's.
 
     Raises UserError where the folder belongs to a run that was told something else; names the
@@ -59,22 +57,23 @@ def claim(
     atomic_write(workdir / CONFIG, text.encode())
 
 
-def finish(workdir: pathlib.Path, result: Mapping[str, Any]) -> None:
+def finish(workdir: AnyPath, result: Mapping[str, Any]) -> None:
     """Writes DONE, the last file of a run: the result as JSON."""
     atomic_write(workdir / DONE, (json.dumps(result, sort_keys=True) + '\n').encode())
 
 
-def finished(workdir: pathlib.Path) -> dict[str, Any] | None:
+def finished(workdir: AnyPath) -> dict[str, Any] | None:
     """Returns the result of a run that has ended, else None."""
     path = workdir / DONE
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def load_run(workdir: pathlib.Path) -> Run:
+def load_run(workdir: str | os.PathLike) -> Run:
     """Reads the newest good checkpoint of a run; safe beside the trainer that is writing it.
 
     Raises MissingError where there is no run or no checkpoint yet.
     """
+    workdir = as_path(workdir)
     fields = {k: _tuples(v) for k, v in _read(workdir).items()}
     class_names = fields.pop('class_names')
     config = base_config()
@@ -86,7 +85,7 @@ def load_run(workdir: pathlib.Path) -> Run:
     return Run(config, model, state.variables, int(state.step), class_names)
 
 
-def _read(workdir: pathlib.Path) -> dict[str, Any]:
+def _read(workdir: AnyPath) -> dict[str, Any]:
     path = workdir / CONFIG
     if not path.exists():
         near = [p.parent for p in sorted(workdir.parent.glob(f'*/{CONFIG}'))]

@@ -9,8 +9,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from se_flax.atomic import atomic_write
 from se_flax.errors import UserError
+from se_flax.storage import atomic_write
 from se_flax.weights.files import check_file, read_bytes
 
 DTYPES = {

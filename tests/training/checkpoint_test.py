@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis.extra import numpy as hnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from se_flax import atomic
+from se_flax import storage
 from se_flax.errors import MissingError, UserError
 from se_flax.training import checkpoint
 from se_flax.training.checkpoint import Checkpointer, CheckpointError, load
@@ -72,7 +72,7 @@ def two_steps(tmp_path):
     checkpoints = Checkpointer(tmp_path / 'checkpoints')
     for step in (10, 20):
         checkpoints.save(step, make_state(step), {'best': step / 3})
-    return checkpoints.directory
+    return tmp_path / 'checkpoints'
 
 
 def files_of(folder):
@@ -300,7 +300,7 @@ def sync_fails(place, new, error):
     """Raises `error` at one of PLACES in a save to the step folder `new`."""
     name, number = place
     at = {'new': new, 'folder': new.parent}.get(name)
-    sync, seen = atomic.sync, []
+    sync, seen = storage.sync, []
 
     def failing_sync(path):
         if path == at or path.name == name:
@@ -310,7 +310,7 @@ def sync_fails(place, new, error):
         sync(path)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(atomic, 'sync', failing_sync)
+        patch.setattr(storage, 'sync', failing_sync)
         yield
 
 

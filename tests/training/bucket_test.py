@@ -1,0 +1,96 @@
+"""A run whose workdir is in a bucket: `gs://`, served by an emulator on this machine."""
+
+import json
+import socket
+import sys
+
+import pytest
+
+from se_flax.training.metrics_log import TIMING, read_rows
+
+pytest.importorskip('gcsfs')
+server_module = pytest.importorskip('gcp_storage_emulator.server')
+objects = pytest.importorskip('gcp_storage_emulator.handlers.objects')
+
+BUCKET, RUN = 'bucket', 'runs/a'
+WORKDIR = f'gs://{BUCKET}/{RUN}'
+
+
+def telling_generation(handler):
+    """The header by which Google's servers name an object's version; tensorstore wants it."""
+
+    def handle(request, response, storage, *args, **kwargs):
+        handler(request, response, storage, *args, **kwargs)
+        if response.status == 200:
+            names = request.params['bucket_name'], request.params['object_id']
+            response['x-goog-generation'] = storage.get_file_obj(*names)['generation']
+
+    return handle
+
+
+@pytest.fixture
+def bucket(environ, monkeypatch):
+    """What an emulator stores, a bucket; the processes that a test starts find it."""
+    for _, methods in server_module.HANDLERS:
+        for verb, handler in methods.items():
+            if handler in (objects.get, objects.download):
+                monkeypatch.setitem(methods, verb, telling_generation(handler))
+    with socket.socket() as probe:
+        probe.bind(('localhost', 0))
+        port = probe.getsockname()[1]
+    server = server_module.create_server('localhost', port, in_memory=True, default_bucket=BUCKET)
+    server.start()
+    address = f'http://localhost:{port}'
+    for name in ('STORAGE_EMULATOR_HOST', 'TENSORSTORE_GCS_HTTP_URL'):
+        monkeypatch.setitem(environ, name, address)
+    yield server._storage
+    server.stop()
+
+
+def rows_of(bucket):
+    lines = bucket.get_file(BUCKET, f'{RUN}/metrics.jsonl').splitlines()
+    return [without_timing(json.loads(line)) for line in lines]
+
+
+def without_timing(row):
+    return {name: value for name, value in row.items() if name not in TIMING}
+
+
+def test_killed_and_damaged_it_goes_on_exactly(bucket, start_train_main, reference):
+    undisturbed = [without_timing(row) for row in read_rows(reference / 'metrics.jsonl')]
+    process = start_train_main(WORKDIR)
+    for line in process.stdout:
+        if line.startswith('step 9/'):
+            process.kill()
+    process.communicate()
+
+    # What the bucket's owner alone could do: a byte of the newest checkpoint is another.
+    newest = f'{RUN}/checkpoints/8'
+    files = json.loads(bucket.get_file(BUCKET, f'{newest}/manifest.json'))['files']
+    damaged = max(files, key=lambda name: files[name]['size'])
+    content = bytearray(bucket.get_file(BUCKET, f'{newest}/{damaged}'))
+    content[len(content) // 2] ^= 1
+    about = bucket.get_file_obj(BUCKET, f'{newest}/{damaged}')
+    about = {k: v for k, v in about.items() if k not in ('crc32c', 'md5Hash')}
+    bucket.create_file(BUCKET, f'{newest}/{damaged}', bytes(content), about)
+
+    process = start_train_main(WORKDIR)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert f'{damaged} has changed (SHA-256)' in output
+    assert 'going on from step 6' in output
+    assert rows_of(bucket) == undisturbed
+    assert f'all of the run is in {WORKDIR}/' in output
+    for name in ('curves.png', 'DONE', 'checkpoints/damaged-8-0/manifest.json'):
+        assert bucket.get_file(BUCKET, f'{RUN}/{name}')
+
+
+def test_an_address_of_no_bucket_is_refused(train_main, capsys):
+    assert train_main('gz://bucket/run') == 2
+    assert "unknown kind of address 'gz': did you mean gs" in capsys.readouterr().err
+
+
+def test_what_opens_a_bucket_is_named_where_it_is_missing(train_main, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, 's3fs', None)
+    assert train_main('s3://bucket/run') == 2
+    assert 'pip install s3fs' in capsys.readouterr().err

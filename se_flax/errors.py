@@ -20,7 +20,7 @@ def check_known(what: str, key: Any, known: Iterable[Any]) -> None:
     Traceback (most recent call last):
     se_flax.errors.UserError: unknown model 'seresnet50': did you mean se_resnet50?
     """
-    known = list(known)
+    known = list(dict.fromkeys(known))
     if key in known:
         return
     near = difflib.get_close_matches(str(key), map(str, known), n=3, cutoff=0.5)

@@ -21,6 +21,8 @@ EXAMPLES = {'imagenet2012': (1_281_167, 1000), 'cifar10': (50_000, 10), 'cifar10
 RECIPES = {
     'imagenet': ['imagenet.py:se_resnet50'],
     'imagenet_bn_inception': ['imagenet.py:se_bn_inception'],
+    'imagenet_inception_resnet_v2': ['imagenet.py:se_inception_resnet_v2'],
+    'imagenet_class_aware': ['imagenet.py:se_resnet50', '--config.sampling=class_aware'],
     'released': ['released.py:se_resnet50'],
     'ablation': ['ablation.py:se_resnet50'],
     'ablation_fixed': [
@@ -104,7 +106,7 @@ def rates(config, num_steps, steps_per_epoch):
 def members(model, fields, classes):
     """Arrays and numbers of each kind of parameter, those that decay first."""
     model = create_model(model, num_classes=classes, **json.loads(fields))
-    image = jnp.zeros((1, 64, 64, 3))  # parameters do not depend on its size
+    image = jnp.zeros((1, 96, 96, 3))  # parameters do not depend on its size
     params = jax.eval_shape(model.init, jax.random.key(0), image)['params']
     arrays, numbers = collections.Counter(), collections.Counter()
     decaying = jax.tree.leaves(decays(params))

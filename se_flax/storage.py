@@ -21,6 +21,8 @@ def as_path(path: str | os.PathLike) -> AnyPath:
 
     Raises UserError for another kind of address, and where its package is not installed.
     """
+    if isinstance(path, AnyPath):
+        return path
     text = os.fspath(path)
     scheme, separator, _ = text.partition('://')
     if not separator:

@@ -292,16 +292,18 @@ def _checked_progress(progress: dict[str, Any]) -> dict[str, Any]:
 def _files(folder: epath.Path) -> dict[str, epath.Path]:
     files = {
         path.relative_to(folder).as_posix(): path
-        for path in sorted(_walk(folder))
-        if not path.is_dir()
+        for path, is_folder in sorted(_walk(folder))
+        if not is_folder
     }
     return {name: path for name, path in files.items() if name != MANIFEST}
 
 
-def _walk(folder: epath.Path) -> Iterator[epath.Path]:
+def _walk(folder: epath.Path) -> Iterator[tuple[epath.Path, bool]]:
+    """Yields all that is below a folder, and whether it is a folder itself."""
     for path in folder.iterdir():
-        yield path
-        if path.is_dir():
+        is_folder = path.is_dir()
+        yield path, is_folder
+        if is_folder:
             yield from _walk(path)
 
 
@@ -319,7 +321,7 @@ def _encode(manifest: dict[str, Any]) -> bytes:
 
 def _write_manifest(folder: epath.Path, manifest: dict[str, Any]) -> None:
     # The data reaches the disk before what vouches for it; a full disk may show only here.
-    for path in (*_walk(folder), folder, folder.parent):
+    for path in (*(path for path, _ in _walk(folder)), folder, folder.parent):
         storage.sync(path)
     files = {
         name: {'size': path.stat().length, 'sha256': _sha256(path)}

@@ -31,6 +31,7 @@ from se_flax.parallel import data_mesh, split
 from se_flax.training.config import check_config, load_config
 from se_flax.training.recipe import (
     Plan,
+    frozen_from,
     make_model,
     make_start,
     make_step,
@@ -90,6 +91,11 @@ COLLECTIVE = re.compile(
     r'= (?P<type>.*?) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)'
     r'(?:-start)?\('
 )
+COMPUTATION = re.compile(
+    r'^(?:ENTRY )?%?(?P<name>[\w.-]+) \([^\n]*\{\n(?P<body>.*?)^\}', re.MULTILINE | re.DOTALL
+)
+CALLED = re.compile(r'\b(?:calls|to_apply|body|condition)=%?([\w.-]+)')
+BRANCHES = re.compile(r'\bbranch_computations=\{([^}]*)')
 ARRAY = re.compile(r'\b([a-z]+\d+)\[([\d,]*)\]')
 
 
@@ -102,10 +108,7 @@ def described_mesh(chip: str, chips: int) -> jax.sharding.Mesh:
 
 
 def compile_step(model: str, mesh: jax.sharding.Mesh, images: int):
-    """Returns the compiled training step of the model's recipe, `images` on each chip.
-
-    Without the branch of SENet-154's last epochs, whose BatchNorm is frozen.
-    """
+    """Returns the compiled training step of the model's recipe, `images` on each chip."""
     config = load_config(f'{ROOT}/configs/{RECIPES.get(model, "imagenet.py:" + model)}')
     config.dtype = 'bfloat16'
     config.batch_size = images * mesh.size
@@ -115,7 +118,7 @@ def compile_step(model: str, mesh: jax.sharding.Mesh, images: int):
     schedule, optimizer = make_training(config, num_steps, steps_per_epoch)
     plan = Plan(
         make_model(config, 1000), schedule, optimizer, None, None, None, None, num_steps,
-        steps_per_epoch, {}, None,
+        steps_per_epoch, {}, frozen_from(config, num_steps, steps_per_epoch),
     )  # fmt: skip
     state = jax.eval_shape(make_start(config, plan.model, optimizer, mesh), jax.random.key(0))
     shape = config.batch_size, config.image_size, config.image_size, 3
@@ -128,8 +131,23 @@ def compile_step(model: str, mesh: jax.sharding.Mesh, images: int):
 
 
 def collectives(text: str) -> list[tuple[str, int]]:
-    """Returns (kind, bytes of its result) of the collectives in a module's text."""
-    return [(found['kind'], bytes_of(found['type'])) for found in COLLECTIVE.finditer(text)]
+    """Returns (kind, bytes of its result) of the collectives that a run of the module makes.
+
+    Of the branches of a conditional only the one that moves most.
+    """
+    bodies = {found['name']: found['body'] for found in COMPUTATION.finditer(text)}
+
+    def made_by(name: str) -> list[tuple[str, int]]:
+        body = bodies[name]
+        made = [(found['kind'], bytes_of(found['type'])) for found in COLLECTIVE.finditer(body)]
+        for called in CALLED.findall(body):
+            made += made_by(called)
+        for branches in BRANCHES.findall(body):
+            found = map(made_by, re.findall(r'[\w.-]+', branches))
+            made += max(found, key=lambda branch: sum(size for _, size in branch))
+        return made
+
+    return made_by(re.search(r'^ENTRY %?([\w.-]+)', text, re.MULTILINE)[1])
 
 
 def bytes_of(types: str) -> int:

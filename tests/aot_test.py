@@ -25,17 +25,46 @@ def aot():
 
 def test_collectives_are_found_whatever_they_are_of(aot):
     text = """
-      %all-reduce.1 = (f32[64,3]{1,0:T(8,128)}, bf16[2]{0}) all-reduce(%a, %b), to_apply=%add
+ENTRY %main (a: f32[]) -> f32[] {
+      %all-reduce.1 = (f32[64,3]{1,0:T(8,128)}, bf16[2]{0}) all-reduce(%a, %b)
       %start = f32[10]{0} all-reduce-start(%c), replica_groups={{0,1}}
       %done = f32[10]{0} all-reduce-done(%start)
       %gather = u8[8]{0} all-gather(%d), dimensions={0}
       %x = f32[] get-tuple-element(%all-reduce.1), index=0
-    """
+}
+"""
     assert aot['collectives'](text) == [
         ('all-reduce', 64 * 3 * 4 + 2 * 2),
         ('all-reduce', 40),
         ('all-gather', 8),
     ]
+
+
+def test_of_two_branches_the_one_that_moves_most_counts(aot):
+    text = """
+%less (a: f32[]) -> f32[] {
+  %r = f32[2]{0} all-reduce(%a), to_apply=%add
+  %s = f32[2]{0} all-reduce(%a), to_apply=%add
+}
+
+%inner (a: f32[]) -> f32[] {
+  %r = f32[8]{0} all-reduce(%a), to_apply=%add
+}
+
+%more (a: f32[]) -> f32[] {
+  %f = f32[8]{0} fusion(%a), kind=kCustom, calls=%inner
+}
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+ENTRY %main.1_spmd (a: f32[]) -> f32[] {
+  %c = f32[8]{0} conditional(%p, %a, %a), branch_computations={%less, %more}
+  %r = f32[3]{0} all-reduce(%c), to_apply=%add
+}
+"""
+    assert sorted(aot['collectives'](text)) == [('all-reduce', 12), ('all-reduce', 32)]
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,13 @@ def test_every_network_of_the_paper_has_a_twin():
     }
 
 
-@pytest.mark.parametrize('name', TWINS)
+@pytest.mark.parametrize(
+    'name',
+    [
+        pytest.param(name, marks=pytest.mark.slow if re.search('101|152', name) else ())
+        for name in TWINS
+    ],
+)
 def test_twins_differ_by_the_se_blocks_alone(name):
     size = model_info(name).input_size
     with_se, plain = (shapes(create_model(n), size) for n in (name, plain_twin(name)))

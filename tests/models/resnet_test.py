@@ -56,7 +56,7 @@ def test_multiply_adds_are_the_papers():
 
 
 def forward(model, variables=None, images=IMAGES, **kwargs):
-    variables = variables or model.init(jax.random.key(0), images)
+    variables = variables or jax.jit(model.init)(jax.random.key(0), images)
     return variables, jax.jit(partial(model.apply, **kwargs))(variables, images)
 
 

@@ -1,8 +1,11 @@
 """PyTorch networks with live random weights, and their comparison with ours."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -12,6 +15,15 @@ torch.set_num_threads(1)  # pytest-xdist has a worker for each core
 FAST_COMPILE = {'xla_backend_optimization_level': 0}
 ORDER = {1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}  # of the axes here, as numbered in PyTorch
 DRAW = np.random.default_rng
+DEEP = re.compile('101|152')
+
+
+def cases(*cases):
+    """The cases of a test, by network; the deepest, of the same units, are marked slow."""
+    return [
+        pytest.param(*case, marks=pytest.mark.slow if DEEP.search(case[0]) else ())
+        for case in cases
+    ]
 
 
 class ConvNorms(nn.Module):

@@ -19,7 +19,7 @@ from torchvision import models as tv
 from se_flax.models import create_model
 from se_flax.weights import from_torch
 
-from .compare import check_logits, check_training, enliven
+from .compare import cases, check_logits, check_training, enliven
 
 nn = torch.nn
 # As the weights' own code base has it, so that `from_torch` takes them.
@@ -87,7 +87,7 @@ def check(name, net, fields=None, sizes=SMALL, **both):
 
 @pytest.mark.parametrize(
     ('name', 'make', 'fields', 'sizes'),
-    [
+    cases(
         ('resnet18', lambda: caffe_pool(tv.resnet18()), PADDED, LARGE),
         ('resnet34', lambda: caffe_pool(tv.resnet34()), PADDED, LARGE),
         ('resnet50', lambda: caffe(tv.resnet50()), PADDED_3X3, LARGE),
@@ -95,7 +95,7 @@ def check(name, net, fields=None, sizes=SMALL, **both):
         ('resnet152', lambda: caffe(tv.resnet152()), PADDED_3X3, SMALL),
         ('resnext50_32x4d', lambda: caffe_pool(tv.resnext50_32x4d()), PADDED, LARGE),
         ('resnext101_64x4d', lambda: caffe_pool(tv.resnext101_64x4d()), PADDED, SMALL),
-    ],
+    ),
 )
 def test_plain_networks_are_torchvisions_in_caffe_form(name, make, fields, sizes):
     check(name, make(), fields, sizes)
@@ -112,7 +112,7 @@ def test_se_basic_networks_are_pytorchcvs_with_caffes_pool(name, blocks):
 
 @pytest.mark.parametrize(
     ('name', 'theirs', 'sizes'),
-    [
+    cases(
         ('se_resnet50', 'legacy_seresnet50', LARGE),
         ('se_resnet101', 'legacy_seresnet101', SMALL),
         ('se_resnet152', 'legacy_seresnet152', SMALL),
@@ -141,7 +141,7 @@ def test_se_basic_networks_are_pytorchcvs_with_caffes_pool(name, blocks):
         ('timm_resnext101_64x4d', 'resnext101_64x4d', SMALL),
         ('timm_seresnext101_64x4d', 'seresnext101_64x4d', SMALL),
         ('timm_senet154', 'senet154', SMALL),
-    ],
+    ),
 )
 def test_networks_are_timms(name, theirs, sizes):
     check(name, timm.create_model(theirs), sizes=sizes)
@@ -169,7 +169,7 @@ def test_resnext101_32x48d_is_of_others_classes():
 
 @pytest.mark.parametrize(
     ('name', 'theirs'),
-    [
+    cases(
         ('timm_resnet18', 'resnet18'),
         ('timm_resnet34', 'resnet34'),
         ('timm_resnet50', 'resnet50'),
@@ -178,7 +178,7 @@ def test_resnext101_32x48d_is_of_others_classes():
         ('timm_resnext50_32x4d', 'resnext50_32x4d'),
         ('timm_resnext101_32x8d', 'resnext101_32x8d'),
         ('timm_resnext101_64x4d', 'resnext101_64x4d'),
-    ],
+    ),
 )
 def test_timm_networks_are_torchvisions(name, theirs):
     check(name, getattr(tv, theirs)(), sizes=(33,))
@@ -186,7 +186,7 @@ def test_timm_networks_are_torchvisions(name, theirs):
 
 @pytest.mark.parametrize(
     ('name', 'theirs', 'both'),
-    [
+    cases(
         ('resnet18', 'resnet18', PADDED),
         ('resnet50', 'resnet50', PADDED),
         ('resnet50', 'resnet50b', PADDED_3X3),
@@ -196,7 +196,7 @@ def test_timm_networks_are_torchvisions(name, theirs):
         ('se_resnext50_32x4d', 'seresnext50_32x4d', PADDED),
         ('se_resnext101_64x4d', 'seresnext101_64x4d', PADDED),
         ('senet154', 'senet154', PADDED),
-    ],
+    ),
 )
 def test_networks_with_padded_pool_are_pytorchcvs(name, theirs, both):
     check(name, pytorchcv(theirs), sizes=(33,), **both)

@@ -58,7 +58,8 @@ def without_timing(row):
 
 def test_killed_and_damaged_it_goes_on_exactly(bucket, start_train_main, reference):
     undisturbed = [without_timing(row) for row in read_rows(reference / 'metrics.jsonl')]
-    process = start_train_main(WORKDIR)
+    seldom = '--config.checkpoint_every_steps=4'  # each is hundreds of requests
+    process = start_train_main(WORKDIR, seldom)
     for line in process.stdout:
         if line.startswith('step 9/'):
             process.kill()
@@ -74,11 +75,11 @@ def test_killed_and_damaged_it_goes_on_exactly(bucket, start_train_main, referen
     about = {k: v for k, v in about.items() if k not in ('crc32c', 'md5Hash')}
     bucket.create_file(BUCKET, f'{newest}/{damaged}', bytes(content), about)
 
-    process = start_train_main(WORKDIR)
+    process = start_train_main(WORKDIR, seldom)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert f'{damaged} has changed (SHA-256)' in output
-    assert 'going on from step 6' in output
+    assert 'going on from step 4' in output
     assert rows_of(bucket) == undisturbed
     assert f'all of the run is in {WORKDIR}/' in output
     for name in ('curves.png', 'DONE', 'checkpoints/damaged-8-0/manifest.json'):

@@ -64,10 +64,11 @@ def reference(shared_folder, fields, environ):
 
 @pytest.fixture
 def start_train_main(fields, environ):
-    """`start_train_main(workdir)` starts the tiny run in a process of its own."""
+    """`start_train_main(workdir, *arguments)` starts the tiny run in a process of its own."""
 
-    def start(workdir):
+    def start(workdir, *arguments):
         command = [sys.executable, ROOT / 'train_main.py', f'--workdir={workdir}', *fields]
+        command += arguments
         pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT}
         return subprocess.Popen(command, env=environ, text=True, **pipes)
 

@@ -6,9 +6,11 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+from se_flax.analysis.commands import add_commands
 from se_flax.errors import UserError, check_known
 from se_flax.models import list_models, model_info
 from se_flax.storage import as_path
+from se_flax.tables import aligned, markdown
 
 # Packages and the extras that bring them; `train` brings the others.
 EXTRAS = {
@@ -20,11 +22,17 @@ EXTRAS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, or 2 for a mistake of the user, told in a line."""
+    """Returns the exit code: 0, or 2 for a mistake of the user, told in a line.
+
+    `ablate` also has 1 for a run that failed and 75 for a stop that was asked for.
+    """
     logging.basicConfig(format='%(levelname)s: %(message)s')
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args, args.rest = parser.parse_known_args(argv)
+    if args.rest and 'study' not in args:  # only a study takes --config.FIELD=VALUE
+        parser.error(f'unrecognized arguments: {" ".join(args.rest)}')
     try:
-        args.run(args)
+        return args.run(args) or 0
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
@@ -36,7 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         extra = EXTRAS.get(package, 'train')
         print(f"error: this needs {error.name}; pip install 'se_flax[{extra}]'", file=sys.stderr)
         return 2
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -44,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
 
     def command(of, name, run, text):
-        sub = of.add_parser(name, help=text, description=text)
+        sub = of.add_parser(name, help=text, description=text, allow_abbrev=False)
         sub.set_defaults(run=run)
         return sub
 
@@ -84,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     convert.add_argument('--model', metavar='NAME', help='one of `se-flax models`')
     convert.add_argument('--out', metavar='FILE.safetensors', required=True)
+    add_commands(commands, command)
     return parser
 
 
@@ -179,18 +187,6 @@ def _sizes(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f'{text!r} is no list of pixels such as 256,288') from None
 
 
-def _table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Aligns columns: the first `left` to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return '\n'.join(
-        '  '.join(
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
-
-
 def _models(args: argparse.Namespace) -> None:
     names = list_models(args.pattern)
     if not names:
@@ -203,12 +199,7 @@ def _models(args: argparse.Namespace) -> None:
         published = _macs(info.paper.macs) if info.paper and info.paper.macs else ''
         cells = (f'{info.params:,}', _macs(info.macs), published, size, _paper(info.paper))
         rows.append((info.name, *cells))
-    print(_markdown(rows) if args.markdown else _table(rows))
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    header, *body = (f'| {" | ".join(row)} |' for row in rows)
-    return '\n'.join([header, f'|---|{"---:|" * (len(rows[0]) - 1)}', *body])
+    print(markdown(rows) if args.markdown else aligned(rows))
 
 
 def _macs(macs: float) -> str:
@@ -233,7 +224,7 @@ def _info(args: argparse.Namespace) -> None:
         ('classes', f'{info.num_classes:,}'),
         ('top-1 / top-5 error', _paper(info.paper)),
     ]
-    print(_table(rows, left=2))
+    print(aligned(rows, left=2))
 
 
 def _data_check(args: argparse.Namespace) -> None:
@@ -302,7 +293,7 @@ def _errors(result) -> str:
         low, high = wilson(round(wrong * examples), examples)
         interval = f'{_percent(low)} to {_percent(high)} %'
         rows.append((name, f'{_percent(wrong)} %', interval, f'{_percent(total[key])} %'))
-    return f'{examples:,} images of {result.data}, loss {total["loss"]:.4f}\n{_table(rows)}'
+    return f'{examples:,} images of {result.data}, loss {total["loss"]:.4f}\n{aligned(rows)}'
 
 
 def _class_table(result) -> str:
@@ -313,7 +304,7 @@ def _class_table(result) -> str:
             rows.append((name, examples, *(1 - r / examples for r in right)))
     rows.sort(key=lambda row: (-row[2], -row[3], row[0]))
     texts = [(name, f'{n:,}', *(f'{_percent(e)} %' for e in errors)) for name, n, *errors in rows]
-    return _table([('class', 'images', 'top-1 error', 'top-5 error'), *texts])
+    return aligned([('class', 'images', 'top-1 error', 'top-5 error'), *texts])
 
 
 def _percent(share: float) -> str:
@@ -329,7 +320,7 @@ def _predict(args: argparse.Namespace) -> None:
         guessed = predict_weights(args.weights, args.images)
     for image, guesses in zip(args.images, guessed, strict=True):
         print(image)
-        print(_table([(f'  {name}', f'{100 * p:.2f} %') for name, p in guesses]))
+        print(aligned([(f'  {name}', f'{100 * p:.2f} %') for name, p in guesses]))
 
 
 def _convert(args: argparse.Namespace) -> None:

@@ -14,6 +14,15 @@ def pytest_addoption(parser):
     parser.addoption('--update-golden', action='store_true', help='rewrite tests/golden')
 
 
+@pytest.fixture(scope='session')
+def shared_folder(tmp_path_factory, worker_id, testrun_uid):
+    """A folder that all xdist workers of this session have."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder if worker_id == 'master' else folder.parent / testrun_uid
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 @pytest.fixture
 def clock(monkeypatch):
     """`clock[0]` is the time of `time.monotonic`, in seconds."""

@@ -162,16 +162,8 @@ def parse_args(argv: Sequence[str], default: str) -> Arguments:
     many.add_argument('--process-id', type=int, metavar='I', help='0 to N - 1')
     args, rest = parser.parse_known_args(argv)
     config = load_config(args.config)
-    rest = list(rest)
-    while rest:
-        name, equals, value = rest.pop(0).partition('=')
-        if not name.startswith('--config.'):
-            check_known('argument', name, FLAGS)
-        if not equals:
-            if not rest:
-                raise UserError(f'{name} needs a value: {name}=VALUE')
-            value = rest.pop(0)
-        assign(config, name.removeprefix('--config.'), value)
+    for name, value in parse_assignments(rest, FLAGS):
+        assign(config, name, value)
     file, colon, argument = args.config.partition(':')
     name = pathlib.Path(file).stem + colon.replace(':', '-') + argument
     processes = Processes(args.coordinator, args.num_processes, args.process_id)
@@ -180,6 +172,27 @@ def parse_args(argv: Sequence[str], default: str) -> Arguments:
         as_path(args.workdir or f'runs/{name}'),
         processes if args.distributed or processes != (None, None, None) else None,
     )
+
+
+def parse_assignments(
+    words: Sequence[str], flags: Sequence[str] = ('--config.FIELD=VALUE',)
+) -> list[tuple[str, str]]:
+    """Returns (field, text) of each `--config.FIELD=VALUE`; `flags` are what is known beside it.
+
+    >>> parse_assignments(['--config.seed=1', '--config.model', 'se_resnet50'])
+    [('seed', '1'), ('model', 'se_resnet50')]
+    """
+    words, found = list(words), []
+    while words:
+        name, equals, value = words.pop(0).partition('=')
+        if not name.startswith('--config.'):
+            check_known('argument', name, flags)
+        if not equals:
+            if not words:
+                raise UserError(f'{name} needs a value: {name}=VALUE')
+            value = words.pop(0)
+        found.append((name.removeprefix('--config.'), value))
+    return found
 
 
 def load_config(spec: str) -> ml_collections.ConfigDict:

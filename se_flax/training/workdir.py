@@ -74,15 +74,21 @@ def load_run(workdir: str | os.PathLike) -> Run:
     Raises MissingError where there is no run or no checkpoint yet.
     """
     workdir = as_path(workdir)
-    fields = {k: _tuples(v) for k, v in _read(workdir).items()}
-    class_names = fields.pop('class_names')
-    config = base_config()
-    config.update(fields)
+    config, class_names = read_config(workdir)
     model = make_model(config, len(class_names))
     _, optimizer = make_training(config, num_steps=2, steps_per_epoch=1)
     init = make_start(config, model, optimizer, data_mesh())
     state, _ = load(workdir / CHECKPOINTS, jax.eval_shape(init, jax.random.key(0)))
     return Run(config, model, state.variables, int(state.step), class_names)
+
+
+def read_config(workdir: AnyPath) -> tuple[ml_collections.ConfigDict, tuple[str, ...]]:
+    """Returns the config and the class names of a run; raises MissingError where there is none."""
+    fields = {k: _tuples(v) for k, v in _read(workdir).items()}
+    class_names = fields.pop('class_names')
+    config = base_config()
+    config.update(fields)
+    return config, class_names
 
 
 def _read(workdir: AnyPath) -> dict[str, Any]:

@@ -24,15 +24,6 @@ FIELDS = (
 
 
 @pytest.fixture(scope='session')
-def shared_folder(tmp_path_factory, worker_id, testrun_uid):
-    """A folder that all xdist workers of this session have."""
-    folder = tmp_path_factory.getbasetemp()
-    folder = folder if worker_id == 'master' else folder.parent / testrun_uid
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
-@pytest.fixture(scope='session')
 def fields(shared_folder):
     """What makes the quick start tiny, as arguments; all starts share what they compile."""
     fields = (*FIELDS, f'compilation_cache={shared_folder / "cache"}')

@@ -1,0 +1,351 @@
+"""What the gates of a trained network do (section 7 of the paper, Figures 6 and 7)."""
+
+import csv
+import dataclasses
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
+
+from se_flax import tables
+from se_flax.data import Dataset, eval_batches
+from se_flax.errors import UserError
+from se_flax.evaluation import evaluate, make_eval_step, normalize
+from se_flax.evaluation.ensemble import Network
+from se_flax.parallel import data_mesh, replicated, shard_batch, split
+from se_flax.storage import AnyPath, atomic_write
+
+OPEN, CLOSED = 0.95, 0.05  # a gate beyond them counts as saturated
+
+
+class Block(NamedTuple):
+    """An SE block: the path of its module, the stage it is in (from 1), its parameters."""
+
+    path: tuple[str, ...]
+    stage: int
+    params: int
+
+    @property
+    def name(self) -> str:
+        """Of what it recalibrates."""
+        return '/'.join(self.path[:-1]) or self.path[-1]
+
+
+class Gates(NamedTuple):
+    """The gates of one block over images.
+
+    Attributes:
+        name: of the block.
+        mean, std: `[classes, C]` over the images of each class; NaN for a class without.
+        overall_mean: `[C]`.
+        specificity: share of the gates' variance over images, summed over channels, that the
+            class explains: `sum between / sum total`, 0 to 1 (eta squared).
+        shuffled: the same with the labels shuffled, the value that means nothing.
+        opened, closed: shares of the gates above OPEN and below CLOSED.
+    """
+
+    name: str
+    mean: np.ndarray
+    std: np.ndarray
+    overall_mean: np.ndarray
+    specificity: float
+    shuffled: float
+    opened: float
+    closed: float
+
+    @property
+    def channels(self) -> int:
+        return len(self.overall_mean)
+
+
+def se_blocks(model: nn.Module, variables: Any, image_size: int) -> list[Block]:
+    """Returns the blocks that sow a gate, in the order they run.
+
+    A stage is what sees maps of one size. Raises UserError for a network without SE.
+    """
+    calls = {}
+
+    def note(call, args, kwargs, context):
+        if context.method_name == '__call__' and args:
+            calls[context.module.path] = jnp.shape(args[0])[1:3]
+        return call(*args, **kwargs)
+
+    def apply(variables, image):
+        return model.apply(variables, image, train=False, mutable=['intermediates'])[1]
+
+    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    with nn.intercept_methods(note):
+        sown = jax.eval_shape(apply, variables, image).get('intermediates', {})
+    paths = {path[:-1] for path in flatten_dict(sown) if path[-1] == 'gate'}
+    if not paths:
+        raise UserError('this network has no SE block, so no gates')
+    params = flatten_dict(variables['params'])
+    blocks, seen, stage = [], None, 0
+    for path, size in calls.items():
+        if path in paths:
+            stage += size != seen
+            seen = size
+            own = sum(p.size for at, p in params.items() if at[: len(path)] == path)
+            blocks.append(Block(path, stage, own))
+    return blocks
+
+
+def shown(blocks: Sequence[Block]) -> list[Block]:
+    """Returns the last block of each stage and all of the last stage, as the figures have them."""
+    last = blocks[-1].stage
+    following = [*blocks[1:], None]
+    return [
+        block
+        for block, after in zip(blocks, following, strict=True)
+        if block.stage == last or block.stage != after.stage
+    ]
+
+
+def pick(labels: np.ndarray, samples: int) -> np.ndarray:
+    """Returns the positions of the first `samples` examples of each class, ascending."""
+    order = np.argsort(labels, kind='stable')
+    ordered = labels[order]
+    rank = np.arange(len(labels)) - np.searchsorted(ordered, ordered)
+    return np.sort(order[(rank < samples) & (ordered >= 0)])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Picked(Dataset):
+    original: Dataset
+    positions: np.ndarray = dataclasses.field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def read(self, i: int):
+        return self.original.read(self.positions[i])
+
+    def key(self, i: int) -> str:
+        return self.original.key(self.positions[i])
+
+
+def measure_gates(
+    network: Network,
+    blocks: Sequence[Block],
+    dataset: Dataset,
+    samples: int,
+    *,
+    batch_size: int,
+    num_threads: int | None = None,
+    seen: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Gates]:
+    """Returns the gates of each block over the first `samples` images of each class.
+
+    Sums are kept, of classes and channels, not images; a block without a squeeze counts with the
+    mean of its gates over the map.
+    """
+    labels = dataset.labels()
+    positions = pick(labels, samples)
+    labels = labels[positions]
+    shuffled = np.random.default_rng(0).permutation(labels)
+    sums = [Sums(dataset.num_classes) for _ in blocks]
+    picked = _Picked(dataset.name, dataset.split, dataset.class_names, dataset, positions)
+    mesh = data_mesh()
+    batches = eval_batches(picked, network.view, batch_size=batch_size, num_threads=num_threads)
+    done = 0
+    for gates, mask in _gates_of(network, blocks, batches, mesh):
+        here = slice(done, done + batch_size)
+        kept = mask[: len(labels[here])]
+        for block_sums, gate in zip(sums, gates, strict=True):
+            gate = gate[: len(kept)][kept]
+            block_sums.add(gate, labels[here][kept], shuffled[here][kept])
+        done = min(done + batch_size, len(labels))
+        seen(done, len(labels))
+    return [of.gates(block.name) for of, block in zip(sums, blocks, strict=True)]
+
+
+def _gates_of(
+    network: Network, blocks: Sequence[Block], batches: Iterable[Mapping], mesh: Mesh
+) -> Iterable[tuple[list[np.ndarray], np.ndarray]]:
+    """Yields the gates of each block, `[B, C]`, and the mask of each batch."""
+
+    def gates(variables, images):
+        images = normalize(images, network.mean, network.std, network.model.dtype)
+        _, sown = network.model.apply(variables, images, train=False, mutable=['intermediates'])
+        sown = flatten_dict(sown['intermediates'])
+        return [sown[*block.path, 'gate'][0].mean((1, 2)).astype(jnp.float32) for block in blocks]
+
+    gates = jax.jit(
+        gates, in_shardings=(replicated(mesh), split(mesh)), out_shardings=replicated(mesh)
+    )
+    variables = jax.device_put(network.variables, replicated(mesh))
+    for batch in batches:
+        on_device = shard_batch(mesh, batch)
+        yield jax.device_get(gates(variables, on_device['image'])), batch['mask']
+
+
+class Sums:
+    """Adds up the gates of a block, by class."""
+
+    def __init__(self, num_classes: int):
+        self._num_classes = num_classes
+        self._count = self._sum = self._squares = 0
+        self._other_count = self._other_sum = 0
+        self._total = self._opened = self._closed = 0
+
+    def add(self, gates: np.ndarray, labels: np.ndarray, shuffled: np.ndarray) -> None:
+        """Adds `[B, C]` gates of images with these labels, and with these after a shuffle."""
+        gates = gates.astype(np.float64)
+        one_hot, other = (np.eye(self._num_classes)[of].T for of in (labels, shuffled))
+        self._count += one_hot.sum(1)
+        self._sum += one_hot @ gates
+        self._squares += one_hot @ gates**2
+        self._other_count += other.sum(1)
+        self._other_sum += other @ gates
+        self._opened += (gates > OPEN).sum()
+        self._closed += (gates < CLOSED).sum()
+        self._total += gates.size
+
+    def gates(self, name: str) -> Gates:
+        """Returns what the sums say."""
+        count = self._count[:, None]
+        with np.errstate(invalid='ignore'):  # classes without images
+            mean = self._sum / count
+            std = np.sqrt(np.maximum(self._squares / count - mean**2, 0))
+        overall = self._sum.sum(0) / count.sum()
+        total = (self._squares.sum(0) - count.sum() * overall**2).sum()
+
+        def explained(sums, count):
+            held = count > 0
+            between = (sums[held] ** 2 / count[held, None]).sum(0) - count.sum() * overall**2
+            return float(between.sum() / total) if total > 0 else 0.0
+
+        return Gates(
+            name,
+            mean,
+            std,
+            overall,
+            explained(self._sum, self._count),
+            explained(self._other_sum, self._other_count),
+            float(self._opened / self._total),
+            float(self._closed / self._total),
+        )
+
+
+class Removal(NamedTuple):
+    """What a network is without some of its SE blocks, not trained again.
+
+    Errors are shares: `whole` of the network as it is, `without` with the gates left out,
+    `constant` with each gate at its mean over the images, which BatchNorm's scale can hold.
+    """
+
+    blocks: tuple[str, ...]
+    params: int
+    all_params: int
+    whole: dict[str, float]
+    without: dict[str, float]
+    constant: dict[str, float]
+
+
+def remove_last_stage(
+    network: Network,
+    blocks: Sequence[Block],
+    gates: Sequence[Gates],
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    num_threads: int | None = None,
+    seen: Callable[[int, int], None] = lambda done, total: None,
+) -> Removal:
+    """Evaluates a network with and without the SE blocks of its last stage, on all examples."""
+    last = {
+        block.path: of
+        for block, of in zip(blocks, gates, strict=True)
+        if block.stage == blocks[-1].stage
+    }
+    mesh = data_mesh()
+    variables = jax.device_put(network.variables, replicated(mesh))
+
+    def counted(batches, before):
+        for i, batch in enumerate(batches):
+            seen(before + min((i + 1) * batch_size, len(dataset)), 3 * len(dataset))
+            yield batch
+
+    def result(number, instead=None):
+        def gated(call, args, kwargs, context):
+            path = context.module.path
+            if instead and path in last and context.method_name == '__call__':
+                return instead(args[0], last[path].overall_mean)
+            return call(*args, **kwargs)
+
+        step = make_eval_step(network.model, mesh, mean=network.mean, std=network.std)
+        batches = eval_batches(
+            dataset, network.view, batch_size=batch_size, num_threads=num_threads
+        )
+        with nn.intercept_methods(gated):
+            return evaluate(step, variables, counted(batches, number * len(dataset)), mesh)
+
+    return Removal(
+        tuple(of.name for of in last.values()),
+        sum(block.params for block in blocks if block.path in last),
+        sum(leaf.size for leaf in jax.tree.leaves(network.variables['params'])),
+        result(0),
+        result(1, lambda x, mean: x),
+        result(2, lambda x, mean: x * jnp.asarray(mean, x.dtype).reshape(1, 1, 1, -1)),
+    )
+
+
+def write_excitation(
+    out: AnyPath,
+    name: str,
+    data: str,
+    samples: int,
+    class_names: Sequence[str],
+    gates: Sequence[Gates],
+    removal: Removal,
+) -> str:
+    """Writes `excitation.csv` and `excitation.md`; returns the latter's text."""
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator='\n')
+    lines.writerow(('block', 'channel', 'class', 'mean', 'std'))
+    for block in gates:
+        for mean, std, of in zip(block.mean, block.std, class_names, strict=True):
+            for channel, pair in enumerate(zip(mean, std, strict=True)):
+                lines.writerow((block.name, channel, of, *(f'{value:.6g}' for value in pair)))
+    atomic_write(out / 'excitation.csv', text.getvalue().encode())
+    page = _page(name, data, samples, gates, removal)
+    atomic_write(out / 'excitation.md', page.encode())
+    return page
+
+
+def _page(name: str, data: str, samples: int, gates: Sequence[Gates], removal: Removal) -> str:
+    percent = '{:.1f} %'.format
+    head = ['block', 'channels', 'mean gate', 'class explains', 'labels shuffled']
+    rows = [[*head, f'above {OPEN}', f'below {CLOSED}']]
+    for block in gates:
+        shares = block.specificity, block.shuffled, block.opened, block.closed
+        numbers = (percent(100 * share) for share in shares)
+        rows.append([block.name, str(block.channels), f'{block.overall_mean.mean():.3f}', *numbers])
+    removed = [['', 'top-1 error', 'top-5 error', 'parameters']]
+    for what, of, params in (
+        ('all of it', removal.whole, removal.all_params),
+        ('without', removal.without, removal.all_params - removal.params),
+        ('at its mean gate', removal.constant, removal.all_params - removal.params),
+    ):
+        errors = (f'{100 * (1 - of[key]):.2f} %' for key in ('top1', 'top5'))
+        removed.append([what, *errors, f'{params:,}'])
+    return f"""# Gates of {name} on {data}
+
+Up to {samples} images of each class. "Class explains": the share of the gates' variance over
+images, summed over channels, that lies between the classes (eta squared); with the labels shuffled
+it is what this number of images and classes gives for nothing.
+
+{tables.markdown(rows)}
+
+## Without SE in the last stage ({', '.join(removal.blocks)})
+
+On all {removal.whole['examples']:,} evaluation images, and without training again:
+
+{tables.markdown(removed)}
+"""

@@ -1,0 +1,204 @@
+"""The commands as a user gives them: studies that are killed, pages, pictures, mistakes."""
+
+import fcntl
+import json
+import os
+import pathlib
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from se_flax import cli
+from se_flax.analysis import plots
+from se_flax.training.metrics_log import read_rows
+
+ROOT = pathlib.Path(__file__).parents[2]
+QUICKSTART = str(ROOT / 'configs' / 'quickstart.py')
+TINY = (
+    *('--config.num_steps=6', '--config.checkpoint_every_steps=2', '--config.log_every_steps=1'),
+    *('--config.model_fields.width=16', '--config.batch_size=32', '--config.cache=false'),
+    '--config.eval_batch_size=400',
+)
+SQUEEZE = ('ablate', 'squeeze', '--config', QUICKSTART, '--seeds', '2', *TINY)
+
+
+@pytest.fixture(scope='session')
+def cache(shared_folder):
+    return f'--config.compilation_cache={shared_folder / "study_cache"}'
+
+
+def se_flax(*arguments, **variables):
+    environ = {'JAX_PLATFORMS': 'cpu', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
+    return subprocess.Popen(
+        [sys.executable, '-m', 'se_flax.cli', *arguments],
+        env=os.environ | environ | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def ended(process, code=0):
+    text, _ = process.communicate(timeout=400)
+    assert process.returncode == code, text
+    assert 'Traceback' not in text
+    return text
+
+
+@pytest.fixture(scope='session')
+def study(shared_folder, cache):
+    """A study that nobody disturbed; its runs are not to be written to."""
+    out = shared_folder / 'squeeze'
+    with (shared_folder / 'study_lock').open('w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (out / 'results.png').exists():
+            text = ended(se_flax(*SQUEEZE, cache, '--out', str(out)))
+            assert re.findall(r'^(\S+), seed (\d): \d\d\.\d\d %$', text, re.M) == [
+                ('average', '0'), ('max', '0'), ('average', '1'), ('max', '1'),
+            ]  # fmt: skip
+    return out
+
+
+def results(out):
+    rows = [json.loads(line) for line in (out / 'results.jsonl').read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != 'images_per_second'} for row in rows]
+
+
+def steps_of(out):
+    return sum(len(read_rows(path)) for path in out.glob('runs/*/*/metrics.jsonl'))
+
+
+def test_killed_twice_and_finished_as_two_shards_it_is_the_same(study, tmp_path, cache):
+    out, rng = tmp_path / 'squeeze', random.Random(1)
+    command = [*SQUEEZE, cache, '--out', str(out)]
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        process = se_flax(*command)
+        until = steps_of(out) + rng.randint(2, 7)
+        while steps_of(out) < until:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        process.send_signal(number)
+        text, _ = process.communicate(timeout=100)
+        assert process.returncode in (-signal.SIGKILL, 75), text
+    assert 'nothing is lost; the same command goes on' in text
+    ended(se_flax(*command, '--shard', '1/2'))
+    assert results(out) != results(study)
+    slurm = {'ID': '4', 'MIN': '4', 'MAX': '5', 'STEP': '1', 'COUNT': '2'}
+    ended(se_flax(*command, **{f'SLURM_ARRAY_TASK_{name}': of for name, of in slurm.items()}))
+    assert results(out) == results(study)
+    assert all(len(row['seeds']) == 2 for row in results(study))
+
+
+def test_a_finished_study_trains_nothing_and_has_its_tables(study, tmp_path, capsys):
+    out = shutil.copytree(study, tmp_path / 'squeeze')
+    before = {path: path.stat().st_mtime_ns for path in out.glob('runs/*/*/*')}
+    (out / 'results.jsonl').unlink()
+    assert cli.main([*SQUEEZE, '--out', str(out)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in out.glob('runs/*/*/*')} == before
+    assert results(out) == results(study)
+    shown = capsys.readouterr().out
+    for row in results(study):
+        assert f'{row["top1_error_mean"]:.2f} ± {row["top1_error_std"]:.2f}' in shown
+        assert f'{row["params"]:,}' in shown
+
+
+def test_a_run_that_is_not_finite_fails_alone(tmp_path, capsys):
+    out = tmp_path / 'grid'
+    vary = '--vary=learning_rate=0.1,1e30'
+    command = ['ablate', 'grid', vary, '--config', QUICKSTART, '--seeds', '1', *TINY]
+    assert cli.main([*command, '--out', str(out)]) == 1
+    told = capsys.readouterr()
+    assert 'learning_rate=1e30, seed 0: not finite' in told.out
+    assert 'failed: learning_rate=1e30, seed 0: ' in told.err
+    assert [row['cell'] for row in results(out)] == ['learning_rate=0.1']
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (['ablate', 'squeze'], "unknown study 'squeze': did you mean squeeze"),
+        (['ablate', 'networks'], '--networks resnet50,vgg16'),
+        (['ablate', 'networks', '--networks', 'resnet8_cifr'], 'did you mean resnet8_cifar'),
+        (['ablate', 'squeeze', '--networks', 'vgg16'], '--networks belongs to the study networks'),
+        (['ablate', 'squeeze', '--config.learning_rat=1'], 'did you mean learning_rate'),
+        (['ablate', 'squeeze', '--seed=1'], "unknown argument '--seed'"),
+        (['ablate', 'squeeze', '--config.data=fashion_mnist_mni'], 'fashion_mnist_mini'),
+        (['ablate', 'squeeze', '--seeds', '0'], '--seeds 0: at least 1'),
+        (['ablate', 'grid', '--vary', 'model_fields.se.exite=relu'], 'did you mean excite'),
+        (['ablate', 'reduction', '--config.model_fields.width=16'], "cell '32': reduction=32"),
+        (['ablate', 'squeeze', '--config.model=resnet8_cifar'], 'has no SE to ablate'),
+        (['report', 'here'], 'is no study'),
+        (['analyze', 'curves', 'here'], 'no workdir of a run'),
+        (['analyze', 'excitation', '--workdir', 'here'], 'no workdir of a run'),
+        (['analyze', 'complexity', '--networks', 'resnt50'], 'did you mean resnet50'),
+        (['analyze', 'complexity', '--batch-size', '0'], '--batch-size 0: at least 1'),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_is_made(arguments, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if arguments[0] == 'ablate':
+        arguments = [*arguments, '--config', QUICKSTART, '--out', 'study']
+    assert cli.main(arguments) == 2
+    told = capsys.readouterr().err
+    assert told.startswith('error: ')
+    assert told.count('\n') == 1
+    assert words in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_excitation_of_a_run(study, tmp_path, capsys):
+    run, out = study / 'runs' / 'se_resnet8_cifar' / 'seed0', tmp_path / 'gates'
+    command = ['analyze', 'excitation', '--workdir', str(run), '--samples', '20']
+    assert cli.main([*command, '--classes', 'Trouser,Bag', '--out', str(out)]) == 0
+    shown = capsys.readouterr().out
+    names = [f'stage{stage}_block1' for stage in (2, 3, 4)]
+    assert re.findall(r'^\| (stage\w+) ', shown, re.M) == names
+    lines = (out / 'excitation.csv').read_text().splitlines()
+    assert len(lines) == 1 + 10 * (16 + 32 + 64)
+    assert (out / 'excitation.md').read_text() in shown
+    for name in ('between_classes.png', 'within_classes.png'):
+        assert (out / name).read_bytes().startswith(b'\x89PNG')
+    assert cli.main([*command, '--classes', 'Trousers', '--out', str(tmp_path / 'no')]) == 2
+    assert "class of fashion_mnist_mini 'Trousers': did you mean Trouser" in capsys.readouterr().err
+
+
+def test_curves_of_two_runs(study, tmp_path, capsys, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, 'save', lambda figure, path: drawn.append(figure))
+    runs = [str(study / 'runs' / 'se_resnet8_cifar' / f'seed{seed}') for seed in (0, 1)]
+    assert cli.main(['analyze', 'curves', *runs, '--out', str(tmp_path / 'curves.png')]) == 0
+    loss, error = drawn[0].axes
+    [legend] = drawn[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == ['seed0', 'seed1']
+    for run, line in zip(runs, error.lines, strict=True):
+        rows = [row for row in read_rows(f'{run}/metrics.jsonl') if row['split'] == 'eval']
+        np.testing.assert_allclose(line.get_ydata(), [100 * (1 - row['top1']) for row in rows])
+    assert (loss.get_xlabel(), error.get_ylabel()) == (
+        'training step',
+        'top-1 error, all evaluation images (%)',
+    )
+
+
+def test_a_page_holds_all_and_asks_nothing(study, tmp_path, capsys):
+    page, run_page = tmp_path / 'study.html', tmp_path / 'run.html'
+    run = study / 'runs' / 'se_resnet8_cifar' / 'seed0'
+    for directory, out in ((study, page), (run, run_page)):
+        assert cli.main(['report', str(directory), '--out', str(out)]) == 0
+        text = out.read_text()
+        assert not re.search(r'(src|href)="(?!data:)', text)
+        assert 'url(' not in text
+        assert '<script' not in text
+        assert 'data:image/png;base64,' in text
+    for row in results(study):
+        assert f'<td>{row["top1_error_mean"]:.2f} ± {row["top1_error_std"]:.2f}</td>' in (
+            page.read_text()
+        )
+    last = read_rows(run / 'metrics.jsonl')[-1]
+    assert f'<td>{last["loss"]:.4f}</td>' in run_page.read_text()

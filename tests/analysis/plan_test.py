@@ -1,0 +1,125 @@
+"""Plans: what is run, where, and by which of several machines."""
+
+import itertools
+import pathlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from se_flax.analysis.plan import Plan, load_plan, save_plan, shard_of
+from se_flax.analysis.study import STUDIES, grid, networks
+from se_flax.errors import MissingError, UserError
+
+QUICKSTART = str(pathlib.Path(__file__).parents[2] / 'configs' / 'quickstart.py')
+
+
+def plan_of(study, runs, *assignments, seeds=2):
+    return Plan(study, QUICKSTART, assignments, seeds, runs)
+
+
+def test_a_plain_cell_drops_the_fields_of_se(tmp_path):
+    told = ('model_fields.se.reduction', '8'), ('model_fields.placement', 'pre')
+    plan = plan_of(STUDIES['reduction'], tmp_path, *told)
+    plain, two, *_ = (plan.cell_config(cell) for cell in plan.study.cells)
+    assert plain.model == 'resnet8_cifar'
+    assert plain.model_fields.to_dict().keys() == {'width', 'stem_strides', 'zero_init'}
+    assert two.model == 'se_resnet8_cifar'
+    assert two.model_fields.se.reduction == 2
+    assert two.model_fields.placement == 'pre'
+
+
+def test_tasks_are_ordered_by_seed_and_start_from_the_configs(tmp_path):
+    plan = plan_of(STUDIES['squeeze'], tmp_path, ('seed', '5'))
+    tasks = plan.tasks()
+    assert [(t.cell.name, t.seed) for t in tasks] == [
+        (name, seed) for seed in (5, 6) for name in ('average', 'max')
+    ]
+    assert [plan.cell_config(t.cell, t.seed).seed for t in tasks] == [5, 5, 6, 6]
+    assert len({t.workdir for t in tasks}) == 4
+
+
+def test_equal_runs_of_two_studies_have_one_place(tmp_path):
+    reduction, stages, both = (
+        {task.cell.name: task.workdir for task in plan_of(study, tmp_path).tasks()}
+        for study in (STUDIES['reduction'], STUDIES['stages'], networks(['resnet8_cifar']))
+    )
+    assert reduction['16'] == stages['all'] == both['se_resnet8_cifar']
+    assert reduction['original'] == stages['original'] == both['resnet8_cifar']
+    assert reduction['8'] != stages['stage 2']
+
+
+def test_saved_it_is_what_it_was_and_can_have_more_seeds(tmp_path):
+    study = grid(['model_fields.se_stages=(2,),(3,)'])
+    plan = plan_of(study, tmp_path / 'runs', ('num_epochs', '3'), ('num_threads', '2'))
+    told = plan._replace(assignments=plan.assignments[:1])  # the other is the machine's
+    assert save_plan(tmp_path, plan) == plan
+    assert load_plan(tmp_path) == told
+    assert save_plan(tmp_path, plan._replace(seeds=5)).seeds == 5
+    assert save_plan(tmp_path, plan).seeds == 5
+    assert load_plan(tmp_path).seeds == 5
+    moved = tmp_path.rename(tmp_path.with_name('moved'))
+    assert load_plan(moved).runs == moved / 'runs'
+
+
+def test_another_study_in_its_folder_is_refused(tmp_path):
+    save_plan(tmp_path, plan_of(STUDIES['squeeze'], tmp_path / 'runs'))
+    for other in (
+        plan_of(STUDIES['stages'], tmp_path / 'runs'),
+        plan_of(STUDIES['squeeze'], tmp_path / 'runs', ('num_epochs', '3')),
+        plan_of(STUDIES['squeeze'], tmp_path / 'other'),
+    ):
+        with pytest.raises(UserError, match='plan of another study.*another --out'):
+            save_plan(tmp_path, other)
+    with pytest.raises(MissingError, match=r'no plan\.json'):
+        load_plan(tmp_path / 'runs')
+
+
+def test_a_network_that_is_plain_cannot_be_ablated(tmp_path):
+    plan = plan_of(STUDIES['stages'], tmp_path, ('model', 'resnet8_cifar'))
+    with pytest.raises(UserError, match='take a model that is se_'):
+        plan.tasks()
+
+
+SLURM = {
+    'SLURM_ARRAY_TASK_MIN': '3',
+    'SLURM_ARRAY_TASK_MAX': '11',
+    'SLURM_ARRAY_TASK_STEP': '4',
+    'SLURM_ARRAY_TASK_COUNT': '3',
+}
+
+
+@given(st.integers(0, 40), st.integers(1, 9))
+def test_shards_are_a_partition(tasks, count):
+    shards = [shard_of(range(tasks), f'{i}/{count}', {}) for i in range(count)]
+    assert sorted(itertools.chain(*shards)) == list(range(tasks))
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+
+
+@pytest.mark.parametrize(
+    ('text', 'environ', 'expected'),
+    [
+        (None, {}, [0, 1, 2, 3, 4, 5, 6]),
+        ('1/3', {}, [1, 4]),
+        ('/3', {'JOB_COMPLETION_INDEX': '2'}, [2, 5]),
+        (None, {'SLURM_ARRAY_TASK_ID': '7', **SLURM}, [1, 4]),
+        ('0/7', {'SLURM_ARRAY_TASK_ID': '7', **SLURM}, [0]),
+    ],
+)
+def test_a_scheduler_says_which_shard(text, environ, expected):
+    assert shard_of(range(7), text, environ) == expected
+
+
+@pytest.mark.parametrize(
+    ('text', 'environ', 'words'),
+    [
+        ('3/3', {}, '--shard 3/3: .*from 0 to N - 1'),
+        ('1', {}, '--shard 1: '),
+        ('/3', {}, '--shard /3: '),
+        (None, {'JOB_COMPLETION_INDEX': '0'}, '--shard /N'),
+        (None, {'SLURM_ARRAY_TASK_ID': '3', **SLURM, 'SLURM_ARRAY_TASK_COUNT': '2'}, 'gaps'),
+    ],
+)
+def test_no_shard_of_any(text, environ, words):
+    with pytest.raises(UserError, match=words):
+        shard_of(range(7), text, environ)

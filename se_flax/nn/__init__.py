@@ -6,4 +6,6 @@ from se_flax.nn.pool import adaptive_avg_pool as adaptive_avg_pool
 from se_flax.nn.pool import avg_pool as avg_pool
 from se_flax.nn.pool import max_pool as max_pool
 from se_flax.nn.shake import shake as shake
+from se_flax.nn.squeeze_excite import EXCITE as EXCITE
+from se_flax.nn.squeeze_excite import SQUEEZE as SQUEEZE
 from se_flax.nn.squeeze_excite import SqueezeExcite as SqueezeExcite

@@ -8,6 +8,7 @@ from flax import linen as nn
 from se_flax.errors import UserError, check_known
 from se_flax.nn.conv import he_normal
 
+# Another entry is another choice of the block's field of that name.
 SQUEEZE = {
     'mean': lambda x: x.mean((-3, -2), keepdims=True),
     'max': lambda x: x.max((-3, -2), keepdims=True),

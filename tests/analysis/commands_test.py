@@ -6,6 +6,7 @@ import os
 import pathlib
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 
 from se_flax import cli
 from se_flax.analysis import plots
+from se_flax.nn import EXCITE
 from se_flax.training.metrics_log import read_rows
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -202,3 +204,22 @@ def test_a_page_holds_all_and_asks_nothing(study, tmp_path, capsys):
         )
     last = read_rows(run / 'metrics.jsonl')[-1]
     assert f'<td>{last["loss"]:.4f}</td>' in run_page.read_text()
+
+
+def test_the_new_ablation_of_the_docs(tmp_path, monkeypatch):
+    page = (ROOT / 'docs' / 'new_ablation.md').read_text()
+    config, later = re.findall(r'```python\n(.*?)```', page, re.DOTALL)
+    [command] = re.findall(r'se-flax (ablate .*)', page)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / 'configs').symlink_to(ROOT / 'configs')
+    (tmp_path / 'hard_sigmoid.py').write_text(config)
+    monkeypatch.delitem(EXCITE, 'hard_sigmoid', raising=False)
+    assert cli.main([*shlex.split(command), '--seeds', '1', *TINY]) == 0
+    out = tmp_path / 'runs' / 'hard_sigmoid'
+    assert [row['cell'] for row in results(out)] == ['se.excite=sigmoid', 'se.excite=hard_sigmoid']
+    losses = [read_rows(path)[-1]['loss'] for path in out.glob('runs/*/*/metrics.jsonl')]
+    assert len(set(losses)) == 2
+    monkeypatch.delitem(EXCITE, 'hard_sigmoid')
+    exec(later, {})
+    assert (tmp_path / 'excitation' / 'excitation.md').exists()

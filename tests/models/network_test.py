@@ -323,10 +323,15 @@ def distribution(x, fan_in):
     return f'{shape}, std {x.std():.3g}'
 
 
+# Of alike families one; what takes long to compile is marked slow.
 DRAWN = [n for n in FAMILIES if n not in ('se_resnext50_32x4d', 'senet154', 'se_resnet20_cifar')]
+LONG = ('se_vgg16', 'se_bn_inception', 'se_inception_resnet_v2', 'se_mobilenet', 'se_shufflenet')
 
 
-@pytest.mark.parametrize('name', DRAWN)
+@pytest.mark.parametrize(
+    'name',
+    [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in DRAWN],
+)
 def test_initial_values_and_weight_decay(name, golden):
     """Line by line what each parameter starts from, and whether it decays."""
     key = jax.random.key(0, impl='rbg')  # compiles faster than the default

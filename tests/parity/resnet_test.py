@@ -101,6 +101,7 @@ def test_plain_networks_are_torchvisions_in_caffe_form(name, make, fields, sizes
     check(name, make(), fields, sizes)
 
 
+@pytest.mark.slow
 def test_resnext101_32x4d_is_timms_with_caffes_pool():
     check('resnext101_32x4d', caffe_pool(timm.create_model('resnext101_32x4d')), PADDED)
 
@@ -147,15 +148,18 @@ def test_networks_are_timms(name, theirs, sizes):
     check(name, timm.create_model(theirs), sizes=sizes)
 
 
+@pytest.mark.slow
 def test_senet154_trunk_is_timms_without_se():
     check('senet154_trunk', without_se(timm.create_model('legacy_senet154')))
 
 
+@pytest.mark.slow
 def test_se_resnext101_64x4d_is_of_timms_class():
     net = cadene(senet.SEResNeXtBottleneck, (3, 4, 23, 3), 64)
     check('se_resnext101_64x4d', net)
 
 
+@pytest.mark.slow
 def test_resnext101_32x48d_is_of_others_classes():
     """With one unit a stage; in full they have 0.8 G parameters."""
     bottleneck = timm_resnet.Bottleneck
@@ -195,11 +199,15 @@ def test_timm_networks_are_torchvisions(name, theirs):
         ('se_resnet50', 'seresnet50b', PADDED_3X3),
         ('se_resnext50_32x4d', 'seresnext50_32x4d', PADDED),
         ('se_resnext101_64x4d', 'seresnext101_64x4d', PADDED),
-        ('senet154', 'senet154', PADDED),
     ),
 )
 def test_networks_with_padded_pool_are_pytorchcvs(name, theirs, both):
     check(name, pytorchcv(theirs), sizes=(33,), **both)
+
+
+@pytest.mark.slow
+def test_senet154_with_padded_pool_is_pytorchcvs():
+    check('senet154', pytorchcv('senet154'), sizes=(33,), **PADDED)
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,13 @@ def assert_equal_runs(workdir, other, tolerance):
 @pytest.mark.parametrize('number', [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_in_float64_processes_change_only_the_last_digits(start_processes, tmp_path, number):
     """One with the optimiser's state whole against several, each with its part."""
-    short = [f'--config.{f}' for f in ('num_steps=20', 'eval_every_steps=20', 'dtype=float64')]
+    short = (
+        'num_steps=20',
+        'eval_every_steps=20',
+        'dtype=float64',
+        'model_fields.stage_sizes=(1,)',
+    )
+    short = [f'--config.{field}' for field in short]
     for n in (1, number):
         workdir, split = f'--workdir={tmp_path / str(n)}', f'--config.shard_optimizer={n > 1}'
         end(start_processes(n, 4 // n, *short, workdir, split, JAX_ENABLE_X64='1'))

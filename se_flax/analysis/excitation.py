@@ -45,7 +45,8 @@ class Gates(NamedTuple):
         mean, std: `[classes, C]` over the images of each class; NaN for a class without.
         overall_mean: `[C]`.
         specificity: share of the gates' variance over images, summed over channels, that the
-            class explains: `sum between / sum total`, 0 to 1 (eta squared).
+            class explains: `sum between / sum total`, 0 to 1 (eta squared). Random weights have
+            some, too, where classes differ in brightness or texture.
         shuffled: the same with the labels shuffled, the value that means nothing.
         opened, closed: shares of the gates above OPEN and below CLOSED.
     """

@@ -17,17 +17,18 @@ from se_flax.training.workdir import CONFIG, finished, read_config
 STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 0 auto;
-  max-width: 70rem; padding: 1rem; }
+  max-width: 80rem; padding: 1rem; }
 h1 { font-size: 1.5rem; line-height: 1.25; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .8rem; }
 th, td { padding: .35rem .6rem; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
 thead th { border-bottom: 2px solid #222; } tbody tr + tr > * { border-top: 1px solid #ddd; }
-img { max-width: 100%; height: auto; } figure { margin: 1rem 0; }
+img { max-width: 100%; min-width: 40rem; } figure { margin: 1rem 0; overflow-x: auto; }
 pre { overflow-x: auto; font-size: .8rem; } p { max-width: 45rem; }
 @media print {
   body { max-width: none; font-size: 10pt; } .wide, pre { overflow: visible; }
+  img { min-width: 0; }
   table { font-size: 6.5pt; } th, td { padding: .15rem .25rem; white-space: normal; }
   pre { white-space: pre-wrap; } figure, tr { break-inside: avoid; }
 }
@@ -121,5 +122,6 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _config(config) -> str:
-    text = json.dumps(json.loads(config.to_json()), indent=1, sort_keys=True)
+    fields = sorted(json.loads(config.to_json()).items())
+    text = '\n'.join(f'{name} = {json.dumps(value)}' for name, value in fields)
     return f'<h2>Config</h2><pre>{html.escape(text)}</pre>'

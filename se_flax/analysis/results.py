@@ -143,7 +143,7 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Returns the rows as texts, their head first."""
-    head = ['', 'seeds', 'top-1 error, %', 'to', 'difference', '95 % interval', 'reading']
+    head = ['', 'seeds', 'top-1 error, %', 'against', 'difference', '95 % interval', 'reading']
     head += ['top-5 error, %', 'parameters', 'multiply-adds', 'images/s', 'paper: top-1', 'top-5']
     lines = [head]
     for row in rows:

@@ -13,13 +13,18 @@ import subprocess
 import sys
 import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from se_flax import cli
 from se_flax.analysis import plots
+from se_flax.analysis.excitation import measure_gates, se_blocks
+from se_flax.data import open_dataset
 from se_flax.nn import EXCITE
 from se_flax.training.metrics_log import read_rows
+from se_flax.training.use import open_run
 
 ROOT = pathlib.Path(__file__).parents[2]
 QUICKSTART = str(ROOT / 'configs' / 'quickstart.py')
@@ -169,6 +174,19 @@ def test_excitation_of_a_run(study, tmp_path, capsys):
         assert (out / name).read_bytes().startswith(b'\x89PNG')
     assert cli.main([*command, '--classes', 'Trousers', '--out', str(tmp_path / 'no')]) == 2
     assert "class of fashion_mnist_mini 'Trousers': did you mean Trouser" in capsys.readouterr().err
+
+
+def test_training_makes_gates_of_the_class(study):
+    """Untrained, the quick start's units are identities: their gates have nothing to tell."""
+    trained = open_run(study / 'runs' / 'se_resnet8_cifar' / 'seed0').network
+    image = jnp.zeros((1, 28, 28, 3))
+    fresh = trained._replace(variables=jax.jit(trained.model.init)(jax.random.key(0), image))
+    dataset = open_dataset('fashion_mnist_mini', 'eval')
+    for network, more in ((fresh, False), (trained, True)):
+        blocks = se_blocks(network.model, network.variables, 28)
+        for gates in measure_gates(network, blocks, dataset, 20, batch_size=200):
+            assert (gates.specificity > gates.shuffled + 0.1) == more
+            assert more or abs(gates.specificity - gates.shuffled) < 0.01
 
 
 def test_curves_of_two_runs(study, tmp_path, capsys, monkeypatch):

@@ -148,6 +148,7 @@ def _panels(gates: Sequence[Gates]):
     for i, (axes, block) in enumerate(zip(grid, gates, strict=False)):
         axes.set_title(f'{block.name} ({block.channels} channels)', fontsize=9)
         axes.set(xlabel='channel, evenly sampled')
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         if i % columns == 0:
             axes.set_ylabel('gate')
         _tidy(axes)

@@ -1,0 +1,72 @@
+"""What is drawn is what was measured, with names, units and nothing beside the axes cut off."""
+
+import numpy as np
+import pytest
+
+from se_flax.analysis.excitation import Gates
+from se_flax.analysis.plots import draw_between, draw_study, draw_within, png, sampled
+
+
+@pytest.fixture
+def gates():
+    rng = np.random.default_rng(0)
+    blocks = []
+    for name, channels in (('stage2_block3', 256), ('stage5_block1', 20)):
+        mean, std = rng.uniform(size=(2, 5, channels))
+        blocks.append(Gates(name, mean, std, mean.mean(0), 0.5, 0.1, 0.0, 0.0))
+    return blocks
+
+
+def test_fifty_channels_are_even_and_few_are_all():
+    assert sampled(20, 50).tolist() == list(range(20))
+    chosen = sampled(2048, 50)
+    assert (len(chosen), chosen[0], chosen[-1]) == (50, 0, 2047)
+    assert set(np.diff(chosen)) <= {41, 42}
+
+
+def test_between_classes_are_the_means(gates):
+    figure = draw_between(gates, {'cat': 4, 'dog': 0}, 50)
+    for axes, block in zip(figure.axes, gates, strict=True):
+        at = sampled(block.channels, 50)
+        cat, dog, everything = (line.get_ydata() for line in axes.lines)
+        np.testing.assert_array_equal(cat, block.mean[4][at])
+        np.testing.assert_array_equal(dog, block.mean[0][at])
+        np.testing.assert_array_equal(everything, block.overall_mean[at])
+        assert block.name in axes.get_title()
+    [legend] = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ['cat', 'dog', 'all']
+
+
+def test_within_a_class_the_band_is_one_deviation(gates):
+    figure = draw_within(gates, {'cat': 4}, 50)
+    for axes, block in zip(figure.axes, gates, strict=True):
+        at = sampled(block.channels, 50)
+        [band] = axes.collections
+        edges = band.get_paths()[0].vertices
+        for i, channel in enumerate(at):
+            mean, std = block.mean[4][channel], block.std[4][channel]
+            ys = edges[edges[:, 0] == i, 1]
+            assert (ys.min(), ys.max()) == pytest.approx((mean - std, mean + std))
+
+
+def test_a_study_shows_each_seed_and_the_paper():
+    rows = [
+        {
+            'cell': 'SE',
+            'top1_error': [9.0, 11.0],
+            'top1_error_mean': 10.0,
+            'paper_top1_error': 22.3,
+        },
+        {'cell': 'max', 'top1_error': [12.0], 'top1_error_mean': 12.0},
+    ]
+    for row, paper in zip(rows, (22.3, None), strict=True):
+        row['paper_top1_error'] = paper
+    figure = draw_study('Squeeze', rows)
+    ours, papers = figure.axes
+    assert [label.get_text() for label in ours.get_yticklabels()] == ['SE', 'max']
+    drawn = [(list(line.get_xdata()), set(line.get_ydata())) for line in ours.lines[:4]]
+    assert drawn == [([9.0, 11.0], {0}), ([10.0], {0}), ([12.0], {1}), ([12.0], {1})]
+    assert list(papers.lines[0].get_xdata()) == [22.3]
+    assert '%' in ours.get_xlabel()
+    assert png(figure).startswith(b'\x89PNG')
+    assert not figure.get_tightbbox().x0 < 0  # all of the names are within

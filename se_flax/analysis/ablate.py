@@ -119,7 +119,8 @@ class _Progress(contextlib.AbstractContextManager):
         seeds = sorted({task.seed for task in self._tasks})
         states = {(task.cell.name, task.seed): self._state(task) for task in self._tasks}
         ended = sum(state.endswith('%') for state in states.values())
-        table = Table(title=f'{self._study.title}: {ended} of {len(states)} runs', box=None)
+        title = f'{self._study.title}: {ended} of {len(states)} runs'
+        table = Table(title=title, title_justify='left', min_width=len(title), box=None)
         for head in ('', *(f'seed {seed}' for seed in seeds)):
             table.add_column(head, justify='right' if head else 'left', no_wrap=True)
         for cell in self._study.cells:

@@ -24,7 +24,8 @@ EXTRAS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 for a mistake of the user, told in a line.
 
-    `ablate` also has 1 for a run that failed and 75 for a stop that was asked for.
+    130 is that of Ctrl-C; `ablate` also has 1 for a run that failed and 75 for a stop that was
+    asked for.
     """
     logging.basicConfig(format='%(levelname)s: %(message)s')
     parser = _parser()
@@ -33,9 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f'unrecognized arguments: {" ".join(args.rest)}')
     try:
         return args.run(args) or 0
-    except UserError as error:
+    except (UserError, OSError) as error:  # OSError: a full disk, a folder that is not ours
         print(f'error: {error}', file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        return 130
     except ImportError as error:
         # `models` and `info` need no extra.
         package = (error.name or '').partition('.')[0]

@@ -36,7 +36,7 @@ def as_path(path: str | os.PathLike) -> AnyPath:
     return path
 
 
-def is_remote(path: AnyPath) -> bool:
+def is_remote(path: AnyPath | str) -> bool:
     """Tells whether a path is in a bucket."""
     return '://' in os.fspath(path)
 

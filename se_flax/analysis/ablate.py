@@ -75,7 +75,7 @@ def ablate(
                     run(config, task.workdir, stop_requested)
                 except NonFiniteError as error:
                     failed[task.workdir] = f'{task.cell.name}, seed {task.seed}: {error}'
-            jax.clear_caches()  # no other cell has this network
+            jax.clear_caches()  # what is compiled stays on the disk
             progress.done(task)
     return list(failed.values())
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from se_flax import tables
 from se_flax.analysis.study import STUDIES, Study, grid, networks
 from se_flax.errors import UserError, check_known
-from se_flax.storage import as_path, atomic_write
+from se_flax.storage import as_path, atomic_write, is_remote
 
 CHANNELS = 50  # of a block in the figures, as in the paper's
 # The four classes of Figures 6 and 7: goldfish, pug, plane (an airliner) and cliff.
@@ -114,11 +114,14 @@ def _ablate(args: argparse.Namespace) -> int:
 
     if args.seeds < 1:
         raise UserError(f'--seeds {args.seeds}: at least 1, and 3 for an interval worth reading')
+    if is_remote(args.out) or is_remote(args.runs or ''):
+        raise UserError('a study is in folders of a disk, whose logs can grow; not in a bucket')
     directory = as_path(args.out)
     runs = as_path(args.runs) if args.runs else directory / RUNS
     assignments = tuple(parse_assignments(args.rest))
     plan = Plan(_study(args), args.config, assignments, args.seeds, runs)
     steps = check(plan)
+    shard_of(plan.tasks(), args.shard, os.environ)  # before anything is written
     plan = save_plan(directory, plan)
     tasks = shard_of(plan.tasks(), args.shard, os.environ)
     # rich takes FORCE_COLOR for a terminal; a log file must stay plain all the same.

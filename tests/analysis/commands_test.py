@@ -137,6 +137,8 @@ def test_a_run_that_is_not_finite_fails_alone(tmp_path, capsys):
         (['ablate', 'squeeze', '--config.learning_rat=1'], 'did you mean learning_rate'),
         (['ablate', 'squeeze', '--seed=1'], "unknown argument '--seed'"),
         (['ablate', 'squeeze', '--config.data=fashion_mnist_mni'], 'fashion_mnist_mini'),
+        (['ablate', 'squeeze', '--shard', '2/2'], '--shard 2/2: it is I/N'),
+        (['ablate', 'squeeze', '--runs', 'gs://bucket/runs'], 'not in a bucket'),
         (['ablate', 'squeeze', '--seeds', '0'], '--seeds 0: at least 1'),
         (['ablate', 'grid', '--vary', 'model_fields.se.exite=relu'], 'did you mean excite'),
         (['ablate', 'reduction', '--config.model_fields.width=16'], "cell '32': reduction=32"),

@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from se_flax.analysis.excitation import Gates
 from se_flax.storage import AnyPath, atomic_write
+from se_flax.training.curves import moving_mean
 
 # Okabe and Ito's palette, told apart by every kind of colour vision; black is for the whole.
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
@@ -78,11 +79,7 @@ def draw_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     loss, error = figure.subplots(1, 2)
     for (name, rows), colour in zip(runs.items(), COLOURS, strict=False):
         train, evaluations = [[r for r in rows if r['split'] == s] for s in ('train', 'eval')]
-        window = len(train) // 20 | 1
-        means = [
-            np.mean([r['loss'] for r in train[max(0, i - window // 2) : i + window // 2 + 1]])
-            for i in range(len(train))
-        ]
+        means = moving_mean(np.array([r['loss'] for r in train]), len(train) // 20 | 1)
         style = {'color': colour, 'linewidth': 1.5}
         loss.plot([r['step'] for r in train], means, label=name, **style)
         errors = [100 * (1 - r['top1']) for r in evaluations]

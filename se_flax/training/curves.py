@@ -47,7 +47,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
         )
         if window > 1:
             name = f'training, mean of {window} logged batches'
-            axes.plot(steps, _moving_mean(values, window), color=TRAIN, linewidth=1.6, label=name)
+            axes.plot(steps, moving_mean(values, window), color=TRAIN, linewidth=1.6, label=name)
         if evaluation:
             steps = [row['step'] for row in evaluation]
             values = [factor * row[field] for row in evaluation]
@@ -67,7 +67,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def _moving_mean(values: np.ndarray, window: int) -> np.ndarray:
+def moving_mean(values: np.ndarray, window: int) -> np.ndarray:
     """Means of the `window` values around each; of fewer at the ends, where there are no more."""
     ones = np.ones(window)
     return np.convolve(values, ones, 'same') / np.convolve(np.ones(len(values)), ones, 'same')

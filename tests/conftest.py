@@ -1,9 +1,11 @@
 """Shared by all tests: eight CPU devices, strict ranks, golden files."""
 
+import os
 import pathlib
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
@@ -21,6 +23,28 @@ def shared_folder(tmp_path_factory, worker_id, testrun_uid):
     folder = folder if worker_id == 'master' else folder.parent / testrun_uid
     folder.mkdir(exist_ok=True)
     return folder
+
+
+@pytest.fixture(scope='session')
+def environ():
+    """Processes have the eight devices of the tests themselves, so their results are equal."""
+    jax_variables = {
+        'JAX_PLATFORMS': 'cpu',
+        'JAX_NUM_CPU_DEVICES': '8',
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    }
+    return os.environ | jax_variables
+
+
+@pytest.fixture
+def own_cache():
+    """A run in this process may say where XLA keeps what it compiles; afterwards nobody has."""
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+    compilation_cache.reset_cache()  # else a compilation before this one has settled that none is
+    yield
+    jax.config.update('jax_compilation_cache_dir', None)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture

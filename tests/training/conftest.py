@@ -1,15 +1,12 @@
 """A run of seconds, started as a user starts it, and its undisturbed result."""
 
 import fcntl
-import os
 import pathlib
 import runpy
 import subprocess
 import sys
 
-import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Each save takes longer than the steps around it, so that a kill or signal finds the run at work.
@@ -28,17 +25,6 @@ def fields(shared_folder):
     """What makes the quick start tiny, as arguments; all starts share what they compile."""
     fields = (*FIELDS, f'compilation_cache={shared_folder / "cache"}')
     return [f'--config.{field}' for field in fields]
-
-
-@pytest.fixture(scope='session')
-def environ():
-    """Processes have the eight devices of the tests themselves, so their results are equal."""
-    jax_variables = {
-        'JAX_PLATFORMS': 'cpu',
-        'JAX_NUM_CPU_DEVICES': '8',
-        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-    }
-    return os.environ | jax_variables
 
 
 @pytest.fixture(scope='session')
@@ -67,15 +53,10 @@ def start_train_main(fields, environ):
 
 
 @pytest.fixture
-def train_main(fields):
+def train_main(fields, own_cache):
     """`train_main(workdir, *arguments)` runs the tiny run in this process, returns the code."""
     main = runpy.run_path(str(ROOT / 'train_main.py'))['main']
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
-    compilation_cache.reset_cache()  # else a compilation before this one has settled that none is
-    yield lambda workdir, *arguments: main([f'--workdir={workdir}', *fields, *arguments])
-    jax.config.update('jax_compilation_cache_dir', None)
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
-    compilation_cache.reset_cache()
+    return lambda workdir, *arguments: main([f'--workdir={workdir}', *fields, *arguments])
 
 
 @pytest.fixture(scope='session')

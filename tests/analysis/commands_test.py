@@ -33,6 +33,7 @@ TINY = (
     *('--config.model_fields.width=16', '--config.batch_size=32', '--config.cache=false'),
     '--config.eval_batch_size=400',
 )
+ONE_BLOCK = '--config.model_fields.stage_sizes=(1,)'
 SQUEEZE = ('ablate', 'squeeze', '--config', QUICKSTART, '--seeds', '2', *TINY)
 
 
@@ -121,7 +122,18 @@ def test_a_finished_study_trains_nothing_and_has_its_tables(study, tmp_path, cap
 def test_a_run_that_is_not_finite_fails_alone(tmp_path, capsys, cache):
     out = tmp_path / 'grid'
     vary = '--vary=learning_rate=0.1,1e30'
-    command = ['ablate', 'grid', vary, '--config', QUICKSTART, '--seeds', '1', *TINY, cache]
+    command = [
+        'ablate',
+        'grid',
+        vary,
+        '--config',
+        QUICKSTART,
+        '--seeds',
+        '1',
+        *TINY,
+        ONE_BLOCK,
+        cache,
+    ]
     assert cli.main([*command, '--out', str(out)]) == 1
     told = capsys.readouterr()
     assert 'learning_rate=1e30, seed 0: not finite' in told.out
@@ -237,7 +249,7 @@ def test_the_new_ablation_of_the_docs(tmp_path, monkeypatch, cache):
     (tmp_path / 'configs').symlink_to(ROOT / 'configs')
     (tmp_path / 'hard_sigmoid.py').write_text(config)
     monkeypatch.delitem(EXCITE, 'hard_sigmoid', raising=False)
-    assert cli.main([*shlex.split(command), '--seeds', '1', *TINY, cache]) == 0
+    assert cli.main([*shlex.split(command), '--seeds', '1', *TINY, ONE_BLOCK, cache]) == 0
     out = tmp_path / 'runs' / 'hard_sigmoid'
     assert [row['cell'] for row in results(out)] == ['se.excite=sigmoid', 'se.excite=hard_sigmoid']
     losses = [read_rows(path)[-1]['loss'] for path in out.glob('runs/*/*/metrics.jsonl')]

@@ -64,7 +64,9 @@ def add_commands(commands, command: Callable[..., argparse.ArgumentParser]) -> N
     excitation.add_argument(
         '--samples', type=int, default=50, metavar='N', help='images of a class; default: 50'
     )
-    excitation.add_argument('--out', default='excitation', metavar='DIR')
+    excitation.add_argument(
+        '--out', metavar='DIR', help='default: excitation in the workdir, where `report` finds it'
+    )
 
     complexity = command(verbs, 'complexity', _complexity, 'what SE costs, beside the paper')
     complexity.add_argument(
@@ -149,6 +151,7 @@ def _ablate(args: argparse.Namespace) -> int:
 
 def _excitation(args: argparse.Namespace) -> None:
     from se_flax.analysis.excitation import (
+        EXCITATION,
         measure_gates,
         remove_last_stage,
         se_blocks,
@@ -181,7 +184,7 @@ def _excitation(args: argparse.Namespace) -> None:
         gates = measure_gates(network, blocks, dataset, args.samples, seen=progress.show, **loading)
     with Progress() as progress:
         removal = remove_last_stage(network, blocks, gates, dataset, seen=progress.show, **loading)
-    out = as_path(args.out)
+    out = as_path(args.out) if args.out else as_path(args.workdir or '.') / EXCITATION
     out.mkdir(parents=True, exist_ok=True)
     figure = [gates[blocks.index(block)] for block in shown(blocks)]
     save(draw_between(figure, classes, CHANNELS), out / 'between_classes.png')

@@ -21,6 +21,7 @@ from se_flax.evaluation.ensemble import Network
 from se_flax.parallel import data_mesh, replicated, shard_batch, split
 from se_flax.storage import AnyPath, atomic_write
 
+EXCITATION = 'excitation'  # the folder of what is written, in a workdir
 OPEN, CLOSED = 0.95, 0.05  # a gate beyond them counts as saturated
 
 

@@ -5,6 +5,7 @@ import html
 import json
 from collections.abc import Sequence
 
+from se_flax.analysis.excitation import EXCITATION
 from se_flax.analysis.plan import PLAN, load_plan
 from se_flax.analysis.plots import draw_study, png
 from se_flax.analysis.results import NOTES, collect, table
@@ -89,7 +90,26 @@ def _run_page(directory: AnyPath) -> str:
             for row in evaluations
         ]
         parts.append(f'<h2>Evaluations</h2>{_table([head, *lines])}')
+    if (directory / EXCITATION / 'excitation.md').exists():
+        parts.append(_excitation(directory / EXCITATION))
     return _page(f'{config.model} on {config.data}', [*parts, _config(config)])
+
+
+def _excitation(folder: AnyPath) -> str:
+    """Turns what `write_excitation` has written into HTML, its pictures behind it."""
+    parts = []
+    for paragraph in (folder / 'excitation.md').read_text().strip().split('\n\n'):
+        if paragraph.startswith('#'):
+            parts.append(f'<h2>{html.escape(paragraph.lstrip("# "))}</h2>')
+        elif paragraph.startswith('|'):
+            head, _, *body = paragraph.splitlines()
+            parts.append(_table([line[2:-2].split(' | ') for line in (head, *body)]))
+        else:
+            parts.append(f'<p>{html.escape(paragraph)}</p>')
+    for what in ('between', 'within'):
+        picture = (folder / f'{what}_classes.png').read_bytes()
+        parts.append(_figure(picture, f'Gates {what} classes'))
+    return '\n'.join(parts)
 
 
 def _page(title: str, parts: Sequence[str]) -> str:

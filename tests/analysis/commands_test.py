@@ -236,8 +236,21 @@ def test_a_page_holds_all_and_asks_nothing(study, tmp_path, capsys):
         assert f'<td>{row["top1_error_mean"]:.2f} ± {row["top1_error_std"]:.2f}</td>' in (
             page.read_text()
         )
+    assert 'Gates' not in run_page.read_text()
     last = read_rows(run / 'metrics.jsonl')[-1]
     assert f'<td>{last["loss"]:.4f}</td>' in run_page.read_text()
+
+
+def test_the_page_of_a_run_has_its_gates(study, tmp_path, capsys):
+    run = shutil.copytree(study / 'runs' / 'se_resnet8_cifar' / 'seed0', tmp_path / 'run')
+    assert cli.main(['analyze', 'excitation', '--workdir', str(run), '--samples', '5']) == 0
+    rows = re.findall(r'^\| (.*) \|$', capsys.readouterr().out, re.M)
+    assert cli.main(['report', str(run)]) == 0
+    text = (run / 'report.html').read_text()
+    assert text.count('data:image/png;base64,') == 3
+    for row in rows[1:4]:
+        cells = ''.join(f'<td>{cell}</td>' for cell in row.split(' | '))
+        assert f'<tr>{cells}</tr>' in text
 
 
 def test_the_new_ablation_of_the_docs(tmp_path, monkeypatch, cache):
@@ -256,4 +269,5 @@ def test_the_new_ablation_of_the_docs(tmp_path, monkeypatch, cache):
     assert len(set(losses)) == 2
     monkeypatch.delitem(EXCITE, 'hard_sigmoid')
     exec(later, {})
-    assert (tmp_path / 'excitation' / 'excitation.md').exists()
+    [page] = tmp_path.glob('runs/hard_sigmoid/runs/*/seed0/excitation/excitation.md')
+    assert 'stage2_block1' in page.read_text()

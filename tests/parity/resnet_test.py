@@ -26,7 +26,7 @@ nn = torch.nn
 PADDED = {'pool': 'padded'}
 PADDED_3X3 = {'pool': 'padded', 'stride_in': '3x3'}
 ONE_EACH = {'stage_sizes': (1, 1, 1, 1)}
-LARGE, SMALL = (224, 97), (64, 33)
+LARGE, SMALL = (160, 97), (64, 33)
 
 
 def pytorchcv(net):

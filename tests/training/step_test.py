@@ -99,7 +99,7 @@ def test_losses_do_not_depend_on_the_number_of_devices(num_devices):
     np.testing.assert_allclose(many, one, rtol=1e-4)
 
 
-@pytest.mark.parametrize('num_devices', [2, 4, 8])
+@pytest.mark.parametrize('num_devices', [2, 8])
 def test_in_float64_losses_agree_to_rounding_at_the_recipes_rate(num_devices):
     (one, _), (many, _) = trained(1, jnp.float64), trained(num_devices, jnp.float64)
     np.testing.assert_allclose(many, one, rtol=1e-9)

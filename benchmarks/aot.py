@@ -81,7 +81,7 @@ CELLS = [
         for chips in (4, 256)
     ),
     ('resnet50', 'v5e', 4, 128),  # what SE adds
-    ('se_resnet50', 'v6e', 4, 128),
+    *(('se_resnet50', 'v6e', chips, 128) for chips in (4, 16)),
     *(('se_resnet50', 'v5e', 4, images) for images in (256, 512)),  # what fits
     ('se_resnet50', 'v5e', 256, 4),  # the papers' batches, 1024 and 2048, on a whole pod
     ('senet154', 'v5e', 256, 8),

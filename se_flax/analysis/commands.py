@@ -159,21 +159,17 @@ def _excitation(args: argparse.Namespace) -> None:
         write_excitation,
     )
     from se_flax.analysis.plots import COLOURS, draw_between, draw_within, save
-    from se_flax.data import open_dataset
     from se_flax.evaluation.progress import Progress
-    from se_flax.training.use import open_run, open_weights
+    from se_flax.training.use import open_eval_set, open_run, open_weights
 
     if args.samples < 1:
         raise UserError(f'--samples {args.samples}: at least 1 image of a class')
     trained = open_run(args.workdir) if args.workdir else open_weights(args.weights)
     config, network = trained.config, trained.network
-    data = args.data or config.data
-    if not data:
-        raise UserError('a weights file has no data set of its own: --data NAME')
-    dataset = open_dataset(data, 'eval', args.data_dir or config.data_dir or None)
+    dataset = open_eval_set([trained], args.data, args.data_dir)
     names = dataset.class_names
     for name in args.classes:
-        check_known(f'class of {data}', name, names)
+        check_known(f'class of {dataset.name}', name, names)
     default = PAPER_CLASSES if set(PAPER_CLASSES) <= set(names) else names[:4]
     classes = {name: names.index(name) for name in args.classes or default}
     if len(classes) > len(COLOURS):
@@ -190,7 +186,7 @@ def _excitation(args: argparse.Namespace) -> None:
     save(draw_between(figure, classes, CHANNELS), out / 'between_classes.png')
     pair = dict(list(classes.items())[:2])
     save(draw_within(figure, pair, CHANNELS), out / 'within_classes.png')
-    print(write_excitation(out, trained.name, data, args.samples, names, gates, removal))
+    print(write_excitation(out, trained.name, dataset.name, args.samples, names, gates, removal))
     print(f'{out}: excitation.md, excitation.csv, between_classes.png, within_classes.png')
 
 

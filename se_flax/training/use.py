@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from se_flax.data import DecodeError, EvalTransform, decode, open_dataset
+from se_flax.data import Dataset, DecodeError, EvalTransform, decode, open_dataset
 from se_flax.errors import MissingError, UserError, check_known
 from se_flax.evaluation import normalize
 from se_flax.evaluation.ensemble import Network, Tally, judge_batches
@@ -115,11 +115,8 @@ def evaluate_networks(
         UserError: for a set with other classes than a network, or another number of them, and for
             views no network can have; nothing is compiled before.
     """
-    config = next((n.config for n in networks if n.step is not None), networks[0].config)
-    data = data or _own_data(networks)
-    dataset = open_dataset(data, 'eval', data_dir or config.data_dir or None)
-    for trained in networks:
-        _check_classes(trained, data, dataset.class_names)
+    config = _leading(networks)
+    dataset = open_eval_set(networks, data, data_dir)
     batch_size = config.eval_batch_size if batch_size is None else batch_size
     if batch_size < 1:
         raise UserError(f'batch_size={batch_size} must be at least 1')
@@ -143,7 +140,26 @@ def evaluate_networks(
         seen(min(first + batch_size, len(dataset)), len(dataset))
     if file and jax.process_index() == 0:
         file.write()
-    return Evaluation(data, dataset.class_names, tally)
+    return Evaluation(dataset.name, dataset.class_names, tally)
+
+
+def open_eval_set(
+    networks: Sequence[Trained], data: str | None = None, data_dir: str | None = None
+) -> Dataset:
+    """Returns the evaluation images of a set, by default the networks' own.
+
+    Raises UserError for a set with other classes than a network, or another number of them.
+    """
+    data = data or _own_data(networks)
+    dataset = open_dataset(data, 'eval', data_dir or _leading(networks).data_dir or None)
+    for trained in networks:
+        _check_classes(trained, data, dataset.class_names)
+    return dataset
+
+
+def _leading(networks: Sequence[Trained]) -> ml_collections.ConfigDict:
+    """Returns the config of the first run among them."""
+    return next((n.config for n in networks if n.step is not None), networks[0].config)
 
 
 def evaluate_run(

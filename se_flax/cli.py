@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     network = predict.add_mutually_exclusive_group(required=True)
     network.add_argument('--workdir', metavar='DIR', help='of a run')
     network.add_argument('--weights', type=pathlib.Path, metavar='FILE.safetensors')
+    _add_folding(predict)
     predict.add_argument('images', nargs='+', type=pathlib.Path, metavar='IMAGE')
 
     convert = command(
@@ -141,6 +142,8 @@ def _add_evaluating(parser: argparse.ArgumentParser) -> None:
         )
     networks.add_argument('--dtype', help="float32 or bfloat16; default: the run's own, float32")
 
+    _add_folding(networks)
+
     images = parser.add_argument_group('images')
     images.add_argument('--data', help="default: the run's own; needed with --weights")
     images.add_argument('--data-dir', help="default: the run's own, or tfds's")
@@ -181,6 +184,12 @@ def _add_evaluating(parser: argparse.ArgumentParser) -> None:
         type=pathlib.Path,
         metavar='FILE',
         help='.csv or .jsonl: the five most probable classes of each image',
+    )
+
+
+def _add_folding(parser) -> None:
+    parser.add_argument(
+        '--fold', action='store_true', help='BatchNorm into the convolutions; the same but rounding'
     )
 
 
@@ -255,7 +264,7 @@ def _data_prepare(args: argparse.Namespace) -> None:
 def _evaluate(args: argparse.Namespace) -> None:
     from se_flax.evaluation.progress import Progress
     from se_flax.evaluation.protocols import Protocol
-    from se_flax.training.use import evaluate_networks, open_run, open_weights
+    from se_flax.training.use import evaluate_networks, fold, open_run, open_weights
 
     if not args.networks:
         raise UserError('nothing to evaluate: --workdir DIR or --weights FILE.safetensors')
@@ -263,6 +272,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     with Progress() as progress:
         open_network = {'--workdir': open_run, '--weights': open_weights}
         networks = [open_network[option](path, args.dtype) for option, path in args.networks]
+        networks = [fold(network) for network in networks] if args.fold else networks
         result = evaluate_networks(
             networks,
             args.data,
@@ -319,9 +329,9 @@ def _predict(args: argparse.Namespace) -> None:
     from se_flax.training.use import predict, predict_weights
 
     if args.workdir:
-        guessed = predict(args.workdir, args.images)
+        guessed = predict(args.workdir, args.images, folded=args.fold)
     else:
-        guessed = predict_weights(args.weights, args.images)
+        guessed = predict_weights(args.weights, args.images, folded=args.fold)
     for image, guesses in zip(args.images, guessed, strict=True):
         print(image)
         print(aligned([(f'  {name}', f'{100 * p:.2f} %') for name, p in guesses]))

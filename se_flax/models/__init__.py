@@ -1,6 +1,7 @@
 """Networks by name. Importing this package registers every family."""
 
 from se_flax.models.bn_inception import BNInception as BNInception
+from se_flax.models.fold import fold_batch_norm as fold_batch_norm
 from se_flax.models.inception_resnet_v2 import InceptionResNetV2 as InceptionResNetV2
 from se_flax.models.mobilenet import MobileNet as MobileNet
 from se_flax.models.preact_resnet import PreActResNet as PreActResNet

@@ -11,7 +11,7 @@ from se_flax.errors import check_images
 from se_flax.models.network import Layer, Layers, recalibrate
 from se_flax.models.registry import PaperResult, register
 from se_flax.models.residual import ResidualNetwork, ResidualUnit
-from se_flax.nn import SqueezeExcite, avg_pool, max_pool
+from se_flax.nn import SqueezeExcite, avg_pool, max_pool, relu_of_sum
 
 
 class C(NamedTuple):
@@ -86,7 +86,7 @@ class InceptionUnit(ResidualUnit):
         y = self.layers.conv(x.shape[-1], 1, use_bias=True, name='conv_up')(y)
         y = self.scale * self.squeeze_excite('standard', y)
         y += self.squeeze_excite('identity', x)
-        return self.squeeze_excite('post', nn.relu(y) if self.relu else y)
+        return self.squeeze_excite('post', relu_of_sum(y) if self.relu else y)
 
 
 class InceptionResNetV2(ResidualNetwork):

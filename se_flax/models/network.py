@@ -7,18 +7,26 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from flax import linen as nn
 
-from se_flax.nn import BatchNorm, Conv
+from se_flax.errors import UserError
+from se_flax.nn import Affine, BatchNorm, Conv, FoldedNorm
 
 Layer = Callable[..., nn.Module]
 
 
 class Layers(NamedTuple):
-    """The layers a network hands down to its blocks."""
+    """The layers a network hands down to its blocks.
+
+    Attributes:
+        conv: makes a convolution.
+        norm: makes a BatchNorm.
+        norm_of_conv: makes the one right behind a convolution of its own, see `conv_affine`.
+    """
 
     conv: Layer
     norm: Layer
+    norm_of_conv: Layer
 
-    def conv_norm(
+    def conv_affine(
         self,
         name,
         x,
@@ -28,10 +36,17 @@ class Layers(NamedTuple):
         *,
         scale_init=nn.initializers.ones,
         **conv,
-    ):
-        """Applies `conv{name}` and `norm{name}`, as parameters of the module that calls."""
+    ) -> Affine:
+        """Applies `conv{name}` and `norm{name}`, as parameters of the module that calls.
+
+        SE can scale what comes out before its `map` is computed.
+        """
         x = self.conv(features, kernel_size, strides, name=f'conv{name}', **conv)(x)
-        return self.norm(name=f'norm{name}', scale_init=scale_init)(x)
+        return self.norm_of_conv(name=f'norm{name}', scale_init=scale_init).affine(x)
+
+    def conv_norm(self, *args, **kwargs):
+        """Returns the map of `conv_affine`."""
+        return self.conv_affine(*args, **kwargs).map()
 
 
 def recalibrate(se: Layer | None, x, name: str = 'se'):
@@ -53,6 +68,7 @@ class Network(nn.Module):
         bn_momentum: share of the running statistics kept at a step.
         bn_frozen: training, too, normalises by the running statistics and leaves them alone.
         dtype: of the maps; parameters and statistics are float32 or wider.
+        folded: no BatchNorm, for inference alone; `fold_batch_norm` makes the parameters.
     """
 
     num_classes: int = 1000
@@ -61,9 +77,16 @@ class Network(nn.Module):
     bn_momentum: float = 0.9
     bn_frozen: bool = False
     dtype: Any = jnp.float32
+    folded: bool = False
 
     def layers(self, train: bool, epsilon: float = 1e-5) -> Layers:
         """Returns convolution and BatchNorm as this network has them."""
+        conv = partial(Conv, dtype=self.dtype)
+        if self.folded:
+            if train:
+                raise UserError('a network with folded=True has no BatchNorm to train: train=False')
+            norm = partial(FoldedNorm, dtype=self.dtype)
+            return Layers(conv, norm, partial(norm, scaled=False))
         norm = partial(
             BatchNorm,
             use_running_average=self.bn_frozen or not train,
@@ -72,7 +95,7 @@ class Network(nn.Module):
             epsilon=epsilon,
             dtype=self.dtype,
         )
-        return Layers(partial(Conv, dtype=self.dtype), norm)
+        return Layers(conv, norm, norm)
 
     def classify(self, x, train: bool, dropout: float = 0.0):
         """Turns features, `[B, C]` or the map whose mean they are, into logits."""

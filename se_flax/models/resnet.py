@@ -9,7 +9,7 @@ from flax import linen as nn
 from se_flax.errors import check_images, check_known
 from se_flax.models.registry import PaperResult, register
 from se_flax.models.residual import ResidualNetwork, ResidualUnit
-from se_flax.nn import SqueezeExcite, max_pool
+from se_flax.nn import Affine, SqueezeExcite, max_pool, relu_of_sum
 
 STEMS = ('imagenet', 'deep', 'cifar')
 STRIDES_IN = ('1x1', '3x3')
@@ -29,13 +29,14 @@ class Unit(ResidualUnit):
 
     def join(self, x, y):
         """Adds the shortcut, projected where the shapes differ, and applies the last ReLU."""
+        y = y.map() if isinstance(y, Affine) else y
         if x.shape != y.shape:
             # A wide projection is for maps that shrink; elsewhere it stays 1x1, as in SENet-154.
             size = self.projection_size if self.strides > 1 else 1
             x = self.layers.conv_norm('_proj', x, y.shape[-1], size, self.strides)
         # Behind the projection, so that the width is the unit's (the paper leaves it open).
         x = self.squeeze_excite('identity', x)
-        return self.squeeze_excite('post', nn.relu(y + x))
+        return self.squeeze_excite('post', relu_of_sum(y + x))
 
 
 class BasicBlock(Unit):
@@ -52,8 +53,8 @@ class BasicBlock(Unit):
         y = self.squeeze_excite('pre', x)
         y = nn.relu(self.layers.conv_norm(1, y, self.filters, 3, self.strides))
         y = self.squeeze_excite('inside_3x3', y)
-        y = self.layers.conv_norm(2, y, self.filters, 3, scale_init=self.last_scale_init)
-        y = nn.relu(y) if self.extra_relu else y
+        y = self.layers.conv_affine(2, y, self.filters, 3, scale_init=self.last_scale_init)
+        y = nn.relu(y.map()) if self.extra_relu else y
         return self.join(x, self.squeeze_excite('standard', y))
 
 
@@ -75,12 +76,12 @@ class Bottleneck(Unit):
         first = inner // 2 if self.halve_first else inner
         in_1x1 = self.strides if self.stride_in == '1x1' else 1
         in_3x3 = self.strides // in_1x1
-        conv_norm = self.layers.conv_norm
+        conv_norm, conv_affine = self.layers.conv_norm, self.layers.conv_affine
         y = self.squeeze_excite('pre', x)
         y = nn.relu(conv_norm(1, y, first, 1, in_1x1))
         y = nn.relu(conv_norm(2, y, inner, 3, in_3x3, groups=self.groups))
         y = self.squeeze_excite('inside_3x3', y)
-        y = conv_norm(3, y, 4 * self.filters, 1, scale_init=self.last_scale_init)
+        y = conv_affine(3, y, 4 * self.filters, 1, scale_init=self.last_scale_init)
         return self.join(x, self.squeeze_excite('standard', y))
 
 

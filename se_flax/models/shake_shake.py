@@ -9,7 +9,7 @@ from flax import linen as nn
 from se_flax.errors import check_images
 from se_flax.models.registry import PaperResult, register
 from se_flax.models.residual import ResidualNetwork, ResidualUnit
-from se_flax.nn import SqueezeExcite, shake
+from se_flax.nn import SqueezeExcite, relu_of_sum, shake
 
 
 class ShakeBranch(ResidualUnit):
@@ -75,7 +75,7 @@ class ShakeUnit(ResidualUnit):
         key = self.make_rng('shake') if self.train else None
         y = shake(branch(name='branch1')(y), branch(name='branch2')(y), key, self.backward)
         y += self.squeeze_excite('identity', self.shortcut(x))
-        return self.squeeze_excite('post', y if self.pre_activated else nn.relu(y))
+        return self.squeeze_excite('post', y if self.pre_activated else relu_of_sum(y))
 
     def shortcut(self, x):
         if x.shape[-1] == self.filters:

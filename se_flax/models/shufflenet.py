@@ -9,7 +9,7 @@ from flax import linen as nn
 from se_flax.errors import check_images
 from se_flax.models.registry import PaperResult, register
 from se_flax.models.residual import ResidualNetwork, ResidualUnit
-from se_flax.nn import SqueezeExcite, avg_pool, max_pool
+from se_flax.nn import SqueezeExcite, avg_pool, max_pool, relu_of_sum
 
 STAGES = ((2, 240, 4), (3, 480, 8), (4, 960, 4))  # stage, channels out, units
 
@@ -43,7 +43,7 @@ class ShuffleUnit(ResidualUnit):
         y = self.squeeze_excite('standard', conv_norm(3, y, features, groups=self.groups))
         shortcut = self.squeeze_excite('identity', shortcut)
         y = shortcut + y if self.strides == 1 else jnp.concatenate([shortcut, y], -1)
-        return self.squeeze_excite('post', nn.relu(y))
+        return self.squeeze_excite('post', relu_of_sum(y))
 
 
 class ShuffleNet(ResidualNetwork):

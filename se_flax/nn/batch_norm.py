@@ -3,10 +3,51 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import struct
 
 from se_flax.errors import check_multiple
+
+
+@struct.dataclass
+class Affine:
+    """A map that is not computed yet: `x * factor + offset`, its coefficients an image and channel.
+
+    Times a gate it is another: only the coefficients, `[B, ..., C]` with sides of 1, change. Its
+    mean is known without a look at the map. So SE behind BatchNorm needs no pass of its own over
+    the map, forward or backward: the gradients of the coefficients are the sums that BatchNorm's
+    own gradient is made of.
+
+    Attributes:
+        x: `[B, ..., C]`.
+        factor: float32 or wider; None is 1.
+        offset: the same.
+        mean: of the result over its positions, `[B, ..., C]` with sides of 1, float32 or wider.
+    """
+
+    x: jax.Array
+    factor: jax.Array | None
+    offset: jax.Array
+    mean: jax.Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.x.shape
+
+    @property
+    def dtype(self):
+        return self.x.dtype
+
+    def __mul__(self, gate) -> 'Affine':
+        factor = gate if self.factor is None else self.factor * gate
+        return Affine(self.x, factor, self.offset * gate, self.mean * gate)
+
+    def map(self):
+        """Returns the map, in x's dtype."""
+        x = self.x if self.factor is None else self.x * self.factor.astype(self.dtype)
+        return x + self.offset.astype(self.dtype)
 
 
 class BatchNorm(nn.Module):
@@ -43,37 +84,74 @@ class BatchNorm(nn.Module):
     scale_init: Callable[..., Any] = nn.initializers.ones
     dtype: Any = jnp.float32
 
-    @nn.compact
     def __call__(self, x):
-        channels = (x.shape[-1],)
+        return self.affine(x).map()
+
+    @nn.compact
+    def affine(self, x) -> Affine:
+        """Returns the normalised map before it is computed."""
+        x = x.astype(self.dtype)
+        batch, channels = x.shape[0], x.shape[-1]
         wide = jnp.promote_types(self.dtype, jnp.float32)
         running_mean = self.variable('batch_stats', 'mean', jnp.zeros, channels, wide)
         running_var = self.variable('batch_stats', 'var', jnp.ones, channels, wide)
-        scale = self.param('scale', self.scale_init, channels, wide)
-        bias = self.param('bias', nn.initializers.zeros, channels, wide)
+        scale = self.param('scale', self.scale_init, (channels,), wide)
+        bias = self.param('bias', nn.initializers.zeros, (channels,), wide)
 
-        # [groups, values of a channel in the group, C]
-        groups = 1
-        if not self.use_running_average:
-            size = self.group_size or x.shape[0]
-            check_multiple('batch', x.shape[0], 'group_size', size)
-            groups = x.shape[0] // size
-        grouped = x.reshape(groups, -1, *channels).astype(self.dtype)
-
+        # Each image's own moments first, [B, C]: SE's squeeze is made of them, too.
+        values, positions = x.astype(wide), tuple(range(1, x.ndim - 1))
+        means = values.mean(positions)
         if self.use_running_average:
-            mean, var = running_mean.value.reshape(1, -1), running_var.value.reshape(1, -1)
+            mean, var = running_mean.value[None], running_var.value[None]
         else:
-            values = grouped.astype(wide)
-            mean = values.mean(1)
+            size = self.group_size or batch
+            check_multiple('batch', batch, 'group_size', size)
+            groups = batch // size, size, channels
+            mean = means.reshape(groups).mean(1)
             # One pass over the map; rounding can leave a constant channel slightly below 0.
-            var = jnp.maximum((values * values).mean(1) - mean * mean, 0)
+            squares = (values * values).mean(positions).reshape(groups).mean(1)
+            var = jnp.maximum(squares - mean * mean, 0)
             if not self.is_initializing():
                 keep = self.momentum
                 running_mean.value = keep * running_mean.value + (1 - keep) * mean.mean(0)
                 running_var.value = keep * running_var.value + (1 - keep) * var.mean(0)
 
-        # Folded into one multiply and one add on [groups, C], where float32 is free.
-        factor = scale.reshape(1, -1) / jnp.sqrt(var + self.epsilon)
-        offset = bias.reshape(1, -1) - mean * factor
-        factor, offset = (v.astype(self.dtype)[:, None] for v in (factor, offset))
-        return (grouped * factor + offset).reshape(x.shape)
+        # One multiply and one add for a value, coefficients on [groups, C], where float32 is free.
+        factor = scale[None] / jnp.sqrt(var + self.epsilon)
+        offset = bias[None] - mean * factor
+        factor, offset = (jnp.repeat(v, batch // len(v), axis=0) for v in (factor, offset))
+        mean = means * factor + offset
+        shape = batch, *(1 for _ in positions), channels
+        return Affine(x, *(v.reshape(shape) for v in (factor, offset, mean)))
+
+
+class FoldedNorm(nn.Module):
+    """BatchNorm of a trained network, as a factor and an offset (`se_flax.fold_batch_norm`).
+
+    Takes `[B, ..., C]`, returns the same shape in `dtype`.
+
+    Attributes:
+        scaled: False where the convolution before it has the factor.
+        scale_init: of the factor, as BatchNorm's.
+        dtype: of the result; both are float32 or wider.
+    """
+
+    scaled: bool = True
+    scale_init: Callable[..., Any] = nn.initializers.ones
+    dtype: Any = jnp.float32
+
+    def __call__(self, x):
+        return self.affine(x).map()
+
+    @nn.compact
+    def affine(self, x) -> Affine:
+        """Returns the map before it is computed."""
+        x, channels = x.astype(self.dtype), x.shape[-1:]
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        shape = (1,) * (x.ndim - 1) + channels
+        offset = self.param('bias', nn.initializers.zeros, channels, wide).reshape(shape)
+        mean = x.astype(wide).mean(tuple(range(1, x.ndim - 1)), keepdims=True)
+        if not self.scaled:
+            return Affine(x, None, offset, mean + offset)
+        factor = self.param('scale', self.scale_init, channels, wide).reshape(shape)
+        return Affine(x, factor, offset, mean * factor + offset)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from se_flax.errors import UserError, check_known
+from se_flax.nn.batch_norm import Affine
 from se_flax.nn.conv import he_normal
 
 # Another entry is another choice of the block's field of that name.
@@ -38,9 +39,9 @@ class SqueezeExcite(nn.Module):
 
     `y = x * excite(W2 relu(W1 squeeze(x) + b1) + b2)`, arXiv 1709.01507, equations 2 to 4.
 
-    Takes `[..., H, W, C]` of any float dtype, returns the same shape and dtype. The gates,
-    `[..., 1, 1, C]` in float32 or wider (`[..., H, W, C]` in x's dtype without a squeeze), are
-    sown as `intermediates/gate`.
+    Takes `[..., H, W, C]` of any float dtype, returns the same shape and dtype; an `Affine` of an
+    `Affine`. The gates, `[..., 1, 1, C]` in float32 or wider (`[..., H, W, C]` in x's dtype without
+    a squeeze), are sown as `intermediates/gate`.
     Raises UserError for an unknown switch and for a reduction that leaves no hidden channel.
 
     Attributes:
@@ -66,6 +67,7 @@ class SqueezeExcite(nn.Module):
     def __call__(self, x):
         check_known('squeeze', self.squeeze, SQUEEZE)
         check_known('excite', self.excite, EXCITE)
+        lazy = isinstance(x, Affine)
         channels = x.shape[-1]
         if not 1 <= self.reduction <= channels:
             raise UserError(
@@ -83,8 +85,12 @@ class SqueezeExcite(nn.Module):
             kernel_init=he_normal,
         )
         hidden = hidden_width(channels, self.reduction, self.hidden_multiple)
-        z = SQUEEZE[self.squeeze](x.astype(dtype))
+        if lazy and self.squeeze == 'mean':
+            z = x.mean
+        else:
+            z = SQUEEZE[self.squeeze]((x.map() if lazy else x).astype(dtype))
         h = nn.relu(dense(hidden, name='reduce')(z))
         gate = EXCITE[self.excite](dense(channels, name='expand')(h))
         self.sow('intermediates', 'gate', gate)
-        return x * gate.astype(x.dtype)  # cast first: the large multiply stays in x's dtype
+        # Cast first: the large multiply stays in x's dtype.
+        return x * (gate if lazy else gate.astype(x.dtype))

@@ -1,5 +1,7 @@
 """One step of data-parallel training, a pure function of state and batch."""
 
+import collections
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -185,4 +187,15 @@ def _of_norms(params: Any, batch_stats: Any) -> Any:
 
 
 def _all_finite(tree: Any) -> jax.Array:
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+    """Tells whether all values are, in few passes over little.
+
+    Those of a parameter's name (its gradient, its momentum) are looked at together, where the
+    update has them at hand, and what is left are rows, which are one array.
+    """
+    named = collections.defaultdict(list)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = tuple(key for key in path if isinstance(key, jax.tree_util.DictKey))
+        named[name, leaf.shape].append(jnp.isfinite(leaf))
+    finite = [functools.reduce(jnp.logical_and, alike) for alike in named.values()]
+    rows = [(x.all(-1) if x.ndim > 1 else x).ravel() for x in finite]
+    return jax.lax.optimization_barrier(jnp.concatenate(rows)).all()  # else XLA reduces each

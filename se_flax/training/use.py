@@ -16,7 +16,7 @@ from se_flax.evaluation import normalize
 from se_flax.evaluation.ensemble import Network, Tally, judge_batches
 from se_flax.evaluation.predictions import Predictions
 from se_flax.evaluation.protocols import Protocol
-from se_flax.models import create_model
+from se_flax.models import create_model, fold_batch_norm
 from se_flax.parallel import data_mesh
 from se_flax.training.config import base_config
 from se_flax.training.recipe import eval_transform
@@ -74,6 +74,13 @@ def open_weights(path: pathlib.Path, dtype: str | None = None) -> Trained:
     config.eval_batch_size = WEIGHTS_BATCH * jax.device_count()
     network = Network(model, variables, view, images.mean, images.std)
     return _ready(Trained(str(path), network, info.class_names, None, config))
+
+
+def fold(trained: Trained) -> Trained:
+    """Returns the same network without BatchNorm, see `fold_batch_norm`."""
+    network = trained.network
+    model, variables = fold_batch_norm(network.model, network.variables)
+    return trained._replace(network=network._replace(model=model, variables=variables))
 
 
 def _dtype(name: str) -> Any:
@@ -206,23 +213,32 @@ def _check_classes(trained: Trained, data: str, names: tuple[str, ...]) -> None:
 
 
 def predict(
-    workdir: str | os.PathLike, images: Sequence[pathlib.Path], top: int = 5
+    workdir: str | os.PathLike,
+    images: Sequence[pathlib.Path],
+    top: int = 5,
+    *,
+    folded: bool = False,
 ) -> Iterator[list[tuple[str, float]]]:
     """Yields the most probable classes of each image file, with their probabilities, in order.
 
-    Raises MissingError or UserError for the first image that is not there or cannot be decoded,
-    before the network is loaded.
+    `folded` is for the network without BatchNorm, see `fold_batch_norm`. Raises MissingError or
+    UserError for the first image that is not there or cannot be decoded, before the network is
+    loaded.
     """
     decoded = [_read(path) for path in images]
-    return _predict(open_run(workdir), decoded, top)
+    return _predict(open_run(workdir), decoded, top, folded)
 
 
 def predict_weights(
-    path: pathlib.Path, images: Sequence[pathlib.Path], top: int = 5
+    path: pathlib.Path,
+    images: Sequence[pathlib.Path],
+    top: int = 5,
+    *,
+    folded: bool = False,
 ) -> Iterator[list[tuple[str, float]]]:
     """Does the same as `predict` with a weights file; unnamed classes are called by number."""
     decoded = [_read(path) for path in images]
-    return _predict(open_weights(path), decoded, top)
+    return _predict(open_weights(path), decoded, top, folded)
 
 
 def save_run_weights(workdir: str | os.PathLike, out: pathlib.Path) -> None:
@@ -240,9 +256,9 @@ def save_run_weights(workdir: str | os.PathLike, out: pathlib.Path) -> None:
 
 
 def _predict(
-    trained: Trained, images: Sequence[np.ndarray], top: int
+    trained: Trained, images: Sequence[np.ndarray], top: int, folded: bool
 ) -> Iterator[list[tuple[str, float]]]:
-    model, variables, view, mean, std = trained.network
+    model, variables, view, mean, std = (fold(trained) if folded else trained).network
     names = trained.class_names or [f'class {i}' for i in range(model.num_classes)]
 
     @jax.jit

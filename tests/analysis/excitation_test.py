@@ -140,7 +140,7 @@ def test_gates_are_those_of_the_equations(network, dataset):
     with nn.intercept_methods(note):
         network.model.apply(network.variables, images, train=False)
     for block, gates in zip(blocks, found, strict=True):
-        z = np.asarray(inputs[block.path]).mean((1, 2))
+        z = np.asarray(inputs[block.path].map()).mean((1, 2))
         layers = jax.device_get(network.variables['params'])
         for name in block.path:
             layers = layers[name]

@@ -1,7 +1,10 @@
 import math
+from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -38,6 +41,36 @@ def test_equals_caffes_rule(size, window, strides, padding, ceil):
     x = np.random.default_rng(0).normal(size=(2, *size, 3)).astype('f')
     got = max_pool(x, window, strides, padding, ceil=ceil)
     np.testing.assert_array_equal(got, caffe_max_pool(x, window, strides, padding, ceil))
+
+
+@given(
+    size=st.tuples(st.integers(4, 12), st.integers(4, 12)),
+    window=st.integers(2, 4),
+    strides=st.integers(1, 3),
+    padding=st.integers(0, 1),
+)
+@settings(max_examples=20, deadline=None)
+def test_maximum_hands_its_gradient_to_the_first_place_as_xla_does(size, window, strides, padding):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 4, size=(2, *size, 3)).astype('f')  # many ties
+    pads = ((padding, padding),) * 2
+
+    def stock(x):
+        return nn.max_pool(x, (window, window), (strides, strides), pads)
+
+    y, stock_vjp = jax.vjp(stock, x)
+    ours = partial(max_pool, window=window, strides=strides, padding=padding)
+    dy = rng.normal(size=y.shape).astype('f')
+    (got,), (want,) = jax.vjp(ours, x)[1](dy), stock_vjp(dy)
+    np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+    _, tangent = jax.jvp(ours, (x,), (rng.normal(size=x.shape).astype('f'),))
+    assert tangent.shape == y.shape
+
+
+def test_windows_that_hang_over_have_a_gradient():
+    x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    grad = jax.grad(lambda x: max_pool(x, ceil=True).sum())(x)
+    np.testing.assert_array_equal(np.flatnonzero(grad), [10, 11, 14, 15])
 
 
 @given(

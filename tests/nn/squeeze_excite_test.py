@@ -1,12 +1,15 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from se_flax.errors import UserError
-from se_flax.nn import SqueezeExcite
+from se_flax.nn import BatchNorm, SqueezeExcite
 from se_flax.nn.squeeze_excite import hidden_width
 
 NUMPY_SQUEEZE = {
@@ -81,6 +84,39 @@ def test_gate_is_sown_in_float32_and_bf16_stays_bf16():
     assert (y.dtype, y.shape) == (jnp.bfloat16, x.shape)
     assert (gate.dtype, gate.shape) == (jnp.float32, (2, 1, 1, 32))
     assert {leaf.dtype for leaf in jax.tree.leaves(p)} == {jnp.dtype('float32')}
+
+
+@pytest.mark.parametrize('squeeze', ['mean', 'max', None])
+@pytest.mark.parametrize('use_running_average', [False, True])
+def test_behind_batch_norm_the_map_need_not_be_there(squeeze, use_running_average):
+    """SE of the coefficients is SE of the map, with the same gradients."""
+    rng = np.random.default_rng(2)
+
+    class Both(nn.Module):
+        lazy: bool
+
+        @nn.compact
+        def __call__(self, x):
+            norm = BatchNorm(use_running_average, group_size=2, dtype=x.dtype, name='norm')
+            se = SqueezeExcite(4, squeeze=squeeze, name='se')
+            return se(norm.affine(x)).map() if self.lazy else se(norm(x))
+
+    with jax.enable_x64(True):
+        x = jnp.asarray(rng.normal(1, 2, size=(4, 5, 3, 16)))
+        variables = Both(True).init(jax.random.key(0), x)
+        variables = jax.tree.map(lambda v: jnp.asarray(rng.uniform(0.5, 2, v.shape)), variables)
+
+        def run(lazy, params, x):
+            given = {**variables, 'params': params}
+            y, _ = Both(lazy).apply(given, x, mutable=['batch_stats'])
+            return jnp.cos(3 * y).sum(), y
+
+        (lazy, plain) = (
+            jax.grad(partial(run, lazy), (0, 1), has_aux=True)(variables['params'], x)
+            for lazy in (True, False)
+        )
+    # The map of no squeeze is gated in its own dtype either way.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-9), lazy, plain)
 
 
 @given(st.integers(1, 2048), st.integers(1, 32), st.sampled_from([1, 2, 8]))

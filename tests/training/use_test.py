@@ -62,6 +62,8 @@ def test_a_run_becomes_a_weights_file_that_says_the_same(reference, tmp_path, ca
     assert cli.main(['evaluate', '--weights', str(out), *data]) == 0
     of_file = capsys.readouterr().out
     assert of_run.replace(f'{reference}, step 24', str(out)) == of_file
+    assert cli.main(['evaluate', '--fold', '--weights', str(out), *data]) == 0
+    assert capsys.readouterr().out == of_file
 
 
 def test_evaluate_beside_a_trainer_changes_nothing(reference, tmp_path, start_train_main, kill_run):
@@ -171,6 +173,9 @@ def test_predict_prints_five_classes_an_image(reference, images, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[::6] == [str(path) for path in images]
     want = list(predict(reference, images))
+    assert cli.main(['predict', '--fold', '--workdir', str(reference), *map(str, images)]) == 0
+    folded = capsys.readouterr().out.splitlines()
+    assert [line.split('.')[0] for line in folded] == [line.split('.')[0] for line in lines]
     for i, guesses in enumerate(want):
         shown = [line.rsplit(maxsplit=2) for line in lines[6 * i + 1 : 6 * i + 6]]
         assert [(name.strip(), p, unit) for name, p, unit in shown] == [

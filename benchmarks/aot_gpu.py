@@ -1,0 +1,264 @@
+"""What XLA's GPU compiler makes of the training step for an H100: `python benchmarks/aot_gpu.py`.
+
+Compiles the trainer's own step in bfloat16, by the paper's recipes, ahead of time for the GPU that
+`h100.txtpb` describes, and adds up what its kernels read and write. Needs the `cuda-aot` extra and
+no GPU; nothing is timed, so the figures have no noise. There is no autotuning either: on a real GPU
+other algorithms may be chosen. Writes `benchmarks/results/aot_gpu.json` and `aot_gpu.md`.
+
+An operand counts whole each time a kernel reads it, even a part of it, and what the caches keep
+counts, too: the sum compares two programs, it is no time.
+"""
+
+import argparse
+import collections
+import json
+import pathlib
+import re
+import time
+from importlib.metadata import version
+from typing import NamedTuple
+
+from aot import compile_step  # first: it chooses the platform
+from jax.experimental import topologies
+
+from se_flax.models import create_model
+from se_flax.models.complexity import count
+from se_flax.parallel import data_mesh
+
+HERE = pathlib.Path(__file__).parent
+RESULTS = HERE / 'results'
+CELLS = [  # network, images
+    ('resnet50', 128),
+    ('se_resnet50', 128),
+    ('se_resnext50_32x4d', 128),
+    ('senet154', 32),
+    ('se_resnet8_cifar', 32),  # small: CI compares it with the table
+]
+FLOPS, BANDWIDTH = 989e12, 3.35e12  # of bfloat16 a second, bytes a second: NVIDIA's data sheet
+LARGEST = 20
+
+ARRAY = re.compile(r'\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]')
+COMMENT = re.compile(r'/\*.*?\*/')
+INSTRUCTION = re.compile(
+    r'^ +(?:ROOT )?%(?P<name>[\w.-]+) = (?P<type>\(.*?\)|\S+) (?P<op>[\w-]+)'
+    r'\((?P<operands>.*?)\)(?P<rest>.*)'
+)
+FREE = {'parameter', 'get-tuple-element', 'tuple', 'bitcast', 'constant'}  # no kernel
+
+
+class Kernel(NamedTuple):
+    """One kernel of a compiled module.
+
+    Attributes:
+        kind: what it does, by XLA's name of it.
+        bytes: of its result and its operands.
+        type: of its result, as HLO.
+        operands: their types.
+        origin: the operation it is of, by the names of Flax's modules.
+        source: file and line of that in se_flax, where the compiler knows.
+    """
+
+    kind: str
+    bytes: float
+    type: str
+    operands: tuple[str, ...]
+    origin: str
+    source: str
+
+
+def bytes_of(type_: str) -> float:
+    """Returns the bytes of the arrays in an HLO type.
+
+    >>> bytes_of('(f32[64,3]{1,0}, bf16[2], pred[5], f8e4m3fn[2])')
+    779.0
+    """
+    total = 0.0
+    for name, bits, shape in ARRAY.findall(type_):
+        size = 1.0 if name == 'pred' else int(bits) / 8
+        for axis in filter(None, shape.split(',')):
+            size *= int(axis)
+        total += size
+    return total
+
+
+def kernels(text: str) -> list[Kernel]:
+    """Returns the kernels of a module's entry computation."""
+    sources = _sources(text)
+    types, found = {}, []
+    for line in text[text.index('\nENTRY ') :].splitlines():
+        match = INSTRUCTION.match(COMMENT.sub('', line))
+        if not match:
+            continue
+        types[match['name']] = match['type']
+        if match['op'] in FREE:
+            continue
+        operands = [types.get(name, '') for name in re.findall(r'%([\w.-]+)', match['operands'])]
+        origin = re.search(r'op_name="([^"]*)', match['rest'])
+        frame = re.search(r'stack_frame_id=(\d+)', match['rest'])
+        found.append(
+            Kernel(
+                _kind(match['op'], match['name'], match['rest']),
+                bytes_of(match['type']) + sum(map(bytes_of, operands)),
+                match['type'],
+                tuple(operands),
+                origin[1] if origin else '',
+                sources(int(frame[1])) if frame else '',
+            )
+        )
+    return found
+
+
+def _kind(op: str, name: str, rest: str) -> str:
+    if op == 'custom-call':
+        target = re.search(r'custom_call_target="([^"]*)', rest)[1]
+        return 'convolution' if 'conv' in target else 'matrix product' if 'mm' in target else target
+    if 'transpose' in name:
+        return 'transpose'
+    if op == 'copy' or name.startswith(('copy', 'wrapped_copy')):
+        return 'copy'
+    if op == 'fusion':
+        return 'reduction' if 'kind=kInput' in rest else 'loop'
+    return op
+
+
+def _sources(text: str):
+    """Returns a function from a stack frame's number to the innermost line in se_flax."""
+
+    def table(title, pattern):
+        body = re.search(rf'^{title}\n(.*?)\n\n', text, re.MULTILINE | re.DOTALL)
+        rows = re.finditer(rf'^(\d+) {pattern}', body[1], re.MULTILINE) if body else ()
+        return {int(row[1]): row.groups()[1:] for row in rows}
+
+    files = table('FileNames', '"(.*)"')
+    places = table('FileLocations', r'\{file_name_id=(\d+) .*?\bline=(\d+)')
+    frames = table('StackFrames', r'\{file_location_id=(\d+) parent_frame_id=(\d+)')
+
+    def source(frame):
+        while frame in frames:
+            place, parent = map(int, frames[frame])
+            file, line = places[place]
+            path = files[int(file)][0]
+            if '/se_flax/' in path:
+                return f'{path.rpartition("/se_flax/")[2]}:{line}'
+            frame = parent - 1  # the table's own count starts at 1, for none
+        return ''
+
+    return source
+
+
+def is_float32_map(kernel: Kernel, images: int) -> bool:
+    """Tells whether a kernel writes `[images, H, W, C]` in float32 with more than one position."""
+    shapes = re.findall(rf'\bf32\[{images},(\d+),(\d+),\d+\]', kernel.type)
+    return any(int(height) * int(width) > 1 for height, width in shapes)
+
+
+def compile_for_gpu(model: str, images: int):
+    """Returns the compiled step, its text and the seconds that took."""
+    topology = topologies.get_topology_desc(
+        platform='cuda',
+        topology_name='h100',
+        topology='1x1x1',
+        target_config=(HERE / 'h100.txtpb').read_text(),
+    )
+    begin = time.perf_counter()
+    compiled = compile_step(model, data_mesh(topology.devices), images)
+    return compiled, compiled.as_text(), time.perf_counter() - begin
+
+
+def measure(model: str, images: int, hlo: str | None = None) -> dict:
+    """Returns a row of the table."""
+    compiled, text, seconds = compile_for_gpu(model, images)
+    if hlo:
+        pathlib.Path(hlo).write_text(text)
+    found = kernels(text)
+    kinds = collections.defaultdict(lambda: [0, 0.0])
+    for kernel in found:
+        kinds[kernel.kind][0] += 1
+        kinds[kernel.kind][1] += kernel.bytes
+    memory = compiled.memory_analysis()
+    largest = sorted(found, key=lambda kernel: -kernel.bytes)[:LARGEST]
+    return {
+        'model': model,
+        'images': images,
+        'kernels': len(found),
+        'bytes': sum(kernel.bytes for kernel in found),
+        'kinds': dict(sorted(kinds.items(), key=lambda item: -item[1][1])),
+        'float32_maps': sum(is_float32_map(kernel, images) for kernel in found),
+        'temporary_bytes': memory.temp_size_in_bytes,
+        # A multiply-add is two; the backward pass does each twice more.
+        'flops': 6 * count(create_model(model), 224).macs * images,
+        'compile_s': round(seconds, 1),
+        'largest': [
+            [kernel.bytes, kernel.kind, _short(kernel.origin), kernel.source] for kernel in largest
+        ],
+    }
+
+
+def _short(origin: str) -> str:
+    origin = origin.split(';')[0].removeprefix('jit(train_step)/')
+    backward = origin.startswith('transpose(')
+    path = re.sub(r'^(?:transpose\()?jvp\(\w+\)\)?/', '', origin)
+    return ('backward of ' if backward else '') + path
+
+
+def markdown(head: str, rows: list[dict]) -> str:
+    kinds = list(dict.fromkeys(kind for row in rows for kind in row['kinds']))
+    plural = {'copy': 'copies'}
+    titles = ['network', 'images', 'kernels', 'GB']
+    titles += [plural.get(kind, f'{kind}s') for kind in kinds]
+    titles += ['float32 maps', 'temporaries, GiB', 'bytes / bandwidth, ms', 'FLOPs / peak, ms']
+    titles += ['compiled in, s']
+    lines = [head, '', f'| {" | ".join(titles)} |', f'|---|{"---:|" * (len(titles) - 1)}']
+    for row in rows:
+        cells = [row['model'], row['images'], f'{row["kernels"]:,}', f'{row["bytes"] / 1e9:.2f}']
+        for kind in kinds:
+            number, size = row['kinds'].get(kind, (0, 0))
+            cells.append(f'{size / 1e9:.2f} ({number})' if number else '')
+        cells += [
+            row['float32_maps'],
+            f'{row["temporary_bytes"] / 2**30:.2f}',
+            f'{1e3 * row["bytes"] / BANDWIDTH:.1f}',
+            f'{1e3 * row["flops"] / FLOPS:.1f}',
+            row['compile_s'],
+        ]
+        lines.append(f'| {" | ".join(map(str, cells))} |')
+    for row in rows:
+        lines += ['', f'The largest kernels of {row["model"]}:', '', '| GB | kind | of | line |']
+        lines += ['|---:|---|---|---|']
+        for size, kind, origin, source in row['largest']:
+            lines.append(f'| {size / 1e9:.3f} | {kind} | {origin} | {source} |')
+    return '\n'.join(lines) + '\n'
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--model', help='one network only, any registered one')
+    parser.add_argument('--images', type=int, default=128)
+    parser.add_argument('--hlo', metavar='FILE', help='where the compiled module goes, as text')
+    parser.add_argument('--print', action='store_true', help='the row, to no file')
+    args = parser.parse_args()
+
+    cells = [(args.model, args.images)] if args.model else CELLS
+    path = RESULTS / 'aot_gpu.json'
+    old = json.loads(path.read_text())['rows'] if path.exists() else []
+    kept = {(row['model'], row['images']): row for row in old}
+    for model, images in cells:
+        row = kept[model, images] = measure(model, images, args.hlo)
+        if args.print:
+            print(json.dumps(row))
+            continue
+        print(f'{model}: {row["kernels"]:,} kernels, {row["bytes"] / 1e9:.2f} GB', flush=True)
+        names = ('jax', 'jax-cuda13-plugin', 'flax')
+        head = (
+            f'{", ".join(f"{name} {version(name)}" for name in names)}. The training step of each '
+            "network's recipe, bfloat16, 224 pixels, BatchNorm groups of 32, compiled for one "
+            'H100 (80 GB HBM3); GB (kernels) by kind. No GPU was there: nothing is measured.'
+        )
+        order = {cell: i for i, cell in enumerate(CELLS)}
+        rows = sorted(kept.values(), key=lambda r: order.get((r['model'], r['images']), 99))
+        path.write_text(json.dumps({'head': head, 'rows': rows}, indent=1) + '\n')
+        path.with_suffix('.md').write_text(markdown(head, rows))
+
+
+if __name__ == '__main__':
+    main()

@@ -43,6 +43,9 @@ INSTRUCTION = re.compile(
     r'^ +(?:ROOT )?%(?P<name>[\w.-]+) = (?P<type>\(.*?\)|\S+) (?P<op>[\w-]+)'
     r'\((?P<operands>.*?)\)(?P<rest>.*)'
 )
+COMPUTATION = re.compile(
+    r'^(?P<entry>ENTRY )?%(?P<name>[\w.-]+) \([^\n]*\{\n(?P<body>.*?)^\}', re.MULTILINE | re.DOTALL
+)
 FREE = {'parameter', 'get-tuple-element', 'tuple', 'bitcast', 'constant'}  # no kernel
 
 
@@ -82,30 +85,44 @@ def bytes_of(type_: str) -> float:
 
 
 def kernels(text: str) -> list[Kernel]:
-    """Returns the kernels of a module's entry computation."""
+    """Returns the kernels of a module, of the branches of a conditional those that move most."""
     sources = _sources(text)
-    types, found = {}, []
-    for line in text[text.index('\nENTRY ') :].splitlines():
-        match = INSTRUCTION.match(COMMENT.sub('', line))
-        if not match:
-            continue
-        types[match['name']] = match['type']
-        if match['op'] in FREE:
-            continue
-        operands = [types.get(name, '') for name in re.findall(r'%([\w.-]+)', match['operands'])]
-        origin = re.search(r'op_name="([^"]*)', match['rest'])
-        frame = re.search(r'stack_frame_id=(\d+)', match['rest'])
-        found.append(
-            Kernel(
-                _kind(match['op'], match['name'], match['rest']),
-                bytes_of(match['type']) + sum(map(bytes_of, operands)),
-                match['type'],
-                tuple(operands),
-                origin[1] if origin else '',
-                sources(int(frame[1])) if frame else '',
+    bodies = {
+        match['name']: (match['entry'], match['body']) for match in COMPUTATION.finditer(text)
+    }
+
+    def kernels_of(body):
+        types, found = {}, []
+        for line in body.splitlines():
+            match = INSTRUCTION.match(COMMENT.sub('', line))
+            if not match:
+                continue
+            types[match['name']] = match['type']
+            if match['op'] in FREE:
+                continue
+            if match['op'] == 'conditional':
+                called = re.search(r'branch_computations=\{([^}]*)', match['rest'])[1]
+                branches = [kernels_of(bodies[name][1]) for name in re.findall(r'[\w.-]+', called)]
+                found += max(branches, key=lambda branch: sum(kernel.bytes for kernel in branch))
+                continue
+            names = re.findall(r'%([\w.-]+)', match['operands'])
+            operands = tuple(types.get(name, '') for name in names)
+            origin = re.search(r'op_name="([^"]*)', match['rest'])
+            frame = re.search(r'stack_frame_id=(\d+)', match['rest'])
+            found.append(
+                Kernel(
+                    _kind(match['op'], match['name'], match['rest']),
+                    bytes_of(match['type']) + sum(map(bytes_of, operands)),
+                    match['type'],
+                    operands,
+                    origin[1] if origin else '',
+                    sources(int(frame[1])) if frame else '',
+                )
             )
-        )
-    return found
+        return found
+
+    [entry] = [body for entry, body in bodies.values() if entry]
+    return kernels_of(entry)
 
 
 def _kind(op: str, name: str, rest: str) -> str:
@@ -148,6 +165,8 @@ def _sources(text: str):
 
 def is_float32_map(kernel: Kernel, images: int) -> bool:
     """Tells whether a kernel writes `[images, H, W, C]` in float32 with more than one position."""
+    if kernel.origin.startswith('state.'):
+        return False  # a parameter that happens to have as many channels
     shapes = re.findall(rf'\bf32\[{images},(\d+),(\d+),\d+\]', kernel.type)
     return any(int(height) * int(width) > 1 for height, width in shapes)
 

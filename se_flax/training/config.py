@@ -73,6 +73,7 @@ def base_config() -> ml_collections.ConfigDict:
 
     c.batch_size = 256  # global, of all devices
     c.accumulate = 1  # microbatches a device takes one after another, of whole BatchNorm groups
+    c.remat = False  # computes normalised and activated maps twice instead of keeping them
     c.num_epochs = 100.0
     c.num_steps = config_dict.placeholder(int)  # wins over num_epochs
     c.schedule = 'constant'  # 'constant', 'step', 'cosine', 'linear' or 'plateau'

@@ -143,6 +143,7 @@ def make_step(config: ml_collections.ConfigDict, plan: Plan, mesh: Mesh | None =
         average=config.ema,
         frozen_from=plan.frozen_from,
         accumulate=config.accumulate,
+        remat=config.remat,
         mesh=mesh or data_mesh(),
     )
 

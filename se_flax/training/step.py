@@ -33,6 +33,7 @@ def make_train_step(
     average: float = 0.0,
     frozen_from: int | None = None,
     accumulate: int = 1,
+    remat: bool = False,
     mesh: Mesh | None = None,
 ) -> TrainStep:
     """Returns `(state, batch) -> (state, metrics)`; `jit_train_step` compiles it over a mesh.
@@ -55,11 +56,13 @@ def make_train_step(
             statistics as they are and normalises by the latter; None for no such step.
         accumulate: microbatches, one after another, into which each device splits its part of the
             batch. They hold whole BatchNorm groups, so the step is the large batch's to rounding.
+        remat: keeps what convolutions and matrix products give for the backward pass, and computes
+            the rest, normalised and activated maps, a second time.
         mesh: what the batch lies on, to accumulate.
     """
 
     def gradients_of(model):
-        gradients = _gradients(model, mean, std, label_smoothing)
+        gradients = _gradients(model, mean, std, label_smoothing, remat)
         return _accumulated(gradients, accumulate, mesh) if accumulate > 1 else gradients
 
     def train_step(state, batch):
@@ -116,8 +119,14 @@ def jit_train_step(train_step: TrainStep, mesh: Mesh, state: Any = None) -> Trai
     )
 
 
-def _gradients(model: nn.Module, mean, std, label_smoothing: float) -> Callable[..., Any]:
+def _gradients(
+    model: nn.Module, mean, std, label_smoothing: float, remat: bool
+) -> Callable[..., Any]:
     """Returns `(params, batch_stats, batch, key) -> (gradients, new batch_stats, metrics)`."""
+
+    apply = partial(model.apply, train=True, mutable=['batch_stats'])
+    if remat:
+        apply = jax.checkpoint(apply, policy=_is_product)
 
     def gradients(params, batch_stats, batch, key):
         images = normalize(batch['image'], mean, std, model.dtype)
@@ -125,13 +134,8 @@ def _gradients(model: nn.Module, mean, std, label_smoothing: float) -> Callable[
         rngs = dict(zip(('dropout', 'shake'), jax.random.split(key), strict=True))
 
         def loss_fn(params):
-            logits, updates = model.apply(
-                {'params': params, 'batch_stats': batch_stats},
-                images,
-                train=True,
-                mutable=['batch_stats'],
-                rngs=rngs,
-            )
+            variables = {'params': params, 'batch_stats': batch_stats}
+            logits, updates = apply(variables, images, rngs=rngs)
             targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
             targets = optax.smooth_labels(targets, label_smoothing)
             loss = optax.softmax_cross_entropy(logits, targets).mean()
@@ -147,6 +151,11 @@ def _gradients(model: nn.Module, mean, std, label_smoothing: float) -> Callable[
         return grads, new_stats, metrics
 
     return gradients
+
+
+def _is_product(primitive, *args, **params) -> bool:
+    """Tells what `remat` keeps; a `cond` is a convolution in the form that the platform likes."""
+    return primitive.name in ('conv_general_dilated', 'dot_general', 'cond')
 
 
 def _accumulated(gradients: Callable[..., Any], times: int, mesh: Mesh) -> Callable[..., Any]:

@@ -2,6 +2,7 @@
 
 import functools
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from se_flax.parallel import DATA, replicated, shard_batch
 from se_flax.training.optimizer import make_optimizer, make_schedule
 from se_flax.training.plateau import observe
 from se_flax.training.state import make_init
-from se_flax.training.step import jit_train_step, make_train_step
+from se_flax.training.step import _is_product, jit_train_step, make_train_step
 
 PIXELS = {'mean': (73.0, 70.0, 60.0), 'std': (90.0, 80.0, 100.0)}
 COLLECTIVE = re.compile(r' (all-reduce|all-gather|all-to-all|reduce-scatter|collective-\w+)\(')
@@ -38,7 +39,7 @@ class Trainer:
         self, model, draw=None, *, num_devices=1, rate=0.01, smoothing=0.0, seed=0, **options
     ):
         pixels = {k: options.pop(k, v) for k, v in PIXELS.items()}
-        names = ('average', 'frozen_from', 'accumulate')
+        names = ('average', 'frozen_from', 'accumulate', 'remat')
         extras = {name: options.pop(name) for name in names if name in options}
         sgd = {'momentum': 0.9, 'nesterov': False, 'weight_decay': 5e-4} | options
         schedule = rate if callable(rate) else lambda step: rate
@@ -321,6 +322,36 @@ def test_to_accumulate_takes_less_memory():
         return trainer.compiled(random_batch(0)).memory_analysis().temp_size_in_bytes
 
     assert temporaries(accumulate=4) < temporaries() / 3
+
+
+def test_remat_is_the_same_step():
+    def trained(remat):
+        with jax.enable_x64(True):
+            trainer = Trainer(small_resnet(jnp.float64), draw, remat=remat)
+            return trainer.train(random_batch(0)), leaves(trainer.state)
+
+    (metrics, state), (want_metrics, want_state) = map(trained, (True, False))
+    assert metrics == pytest.approx(want_metrics, rel=1e-12)
+    for name, want in want_state.items():
+        np.testing.assert_allclose(state[name], want, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+def test_remat_keeps_products_alone():
+    model = small_resnet()
+    images = jax.ShapeDtypeStruct((8, 16, 16, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+
+    def kept(apply):
+        def loss(params, images):
+            return apply({**variables_, 'params': params}, images)[0].sum()
+
+        variables_ = jax.tree.map(lambda v: jnp.zeros(v.shape), variables)
+        _, backward = jax.eval_shape(partial(jax.vjp, loss), variables_['params'], images)
+        maps = [leaf for leaf in jax.tree.leaves(backward) if leaf.ndim == 4 and leaf.shape[0] == 8]
+        return sum(leaf.size for leaf in maps)
+
+    apply = partial(model.apply, train=True, mutable=['batch_stats'])
+    assert kept(jax.checkpoint(apply, policy=_is_product)) < 0.6 * kept(apply)
 
 
 class Draws(nn.Module):

@@ -101,8 +101,8 @@ def kernels(text: str) -> list[Kernel]:
             if match['op'] in FREE:
                 continue
             if match['op'] == 'conditional':
-                called = re.search(r'branch_computations=\{([^}]*)', match['rest'])[1]
-                branches = [kernels_of(bodies[name][1]) for name in re.findall(r'[\w.-]+', called)]
+                named = re.findall(r'%([\w.-]+)', match['rest'])
+                branches = [kernels_of(bodies[name][1]) for name in named if name in bodies]
                 found += max(branches, key=lambda branch: sum(kernel.bytes for kernel in branch))
                 continue
             names = re.findall(r'%([\w.-]+)', match['operands'])

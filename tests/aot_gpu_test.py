@@ -30,6 +30,17 @@ StackFrames
   ROOT %inside = f32[1000]{0} add(%p, %p)
 }
 
+%little (y: f32[3]) -> f32[3] {
+  %y = f32[3]{0} parameter(0)
+  ROOT %copy.7 = f32[3]{0} copy(%y)
+}
+
+%much (z: f32[5]) -> f32[3] {
+  %z = f32[5]{0} parameter(0)
+  %copy.8 = f32[5]{0} copy(%z)
+  ROOT %loop_slice_fusion = f32[3]{0} fusion(%copy.8), kind=kLoop, calls=%fused
+}
+
 ENTRY %main (x: f32[8,4,4,2]) -> (f32[8,4,4,2]) {
   %x = f32[8,4,4,2]{3,2,1,0} parameter(0)
   %scalar = f32[] constant(2)
@@ -38,6 +49,8 @@ ENTRY %main (x: f32[8,4,4,2]) -> (f32[8,4,4,2]) {
   %get-tuple-element.1 = f32[2]{0} get-tuple-element(%sums), index=0
   %cudnn-conv.1 = (bf16[8,4,4,2]{3,2,1,0}, u8[0]{0}) custom-call(%x, %get-tuple-element.1), custom_call_target="__cudnn$convForward", metadata={op_name="jit(train_step)/jvp(ResNet)/conv1/conv" stack_frame_id=1}
   %input_transpose_fusion.3 = bf16[2,2]{1,0} fusion(%scalar), kind=kInput, calls=%fused
+  %either = f32[3]{0} conditional(%scalar, %x, %x), true_computation=%little, false_computation=%much, metadata={op_name="cond"}
+  %one = f32[3]{0} conditional(%scalar, %x, %x), branch_computations={%little, %little}
   ROOT %copy.2 = f32[8,4,4,2]{3,2,1,0} copy(%x)
 }
 """  # noqa: E501
@@ -60,14 +73,17 @@ def test_kernels_are_those_of_the_entry_with_what_they_move(aot_gpu):
         ('reduction', map_bytes + 4 * 2 + 2),
         ('convolution', map_bytes / 2 + map_bytes + 4 * 2),
         ('transpose', 2 * 4 + 4),
+        ('copy', 2 * 4 * 5),
+        ('loop', 4 * 5 + 4 * 3),
+        ('copy', 2 * 4 * 3),
         ('copy', 2 * map_bytes),
     ]
-    assert [kernel.source for kernel in found] == ['', 'nn/conv.py:92', 'nn/conv.py:92', '', '']
+    assert [kernel.source for kernel in found] == ['', 'nn/conv.py:92', 'nn/conv.py:92', *[''] * 5]
     assert [aot_gpu._short(kernel.origin) for kernel in found][1:3] == [
         'backward of norm/reduce_sum',
         'conv1/conv',
     ]
-    assert [aot_gpu.is_float32_map(kernel, 8) for kernel in found] == [True, *[False] * 3, True]
+    assert [aot_gpu.is_float32_map(kernel, 8) for kernel in found] == [True, *[False] * 6, True]
 
 
 @pytest.mark.skipif(

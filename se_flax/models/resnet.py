@@ -4,12 +4,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
-from se_flax.errors import check_images, check_known
+from se_flax.errors import UserError, check_images, check_known
 from se_flax.models.registry import PaperResult, register
 from se_flax.models.residual import ResidualNetwork, ResidualUnit
-from se_flax.nn import Affine, SqueezeExcite, max_pool, relu_of_sum
+from se_flax.nn import EXCITE, Affine, SqueezeExcite, max_pool, relu_of_sum
 
 STEMS = ('imagenet', 'deep', 'cifar')
 STRIDES_IN = ('1x1', '3x3')
@@ -103,7 +105,8 @@ class ResNet(ResidualNetwork):
         group_width: channels of such a group in stage 2, at width 64; with one group of 64 it is
             ResNet's.
         projection_size: kernel of the shortcuts that halve the map; SENet-154 has 3.
-        zero_init: starts the last BatchNorm scale of each unit at 0 (arXiv 1706.02677), not 1.
+        zero_init: starts the last BatchNorm scale of each unit at 0 (arXiv 1706.02677), not 1; not
+            with gates that are 0 at 0 (tanh, ReLU), which would never open.
         dropout: share of the features dropped before the head in training.
     """
 
@@ -119,6 +122,19 @@ class ResNet(ResidualNetwork):
     projection_size: int = 1
     zero_init: bool = False
     dropout: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        excite = getattr(self.se, 'keywords', {}).get('excite')
+        if self.zero_init and self.placement == 'standard' and excite in EXCITE:
+            with jax.ensure_compile_time_eval():
+                closed = not EXCITE[excite](jnp.zeros(()))
+            if closed:
+                # y gate with both 0 has no gradient: measured, a branch stayed 0 for all of a run.
+                raise UserError(
+                    f'zero_init=True with excite={excite!r}: map and gate of each unit start at 0 '
+                    f'and would stay there, with no gradient; take zero_init=False'
+                )
 
     @nn.compact
     def __call__(self, x, *, train: bool = False):

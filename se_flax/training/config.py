@@ -303,16 +303,19 @@ def _check_range(name: str, value: float, *, above=None, least=None, below=None)
         raise UserError(f'{name}={value} must be below {below}')
 
 
+_BOOLS = {'true': True, 'false': False}
+
+
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        return text
+        return _BOOLS.get(text.lower(), text)
 
 
 def _convert(text: str, kind: type) -> Any:
     if kind is bool:
-        return {'true': True, 'false': False, '1': True, '0': False}[text.lower()]
+        return {**_BOOLS, '1': True, '0': False}[text.lower()]
     if kind is tuple:
         value = ast.literal_eval(text)
         return tuple(value) if isinstance(value, (tuple, list)) else (value,)

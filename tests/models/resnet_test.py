@@ -55,6 +55,18 @@ def test_multiply_adds_are_the_papers():
     assert count(inside, 224).macs == pytest.approx(3.86e9, rel=2e-3)  # Table 15
 
 
+@pytest.mark.parametrize('excite', ['tanh', 'relu'])
+def test_a_branch_that_could_never_learn_is_refused(excite):
+    with pytest.raises(UserError, match='no gradient; take zero_init=False'):
+        small(zero_init=True, se={'excite': excite})
+    model = small(zero_init=False, se={'excite': excite})
+    variables, _ = forward(model)
+    with pytest.raises(UserError, match='zero_init=True'):
+        jax.eval_shape(model.clone(zero_init=True).apply, variables, IMAGES)
+    small(zero_init=True, se={'excite': excite}, placement='pre')  # its map is not 0
+    small(zero_init=True)
+
+
 def forward(model, variables=None, images=IMAGES, **kwargs):
     variables = variables or jax.jit(model.init)(jax.random.key(0), images)
     return variables, jax.jit(partial(model.apply, **kwargs))(variables, images)

@@ -110,6 +110,7 @@ def test_an_interval_that_was_none_keeps_its_type(what, unit, text, value):
         ('model_fields.placement', 'pre', {'placement': 'pre'}),
         ('model_fields.se_stages', '(2, 3)', {'se_stages': (2, 3)}),
         ('model_fields.zero_init', 'True', {'zero_init': True}),
+        ('model_fields.zero_init', 'false', {'zero_init': False}),
     ],
 )
 def test_fields_of_the_network_are_open(name, text, value):

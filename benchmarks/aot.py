@@ -261,7 +261,8 @@ def save(rows: list[dict]) -> None:
     head = (
         f'{versions}; Python {platform.python_version()}. The training step of each '
         "network's recipe, bfloat16, 224 pixels, BatchNorm groups of 32; all figures are of one "
-        "chip and the compiler's, none was measured on a TPU."
+        'chip and the compiler\'s, none was measured on a TPU. "First form" is the step before SE '
+        "scaled BatchNorm's coefficients (docs/speed.md)."
     )
     path.write_text(json.dumps({'head': head, 'rows': rows}, indent=1) + '\n')
     path.with_suffix('.md').write_text(markdown(head, rows))

@@ -15,10 +15,10 @@ from se_flax.errors import check_multiple
 class Affine:
     """A map that is not computed yet: `x * factor + offset`, its coefficients an image and channel.
 
-    Times a gate it is another: only the coefficients, `[B, ..., C]` with sides of 1, change. Its
-    mean is known without a look at the map. So SE behind BatchNorm needs no pass of its own over
-    the map, forward or backward: the gradients of the coefficients are the sums that BatchNorm's
-    own gradient is made of.
+    Times a gate of an image and channel it is another: only the coefficients, `[B, ..., C]` with
+    sides of 1, change. Its mean is known without a look at the map. So SE behind BatchNorm needs
+    no pass of its own over the map, forward or backward: the gradients of the coefficients are the
+    sums that BatchNorm's own gradient is made of.
 
     Attributes:
         x: `[B, ..., C]`.

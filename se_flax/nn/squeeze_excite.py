@@ -39,9 +39,9 @@ class SqueezeExcite(nn.Module):
 
     `y = x * excite(W2 relu(W1 squeeze(x) + b1) + b2)`, arXiv 1709.01507, equations 2 to 4.
 
-    Takes `[..., H, W, C]` of any float dtype, returns the same shape and dtype; an `Affine` of an
-    `Affine`. The gates, `[..., 1, 1, C]` in float32 or wider (`[..., H, W, C]` in x's dtype without
-    a squeeze), are sown as `intermediates/gate`.
+    Takes `[..., H, W, C]` of any float dtype, returns the same shape and dtype; with a squeeze an
+    `Affine` of an `Affine`. The gates, `[..., 1, 1, C]` in float32 or wider (without a squeeze
+    `[..., H, W, C]` in x's dtype), are sown as `intermediates/gate`.
     Raises UserError for an unknown switch and for a reduction that leaves no hidden channel.
 
     Attributes:
@@ -67,6 +67,8 @@ class SqueezeExcite(nn.Module):
     def __call__(self, x):
         check_known('squeeze', self.squeeze, SQUEEZE)
         check_known('excite', self.excite, EXCITE)
+        if isinstance(x, Affine) and self.squeeze is None:
+            x = x.map()  # its gates are a map themselves
         lazy = isinstance(x, Affine)
         channels = x.shape[-1]
         if not 1 <= self.reduction <= channels:

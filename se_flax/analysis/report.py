@@ -28,10 +28,10 @@ thead th { border-bottom: 2px solid #222; } tbody tr + tr > * { border-top: 1px 
 img { max-width: 100%; min-width: 40rem; } figure { margin: 1rem 0; overflow-x: auto; }
 pre { overflow-x: auto; font-size: .8rem; } p { max-width: 45rem; }
 @media print {
-  body { max-width: none; font-size: 10pt; } .wide, pre { overflow: visible; }
+  body { max-width: none; font-size: 10pt; padding: 0; } .wide, pre { overflow: visible; }
   img { min-width: 0; }
   table { font-size: 6.5pt; } th, td { padding: .15rem .25rem; white-space: normal; }
-  pre { white-space: pre-wrap; } figure, tr { break-inside: avoid; }
+  pre { white-space: pre-wrap; margin: 0; } figure, tr { break-inside: avoid; }
 }
 """
 

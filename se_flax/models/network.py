@@ -19,14 +19,24 @@ class Layers(NamedTuple):
     Attributes:
         conv: makes a convolution.
         norm: makes a BatchNorm.
-        norm_of_conv: makes the one right behind a convolution of its own, see `conv_affine`.
+        norm_of_conv: makes the one right behind a convolution of its own, see `conv_norm`.
     """
 
     conv: Layer
     norm: Layer
     norm_of_conv: Layer
 
-    def conv_affine(
+    def conv_norm(self, name, x, *args, **kwargs):
+        """Applies `conv{name}` and `norm{name}`, as parameters of the module that calls."""
+        x, norm = self._conv(name, x, *args, **kwargs)
+        return norm(x)
+
+    def conv_affine(self, name, x, *args, **kwargs) -> Affine:
+        """Does the same, but leaves the map to be computed, so that SE can scale it before."""
+        x, norm = self._conv(name, x, *args, **kwargs)
+        return norm.affine(x)
+
+    def _conv(
         self,
         name,
         x,
@@ -36,17 +46,9 @@ class Layers(NamedTuple):
         *,
         scale_init=nn.initializers.ones,
         **conv,
-    ) -> Affine:
-        """Applies `conv{name}` and `norm{name}`, as parameters of the module that calls.
-
-        SE can scale what comes out before its `map` is computed.
-        """
+    ):
         x = self.conv(features, kernel_size, strides, name=f'conv{name}', **conv)(x)
-        return self.norm_of_conv(name=f'norm{name}', scale_init=scale_init).affine(x)
-
-    def conv_norm(self, *args, **kwargs):
-        """Returns the map of `conv_affine`."""
-        return self.conv_affine(*args, **kwargs).map()
+        return x, self.norm_of_conv(name=f'norm{name}', scale_init=scale_init)
 
 
 def recalibrate(se: Layer | None, x, name: str = 'se'):

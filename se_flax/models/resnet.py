@@ -127,7 +127,7 @@ class ResNet(ResidualNetwork):
         super().__post_init__()
         excite = getattr(self.se, 'keywords', {}).get('excite')
         if self.zero_init and self.placement == 'standard' and excite in EXCITE:
-            with jax.ensure_compile_time_eval():
+            with jax.ensure_compile_time_eval(), jax.transfer_guard('allow'):
                 closed = not EXCITE[excite](jnp.zeros(()))
             if closed:
                 # y gate with both 0 has no gradient: measured, a branch stayed 0 for all of a run.

@@ -113,14 +113,12 @@ def test_placements_are_figure_5(placement):
     from se_flax.nn import BatchNorm, Conv
 
     x = np.random.default_rng(0).normal(size=(4, 1, 1, 64))
+    norm = partial(BatchNorm, use_running_average=True, epsilon=0, dtype=jnp.float64)
     with jax.enable_x64(True):
         unit = Bottleneck(
             filters=16,
             strides=1,
-            layers=Layers(
-                conv=partial(Conv, dtype=jnp.float64),
-                norm=partial(BatchNorm, use_running_average=True, epsilon=0, dtype=jnp.float64),
-            ),
+            layers=Layers(partial(Conv, dtype=jnp.float64), norm, norm),
             se=partial(SqueezeExcite, 4),
             placement=placement,
             stride_in='1x1',

@@ -16,7 +16,7 @@ FIELDS = (
     *('model_fields.width=16', 'cache=false'),
     # The rate changes on step 12, upwards, so that the best evaluation is not the last one; and
     # `num_steps` is no constant of what is compiled.
-    *('schedule=step', 'drop_epochs=0.02', 'drop_factor=50', 'warmup=0'),
+    *('schedule=step', 'drop_epochs=0.02', 'drop_factor=20', 'warmup=0'),
 )
 
 

@@ -92,11 +92,11 @@ COLLECTIVE = re.compile(
     r'(?:-start)?\('
 )
 COMPUTATION = re.compile(
-    r'^(?:ENTRY )?%?(?P<name>[\w.-]+) \([^\n]*\{\n(?P<body>.*?)^\}', re.MULTILINE | re.DOTALL
+    r'^(?P<entry>ENTRY )?%?(?P<name>[\w.-]+) \([^\n]*\{\n(?P<body>.*?)^\}', re.MULTILINE | re.DOTALL
 )
 CALLED = re.compile(r'\b(?:calls|to_apply|body|condition)=%?([\w.-]+)')
 BRANCHES = re.compile(r'\bbranch_computations=\{([^}]*)')
-ARRAY = re.compile(r'\b([a-z]+\d+)\[([\d,]*)\]')
+ARRAY = re.compile(r'\b(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\]')
 
 
 def described_mesh(chip: str, chips: int) -> jax.sharding.Mesh:
@@ -135,7 +135,7 @@ def collectives(text: str) -> list[tuple[str, int]]:
 
     Of the branches of a conditional only the one that moves most.
     """
-    bodies = {found['name']: found['body'] for found in COMPUTATION.finditer(text)}
+    entry, bodies = computations(text)
 
     def made_by(name: str) -> list[tuple[str, int]]:
         body = bodies[name]
@@ -147,21 +147,28 @@ def collectives(text: str) -> list[tuple[str, int]]:
             made += max(found, key=lambda branch: sum(size for _, size in branch))
         return made
 
-    return made_by(re.search(r'^ENTRY %?([\w.-]+)', text, re.MULTILINE)[1])
+    return made_by(entry)
+
+
+def computations(text: str) -> tuple[str, dict[str, str]]:
+    """Returns the name of a module's entry computation, and the body of each computation."""
+    found = list(COMPUTATION.finditer(text))
+    [entry] = [match['name'] for match in found if match['entry']]
+    return entry, {match['name']: match['body'] for match in found}
 
 
 def bytes_of(types: str) -> int:
     """Returns the bytes of the arrays in an HLO type.
 
-    >>> bytes_of('(f32[64,3]{1,0:T(8,128)}, bf16[2], f32[])')
-    776
+    >>> bytes_of('(f32[64,3]{1,0:T(8,128)}, bf16[2], f32[], pred[5], f8e4m3fn[2])')
+    783
     """
     total = 0
-    for dtype, shape in ARRAY.findall(types):
-        size = int(re.search(r'\d+', dtype)[0]) // 8
+    for bits, shape in ARRAY.findall(types):
+        size = int(bits or 8)  # a truth value has no number in its name
         for axis in filter(None, shape.split(',')):
             size *= int(axis)
-        total += size
+        total += size // 8
     return total
 
 

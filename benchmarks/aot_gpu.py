@@ -18,7 +18,7 @@ import time
 from importlib.metadata import version
 from typing import NamedTuple
 
-from aot import compile_step  # first: it chooses the platform
+from aot import bytes_of, compile_step, computations  # first: it chooses the platform
 from jax.experimental import topologies
 
 from se_flax.models import create_model
@@ -37,14 +37,10 @@ CELLS = [  # network, images
 FLOPS, BANDWIDTH = 989e12, 3.35e12  # of bfloat16 a second, bytes a second: NVIDIA's data sheet
 LARGEST = 20
 
-ARRAY = re.compile(r'\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]')
 COMMENT = re.compile(r'/\*.*?\*/')
 INSTRUCTION = re.compile(
     r'^ +(?:ROOT )?%(?P<name>[\w.-]+) = (?P<type>\(.*?\)|\S+) (?P<op>[\w-]+)'
     r'\((?P<operands>.*?)\)(?P<rest>.*)'
-)
-COMPUTATION = re.compile(
-    r'^(?P<entry>ENTRY )?%(?P<name>[\w.-]+) \([^\n]*\{\n(?P<body>.*?)^\}', re.MULTILINE | re.DOTALL
 )
 FREE = {'parameter', 'get-tuple-element', 'tuple', 'bitcast', 'constant'}  # no kernel
 
@@ -62,34 +58,17 @@ class Kernel(NamedTuple):
     """
 
     kind: str
-    bytes: float
+    bytes: int
     type: str
     operands: tuple[str, ...]
     origin: str
     source: str
 
 
-def bytes_of(type_: str) -> float:
-    """Returns the bytes of the arrays in an HLO type.
-
-    >>> bytes_of('(f32[64,3]{1,0}, bf16[2], pred[5], f8e4m3fn[2])')
-    779.0
-    """
-    total = 0.0
-    for name, bits, shape in ARRAY.findall(type_):
-        size = 1.0 if name == 'pred' else int(bits) / 8
-        for axis in filter(None, shape.split(',')):
-            size *= int(axis)
-        total += size
-    return total
-
-
 def kernels(text: str) -> list[Kernel]:
     """Returns the kernels of a module, of the branches of a conditional those that move most."""
     sources = _sources(text)
-    bodies = {
-        match['name']: (match['entry'], match['body']) for match in COMPUTATION.finditer(text)
-    }
+    entry, bodies = computations(text)
 
     def kernels_of(body):
         types, found = {}, []
@@ -102,7 +81,7 @@ def kernels(text: str) -> list[Kernel]:
                 continue
             if match['op'] == 'conditional':
                 named = re.findall(r'%([\w.-]+)', match['rest'])
-                branches = [kernels_of(bodies[name][1]) for name in named if name in bodies]
+                branches = [kernels_of(bodies[name]) for name in named if name in bodies]
                 found += max(branches, key=lambda branch: sum(kernel.bytes for kernel in branch))
                 continue
             names = re.findall(r'%([\w.-]+)', match['operands'])
@@ -121,8 +100,7 @@ def kernels(text: str) -> list[Kernel]:
             )
         return found
 
-    [entry] = [body for entry, body in bodies.values() if entry]
-    return kernels_of(entry)
+    return kernels_of(bodies[entry])
 
 
 def _kind(op: str, name: str, rest: str) -> str:

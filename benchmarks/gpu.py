@@ -298,12 +298,11 @@ def main():
     if args.quick:
         networks, layers_of, size, rounds, times = (
             (('mobilenet', 'mobilenetv1_100', 2),),
-            (),
+            ((4, 32, 8),),
             32,
             2,
             1,
         )
-        layers_of = ((4, 32, 8),)
     gpu = jax.devices()[0].device_kind
     names = ('se_flax', 'jax', 'jaxlib', 'flax', 'torch', 'timm')
     head = (

@@ -24,13 +24,13 @@ class Affine:
         x: `[B, ..., C]`.
         factor: float32 or wider; None is 1.
         offset: the same.
-        mean: of the result over its positions, `[B, ..., C]` with sides of 1, float32 or wider.
+        x_mean: of x over its positions, `[B, ..., C]` with sides of 1, float32 or wider.
     """
 
     x: jax.Array
     factor: jax.Array | None
     offset: jax.Array
-    mean: jax.Array
+    x_mean: jax.Array
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -40,9 +40,15 @@ class Affine:
     def dtype(self):
         return self.x.dtype
 
+    @property
+    def mean(self):
+        """Mean of the map over its positions."""
+        x_mean = self.x_mean if self.factor is None else self.x_mean * self.factor
+        return x_mean + self.offset
+
     def __mul__(self, gate) -> 'Affine':
         factor = gate if self.factor is None else self.factor * gate
-        return Affine(self.x, factor, self.offset * gate, self.mean * gate)
+        return self.replace(factor=factor, offset=self.offset * gate)
 
     def map(self):
         """Returns the map, in x's dtype."""
@@ -120,9 +126,8 @@ class BatchNorm(nn.Module):
         factor = scale[None] / jnp.sqrt(var + self.epsilon)
         offset = bias[None] - mean * factor
         factor, offset = (jnp.repeat(v, batch // len(v), axis=0) for v in (factor, offset))
-        mean = means * factor + offset
         shape = batch, *(1 for _ in positions), channels
-        return Affine(x, *(v.reshape(shape) for v in (factor, offset, mean)))
+        return Affine(x, *(v.reshape(shape) for v in (factor, offset, means)))
 
 
 class FoldedNorm(nn.Module):
@@ -150,8 +155,8 @@ class FoldedNorm(nn.Module):
         wide = jnp.promote_types(self.dtype, jnp.float32)
         shape = (1,) * (x.ndim - 1) + channels
         offset = self.param('bias', nn.initializers.zeros, channels, wide).reshape(shape)
+        factor = None
+        if self.scaled:
+            factor = self.param('scale', self.scale_init, channels, wide).reshape(shape)
         mean = x.astype(wide).mean(tuple(range(1, x.ndim - 1)), keepdims=True)
-        if not self.scaled:
-            return Affine(x, None, offset, mean + offset)
-        factor = self.param('scale', self.scale_init, channels, wide).reshape(shape)
-        return Affine(x, factor, offset, mean * factor + offset)
+        return Affine(x, factor, offset, mean)

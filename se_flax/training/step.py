@@ -1,9 +1,8 @@
 """One step of data-parallel training, a pure function of state and batch."""
 
 import collections
-import functools
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -205,6 +204,6 @@ def _all_finite(tree: Any) -> jax.Array:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name = tuple(key for key in path if isinstance(key, jax.tree_util.DictKey))
         named[name, leaf.shape].append(jnp.isfinite(leaf))
-    finite = [functools.reduce(jnp.logical_and, alike) for alike in named.values()]
+    finite = [reduce(jnp.logical_and, alike) for alike in named.values()]
     rows = [(x.all(-1) if x.ndim > 1 else x).ravel() for x in finite]
     return jax.lax.optimization_barrier(jnp.concatenate(rows)).all()  # else XLA reduces each

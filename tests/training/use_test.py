@@ -167,7 +167,8 @@ def test_predict_equals_the_network_on_the_pixels(reference, images):
         names, probabilities = zip(*guesses, strict=True)
         assert sum(probabilities) == pytest.approx(1, abs=1e-6)
         assert list(probabilities) == sorted(probabilities, reverse=True)
-        np.testing.assert_allclose(probabilities, [want[name] for name in names], rtol=1e-5)
+        # A probability's relative error is its logit's absolute one, and logits differ by 80 here.
+        np.testing.assert_allclose(probabilities, [want[name] for name in names], rtol=1e-4)
         assert names[0] == max(want, key=want.get)
 
 

@@ -3,27 +3,26 @@
 The same networks of timm or pytorchcv, eager and by `torch.compile`, channels last, with as many
 threads, turn by turn in one run so that a noisy machine disturbs all. Needs the `torch` extra and,
 for `torch.compile`, a C++ compiler. Writes `benchmarks/results/cpu.json` and `cpu.md`.
+
+Memory is what a process holds at most during its second training step, each side in a process of
+its own (Linux).
 """
 
 import argparse
 import json
 import os
 import pathlib
-import statistics
+import re
+import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
 from loop import cpu_model
-
-from se_flax.models import create_model, fold_batch_norm
+from sides import markdown, ours, pytorchs, rows
 
 try:
     import timm
@@ -33,11 +32,11 @@ try:
 except ImportError as error:
     sys.exit(f"benchmarks/cpu.py compares with PyTorch ({error}): pip install '.[torch]'")
 
-RESULTS = pathlib.Path(__file__).parent / 'results'
+RESULT = pathlib.Path(__file__).parent / 'results' / 'cpu.json'
 
 
 class Pair(NamedTuple):
-    """Our network and what it is compared with.
+    """What our network is compared with.
 
     Attributes:
         other: builds PyTorch's.
@@ -79,153 +78,42 @@ PAIRS = {
     'se_shufflenet': Pair(partial(with_se, 'shufflenet_g3_w1'), exact=False),
     'senet154': Pair(partial(timm.create_model, 'legacy_senet154'), batch=2, size=160),
 }
-RATE, MOMENTUM = 1e-3, 0.9
 
 
-def ours(name, images, labels):
-    """Returns functions for a training step and inference, the parameters, what compiling told."""
-    model, optimizer = create_model(name), optax.sgd(RATE, MOMENTUM)
-    variables = jax.jit(model.init)(jax.random.key(0), images)
-    folded, folded_variables = fold_batch_norm(model, variables)
-    params, batch_stats = jax.tree.map(jnp.copy, (variables['params'], variables['batch_stats']))
-    state = params, batch_stats, optimizer.init(params)
-
-    def step(state, images, labels):
-        params, batch_stats, momentum = state
-
-        def loss(params):
-            variables = {'params': params, 'batch_stats': batch_stats}
-            logits, new = model.apply(
-                variables,
-                images,
-                train=True,
-                mutable=['batch_stats'],
-                rngs={'dropout': jax.random.key(0)},
-            )
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return losses.mean(), new['batch_stats']
-
-        grads, batch_stats_ = jax.grad(loss, has_aux=True)(params)
-        updates, momentum = optimizer.update(grads, momentum)
-        return optax.apply_updates(params, updates), batch_stats_, momentum
-
-    images, labels = jnp.asarray(images), jnp.asarray(labels)
-    begin = time.perf_counter()
-    step = jax.jit(step, donate_argnums=0).lower(state, images, labels).compile()
-    told = {'compile_s': time.perf_counter() - begin}
-    memory = step.memory_analysis()
-    told['bytes'] = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    infer = jax.jit(folded.apply)
-
-    def train():
-        nonlocal state
-        state = jax.block_until_ready(step(state, images, labels))
-
-    def inference(batch):
-        jax.block_until_ready(infer(folded_variables, images[:batch]))
-
-    return train, inference, sum(p.size for p in jax.tree.leaves(params)), told
-
-
-def torchs(build, images, labels, compiled):
-    """The same of a PyTorch network, but for the bytes."""
-    model = build().to(memory_format=torch.channels_last)
-    count = sum(p.numel() for p in model.parameters())
-    optimizer = torch.optim.SGD(model.parameters(), RATE, MOMENTUM)
-    images = torch.from_numpy(images).permute(0, 3, 1, 2)  # NHWC in memory: channels last
-    labels = torch.from_numpy(labels)
-    forward = torch.compile(model) if compiled else model
-
-    def train():
-        model.train()
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(forward(images), labels).backward()
-        optimizer.step()
-
-    def inference(batch):
-        model.eval()
-        with torch.inference_mode():
-            forward(images[:batch])
-
-    return train, inference, count
-
-
-def seconds(run):
-    begin = time.perf_counter()
-    run()
-    return time.perf_counter() - begin
-
-
-def compare(runs, rounds):
-    """Returns the seconds of each side, round by round; a first call of each is not counted."""
-    for run in runs.values():
-        run()
-    times = {side: [] for side in runs}
-    for _ in range(rounds):
-        for side, run in runs.items():
-            times[side].append(seconds(run))
-    return times
-
-
-def benchmark(name, rounds, compiled):
-    """Yields a row for the training step and one for each batch of inference."""
+def make_side(name, side):
     pair = PAIRS[name]
-    rng = np.random.default_rng(0)
-    images = rng.normal(size=(pair.batch, pair.size, pair.size, 3)).astype(np.float32)
-    labels = rng.integers(1000, size=pair.batch)
-    train, inference, count, told = ours(name, images, labels)
-    sides = {'ours': (train, inference)}
-    for side in ('eager', 'compiled') if compiled else ('eager',):
-        train, inference, other = torchs(pair.other, images, labels, side == 'compiled')
-        if pair.exact and other != count:
-            raise RuntimeError(f'{name} has {count} parameters, the other {other}')
-        sides[side] = train, inference
-    for batch, what in ((pair.batch, 'train'), (1, 'infer'), (pair.batch, 'infer')):
-        runs = {
-            side: train if what == 'train' else partial(inference, batch)
-            for side, (train, inference) in sides.items()
-        }
-        times = compare(runs, rounds)
-        yield {
-            'network': name,
-            'run': {'train': 'training step', 'infer': 'inference'}[what],
-            'batch': batch,
-            'size': pair.size,
-            'seconds': {side: statistics.median(t) for side, t in times.items()},
-            'range': {side: (min(t), max(t)) for side, t in times.items()},
-            'ratio': {
-                side: statistics.median(b / a for a, b in zip(times['ours'], t, strict=True))
-                for side, t in times.items()
-                if side != 'ours'
-            },
-            **(told if what == 'train' else {}),
-        }
+    if side == 'ours':
+        return ours(name, pair.batch, pair.size)
+    return pytorchs(pair.other, pair.batch, pair.size, compiled=side == 'compiled')
 
 
-def markdown(head, rows):
-    lines = [
-        head,
-        '',
-        '| network | run | batch | pixels | ours, ms | eager, ms | compiled, ms | eager / ours '
-        '| compiled / ours | ours: GiB | compiled in, s |',
-        f'|---|---|{"---:|" * 9}',
-    ]
-    for row in rows:
-        cells = [row['network'], row['run'], row['batch'], row['size']]
-        for side in ('ours', 'eager', 'compiled'):
-            if side in row['seconds']:
-                low, high = (1e3 * t for t in row['range'][side])
-                cells.append(f'{1e3 * row["seconds"][side]:.0f} ({low:.0f}-{high:.0f})')
-            else:
-                cells.append('')
-        cells += [
-            f'{row["ratio"][side]:.2f}' if side in row['ratio'] else ''
-            for side in ('eager', 'compiled')
-        ]
-        cells.append(f'{row["bytes"] / 2**30:.2f}' if 'bytes' in row else '')
-        cells.append(f'{row["compile_s"]:.0f}' if 'bytes' in row else '')
-        lines.append(f'| {" | ".join(map(str, cells))} |')
-    return '\n'.join(lines) + '\n'
+def peak(name, side):
+    """Returns the bytes that a process with one side holds at most during a step, or None."""
+    if not pathlib.Path('/proc/self/clear_refs').exists():
+        return None
+    command = [sys.executable, __file__, name, '--peak-of', side]
+    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def print_peak(name, side):
+    train = make_side(name, side)[0]['train']
+    train(1)
+    pathlib.Path('/proc/self/clear_refs').write_text('5')  # the peak starts anew
+    train(1)
+    status = pathlib.Path('/proc/self/status').read_text()
+    print(1024 * int(re.search(r'VmHWM:\s*(\d+) kB', status)[1]))
+
+
+def benchmark(name, rounds, names):
+    """Yields the rows of a network."""
+    pair = PAIRS[name]
+    bytes_ = {side: peak(name, side) for side in names}
+    sides = {side: make_side(name, side) for side in names}
+    counts = {side: told['parameters'] for side, (_, told) in sides.items()}
+    if pair.exact and len(set(counts.values())) > 1:
+        raise RuntimeError(f'{name} is another network than its twin: parameters {counts}')
+    for row in rows(name, sides, pair.batch, pair.size, (1, pair.batch), rounds):
+        yield row | ({'bytes': bytes_, 'parameters': counts} if 'bytes' in row else {})
 
 
 def main():
@@ -233,31 +121,35 @@ def main():
     parser.add_argument('networks', nargs='*', default=list(PAIRS), help=', '.join(PAIRS))
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--eager-only', action='store_true', help='no torch.compile')
+    parser.add_argument('--peak-of', choices=('ours', 'eager', 'compiled'), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if unknown := set(args.networks) - set(PAIRS):
         parser.error(f'no twin of {", ".join(sorted(unknown))}; take {", ".join(PAIRS)}')
-
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(cores)
-    names = ('se_flax', 'jax', 'flax', 'torch', 'timm', 'pytorchcv')
+    if args.peak_of:
+        print_peak(*args.networks, args.peak_of)
+        return
+
+    packages = ('se_flax', 'jax', 'flax', 'torch', 'timm', 'pytorchcv')
     head = (
-        f'{cpu_model()}, {cores} cores; {", ".join(f"{n} {version(n)}" for n in names)}; float32, '
-        f'inference of ours with BatchNorm folded; median (range) of {args.rounds} rounds. Above 1 '
-        'is ours the faster.'
+        f'{cpu_model()}, {cores} cores; {", ".join(f"{p} {version(p)}" for p in packages)}; '
+        f'float32, inference of ours with BatchNorm folded; median (range) of {args.rounds} '
+        'rounds. Above 1 is ours the faster. GiB are of a whole process during a step.'
     )
     print(head, flush=True)
-    path = RESULTS / 'cpu.json'
-    old = json.loads(path.read_text())['rows'] if path.exists() else []
-    rows = [row for row in old if row['network'] not in args.networks]
+    old = json.loads(RESULT.read_text())['rows'] if RESULT.exists() else []
+    done = [row for row in old if row['network'] not in args.networks]
     for name in args.networks:
-        for row in benchmark(name, args.rounds, not args.eager_only):
-            rows.append(row)
+        names = ('ours', 'eager') if args.eager_only else ('ours', 'eager', 'compiled')
+        for row in benchmark(name, args.rounds, names):
+            done.append(row)
             ratios = ', '.join(f'{side} / ours {r:.2f}' for side, r in row['ratio'].items())
             print(f'{name}, {row["run"]}, batch {row["batch"]}: {ratios}', flush=True)
-            path.write_text(json.dumps({'head': head, 'rows': rows}, indent=1) + '\n')
-            path.with_suffix('.md').write_text(markdown(head, rows))
+            RESULT.write_text(json.dumps({'head': head, 'rows': done}, indent=1) + '\n')
+            RESULT.with_suffix('.md').write_text('\n'.join([head, '', *markdown(done), '']))
         jax.clear_caches()
-    print(markdown(head, rows))
+    print(*markdown(done), sep='\n')
 
 
 if __name__ == '__main__':

@@ -23,15 +23,11 @@ os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # torch needs m
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+from sides import compare, median_ratio, ours, pytorchs, rows
+from sides import markdown as table_of
 
-from se_flax.models import create_model, fold_batch_norm
-from se_flax.models.complexity import count
 from se_flax.nn import Affine, SqueezeExcite
 from se_flax.nn.conv import _pieces, _stock
-from se_flax.parallel import data_mesh, replicated
-from se_flax.training.state import TrainState
-from se_flax.training.step import jit_train_step, make_train_step
 
 try:
     import timm
@@ -50,7 +46,6 @@ NETWORKS = (  # ours, timm's (None: it has none), batch of the training step
 )
 GROUPED = ((56, 128, 32), (28, 256, 32), (14, 512, 32), (7, 1024, 32))  # map, channels, groups
 SECONDS = 450
-RATE, MOMENTUM = 1e-3, 0.9
 
 
 class OwnPass(SqueezeExcite):
@@ -67,151 +62,29 @@ VARIANTS = {  # of ours, what each changes
 }
 
 
-def ours(name, batch, size, **fields):
-    """Returns functions for a training step and for inference, and what compiling them told."""
+def mine(name, batch, size, **fields):
     fields = {'dtype': jnp.bfloat16, 'bn_group_size': min(32, batch), **fields}
-    model = create_model(name, **fields)
-    mesh = data_mesh(jax.devices()[:1])
-    tx = optax.sgd(RATE, MOMENTUM)
-    rng = np.random.default_rng(0)
-    images = rng.integers(256, size=(batch, size, size, 3), dtype=np.uint8)
-    labels = rng.integers(1000, size=batch, dtype=np.int32)
-    given = jax.device_put({'image': images, 'label': labels}, mesh.devices.item())
-
-    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((2, size, size, 3)))
-    variables = jax.device_put(variables, replicated(mesh))
-    folded, folded_variables = fold_batch_norm(model, variables)
-    step = jnp.zeros((), jnp.int32)
-    state = TrainState(step=step, **variables, opt_state=tx.init(variables['params']))
-    state = jax.tree.map(jnp.copy, jax.device_put(state, replicated(mesh)))  # it is donated
-    mean, std = (127.5,) * 3, (64.0,) * 3
-    step = make_train_step(model, tx, optax.constant_schedule(RATE), mean=mean, std=std)
-    begin = time.perf_counter()
-    step = jit_train_step(step, mesh).lower(state, given).compile()
-    seconds = time.perf_counter() - begin
-    infer = jax.jit(lambda v, x: folded.apply(v, (x.astype(model.dtype) - 127.5) / 64))
-    memory = step.memory_analysis()
-
-    def train(times):
-        nonlocal state
-        for _ in range(times):
-            state, metrics = step(state, given)
-        jax.block_until_ready((state, metrics))
-
-    def inference(times):
-        for _ in range(times):
-            logits = infer(folded_variables, given['image'])
-        jax.block_until_ready(logits)
-
-    used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    return {'train': train, 'inference': inference}, {'compile_s': seconds, 'bytes': used}
+    return ours(name, batch, size, **fields)
 
 
-def timms(name, batch, size, device, compiled):
-    """The same of timm's network."""
-    model = timm.create_model(name).to(device).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.parameters(), RATE, MOMENTUM)
-    rng = np.random.default_rng(0)
-    images = rng.integers(256, size=(batch, size, size, 3), dtype=np.uint8)
-    images = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
-    labels = torch.from_numpy(rng.integers(1000, size=batch)).to(device)
-    autocast = partial(torch.autocast, device.type, torch.bfloat16)
-
-    def loss(images, labels):
-        with autocast():
-            logits = model((images.float() - 127.5) / 64)
-        return torch.nn.functional.cross_entropy(logits.float(), labels)
-
-    def logits(images):
-        with autocast():
-            return model((images.float() - 127.5) / 64)
-
-    if compiled:
-        loss, logits = torch.compile(loss), torch.compile(logits)
-
-    def wait():
-        if device.type == 'cuda':
-            torch.cuda.synchronize()
-
-    def train(times):
-        model.train()
-        for _ in range(times):
-            optimizer.zero_grad()
-            loss(images, labels).backward()
-            optimizer.step()
-        wait()
-
-    @torch.inference_mode()
-    def inference(times):
-        model.eval()
-        for _ in range(times):
-            logits(images)
-        wait()
-
-    return {'train': train, 'inference': inference}
-
-
-def compare(sides, rounds, times):
-    """Returns the seconds a step of each side, round by round; the first call is not counted."""
-    first = {}
-    for side, run in sides.items():
-        begin = time.perf_counter()
-        run(1)
-        first[side] = time.perf_counter() - begin
-        run(1)
-    seconds = {side: [] for side in sides}
-    for _ in range(rounds):
-        for side, run in sides.items():
-            begin = time.perf_counter()
-            run(times)
-            seconds[side].append((time.perf_counter() - begin) / times)
-    return seconds, first
-
-
-def benchmark(name, twin, batch, size, device, rounds, times, compiled):
+def benchmark(name, twin, batch, size, device, rounds, times):
     """Yields a row for training and one for inference."""
-    runs, told = ours(name, batch, size)
-    sides = {'ours': runs}
+    sides = {'ours': mine(name, batch, size)}
     if twin:
-        sides['eager'] = timms(twin, batch, size, device, compiled=False)
-        if compiled:
-            sides['compiled'] = timms(twin, batch, size, device, compiled=True)
-    macs = count(create_model(name), size).macs
-    for what, passes in (('train', 3), ('inference', 1)):
-        if device.type == 'cuda':
-            torch.cuda.reset_peak_memory_stats()
-        seconds, first = compare({s: r[what] for s, r in sides.items()}, rounds, times)
-        yield {
-            'network': name,
-            'run': what,
-            'batch': batch,
-            'images_per_s': {s: batch / statistics.median(t) for s, t in seconds.items()},
-            'spread': {s: [batch / max(t), batch / min(t)] for s, t in seconds.items()},
-            'ratio': {
-                s: statistics.median(b / a for a, b in zip(seconds['ours'], t, strict=True))
-                for s, t in seconds.items()
-                if s != 'ours'
-            },
-            'first_call_s': first | ({'ours': told['compile_s']} if what == 'train' else {}),
-            'our_bytes': told['bytes'] if what == 'train' else None,
-            'their_peak_bytes': torch.cuda.max_memory_allocated()
-            if device.type == 'cuda'
-            else None,
-            'flops_per_s': 2 * passes * macs * batch / statistics.median(seconds['ours']),
-        }
+        theirs = partial(pytorchs, partial(timm.create_model, twin), batch, size)
+        theirs = partial(theirs, device=device, bfloat16=True)
+        sides['eager'] = theirs()
+        if device == 'cuda':
+            sides['compiled'] = theirs(compiled=True)
+    yield from rows(name, sides, batch, size, (batch,), rounds, times)
 
 
 def variants(name, batch, size, rounds, times):
     """Yields the training step of ours in other forms, each beside the default."""
-    default = ours(name, batch, size)[0]['train']
+    sides = {'default': mine(name, batch, size)[0]['train']}
     for title, fields in VARIANTS.items():
-        seconds, _ = compare(
-            {'default': default, 'variant': ours(name, batch, size, **fields)[0]['train']},
-            rounds,
-            times,
-        )
-        pairs = zip(seconds['default'], seconds['variant'], strict=True)
-        ratio = statistics.median(b / a for a, b in pairs)
+        sides['other'] = mine(name, batch, size, **fields)[0]['train']
+        ratio = median_ratio(compare(sides, rounds, times), 'other', ours='default')
         yield {'network': name, 'variant': title, 'batch': batch, 'time_ratio': ratio}
 
 
@@ -236,7 +109,7 @@ def grouped(batch, size, channels, groups, rounds, times):
 
         return run
 
-    seconds, _ = compare({'stock': timed(_stock), 'pieces': timed(_pieces)}, rounds, times)
+    seconds = compare({'stock': timed(_stock), 'pieces': timed(_pieces)}, rounds, times)
     ms = {form: 1e3 * statistics.median(t) for form, t in seconds.items()}
     return {'map': size, 'channels': channels, 'groups': groups, 'batch': batch, 'ms': ms}
 
@@ -256,24 +129,9 @@ def matmul_rate(size, times):
     return best
 
 
-def markdown(head, rate, rows, others, layers):
-    lines = [head, '', f'A bfloat16 matrix product runs at {rate / 1e12:.3g} TFLOP/s here.', '']
-    lines += [
-        '| network | run | batch | ours, images/s | eager | compiled | ours / eager '
-        '| ours / compiled | share of the matrix product | ours, GiB | compiled in, s |',
-        f'|---|---|{"---:|" * 9}',
-    ]
-    for row in rows:
-        speed, spread, ratio = row['images_per_s'], row['spread'], row['ratio']
-        cells = [row['network'], row['run'], row['batch']]
-        for side in ('ours', 'eager', 'compiled'):
-            low, high = spread.get(side, (0, 0))
-            cells.append(f'{speed[side]:.0f} ({low:.0f}-{high:.0f})' if side in speed else '')
-        cells += [f'{ratio[side]:.2f}' if side in ratio else '' for side in ('eager', 'compiled')]
-        cells.append(f'{100 * row["flops_per_s"] / rate:.0f} %')
-        cells.append(f'{row["our_bytes"] / 2**30:.1f}' if row['our_bytes'] else '')
-        cells.append(f'{row["first_call_s"]["ours"]:.0f}')
-        lines.append(f'| {" | ".join(map(str, cells))} |')
+def markdown(head, rate, done, others, layers):
+    lines = [head, '', f'A bfloat16 matrix product runs at {rate / 1e9:,.0f} GFLOP/s here.', '']
+    lines += table_of(done)
     if others:
         lines += ['', '| training step of | other form | time / default |', '|---|---|---:|']
         lines += [f'| {r["network"]} | {r["variant"]} | {r["time_ratio"]:.3f} |' for r in others]
@@ -293,7 +151,7 @@ def main():
     if not args.quick and (jax.default_backend() != 'gpu' or not torch.cuda.is_available()):
         sys.exit('benchmarks/gpu.py needs a GPU that both jax and torch see; --quick needs none')
 
-    device = torch.device('cpu' if args.quick else 'cuda')
+    device = 'cpu' if args.quick else 'cuda'
     networks, layers_of, size, rounds, times = NETWORKS, GROUPED, 224, 7, 10
     if args.quick:
         networks, layers_of, size, rounds, times = (
@@ -311,13 +169,13 @@ def main():
     )
     print(head, flush=True)
     rate = matmul_rate(256 if args.quick else 8192, 10)
-    rows, others, layers = [], [], []
+    done, others, layers = [], [], []
 
     def write():
-        table = markdown(head, rate, rows, others, layers)
+        table = markdown(head, rate, done, others, layers)
         if not args.quick:
             RESULTS.mkdir(exist_ok=True)
-            figures = {'head': head, 'matmul_flops_per_s': rate, 'rows': rows}
+            figures = {'head': head, 'matmul_flops_per_s': rate, 'rows': done}
             figures |= {'variants': others, 'grouped': layers}
             (RESULTS / 'gpu.json').write_text(json.dumps(figures, indent=1) + '\n')
             (RESULTS / 'gpu.md').write_text(table)
@@ -331,9 +189,9 @@ def main():
 
     for i, (name, twin, batch) in enumerate(networks):
         if left(name):
-            for row in benchmark(name, twin, batch, size, device, rounds, times, not args.quick):
-                rows.append(row)
-                print(name, row['run'], row['images_per_s'], row['ratio'], flush=True)
+            for row in benchmark(name, twin, batch, size, device, rounds, times):
+                done.append(row)
+                print(name, row['run'], row['seconds'], row['ratio'], flush=True)
                 write()
             jax.clear_caches()
         if i == 0:  # what decides defaults comes before the other networks

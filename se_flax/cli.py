@@ -17,6 +17,7 @@ EXTRAS = {
     'safetensors': 'weights',
     'google': 'weights',
     'huggingface_hub': 'weights',
+    'flatbuffers': 'export',
     'torch': 'torch',
 }
 
@@ -80,10 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_evaluating(command(commands, 'evaluate', _evaluate, 'error rates of trained networks'))
     predict = command(commands, 'predict', _predict, 'the most probable classes of images')
-    network = predict.add_mutually_exclusive_group(required=True)
-    network.add_argument('--workdir', metavar='DIR', help='of a run')
-    network.add_argument('--weights', type=pathlib.Path, metavar='FILE.safetensors')
-    _add_folding(predict)
+    _add_network(predict)
     predict.add_argument('images', nargs='+', type=pathlib.Path, metavar='IMAGE')
 
     convert = command(
@@ -96,8 +94,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     convert.add_argument('--model', metavar='NAME', help='one of `se-flax models`')
     convert.add_argument('--out', metavar='FILE.safetensors', required=True)
+
+    export = command(
+        commands, 'export', _export, 'write a network as StableHLO, to run it without se_flax'
+    )
+    _add_network(export)
+    export.add_argument('--dtype', help="float32 or bfloat16; default: the run's own, float32")
+    export.add_argument(
+        '--batch-size', type=int, metavar='B', help='images at once; default: left open'
+    )
+    export.add_argument(
+        '--platforms', type=_names, default=(), metavar='NAME,NAME', help='default: cpu,cuda,tpu'
+    )
+    export.add_argument('--out', type=pathlib.Path, metavar='FILE', required=True)
     add_commands(commands, command)
     return parser
+
+
+def _add_network(parser: argparse.ArgumentParser) -> None:
+    network = parser.add_mutually_exclusive_group(required=True)
+    network.add_argument('--workdir', metavar='DIR', help='of a run')
+    network.add_argument('--weights', type=pathlib.Path, metavar='FILE.safetensors')
+    _add_folding(parser)
 
 
 def _add_preparing(parser: argparse.ArgumentParser) -> None:
@@ -191,6 +209,10 @@ def _add_folding(parser) -> None:
     parser.add_argument(
         '--fold', action='store_true', help='BatchNorm into the convolutions; the same but rounding'
     )
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, text.split(',')))
 
 
 def _sizes(text: str) -> tuple[int, ...]:
@@ -335,6 +357,36 @@ def _predict(args: argparse.Namespace) -> None:
     for image, guesses in zip(args.images, guessed, strict=True):
         print(image)
         print(aligned([(f'  {name}', f'{100 * p:.2f} %') for name, p in guesses]))
+
+
+def _export(args: argparse.Namespace) -> None:
+    from se_flax.export import export_network, save_exported
+    from se_flax.training.use import fold, open_run, open_weights
+
+    if not args.out.parent.is_dir():
+        raise UserError(f'no folder {args.out.parent} for {args.out.name}')
+    if args.workdir:
+        trained = open_run(args.workdir, args.dtype)
+    else:
+        trained = open_weights(args.weights, args.dtype)
+    network = (fold(trained) if args.fold else trained).network
+    view = network.view
+    exported = export_network(
+        network.model,
+        network.variables,
+        view.image_size,
+        mean=network.mean,
+        std=network.std,
+        batch_size=args.batch_size,
+        **({'platforms': args.platforms} if args.platforms else {}),
+    )
+    save_exported(args.out, exported)
+    images, logits = exported.in_avals[0], exported.out_avals[0]
+    print(
+        f'{args.out}: {trained.name} for {", ".join(exported.platforms)}; '
+        f'images {images.str_short()}, RGB, resized to {view.resize} ({view.interpolation}); '
+        f'logits {logits.str_short()}'
+    )
 
 
 def _convert(args: argparse.Namespace) -> None:

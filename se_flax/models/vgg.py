@@ -33,7 +33,7 @@ class VGG(Network):
                 x = recalibrate(self.se, x, f'se{stage}_{i}')
             x = max_pool(x, 2, 2)
         # The hidden layers are made for 7x7, the map of a 224 image.
-        x = adaptive_avg_pool(x, 7).reshape(len(x), -1)
+        x = adaptive_avg_pool(x, 7).reshape(x.shape[0], -1)
         wide = jnp.promote_types(self.dtype, jnp.float32)
         dense = partial(nn.Dense, 4096, dtype=self.dtype, param_dtype=wide, kernel_init=he_normal)
         for name in ('fc6', 'fc7'):

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
+from jax.custom_derivatives import linear_call
 
 from se_flax.errors import check_multiple
 
@@ -83,9 +85,11 @@ def convolve(x, kernel, strides: int, pads: Sequence[int], groups: int):
 
 def _cpu_form(kernel, groups):
     """Returns the fastest form for a training step on a CPU by `benchmarks/conv.py`."""
-    kh, kw, width, _ = kernel.shape
+    kh, kw, width, features = kernel.shape
     if groups == 1:
-        return _matmul if kh == kw == 1 else _stock
+        if kh == kw == 1:
+            return _matmul
+        return _dense if min(width, features) >= 64 else _stock
     if width > 1:
         return _pieces
     # The gradient of shifts sums over the map in its own dtype, where 8 bits are too few.
@@ -101,6 +105,46 @@ def _stock(x, kernel, strides, pads, groups):
         dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
         feature_group_count=groups,
     )
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
+def _dense(x, kernel, strides, pads, groups):
+    """The stock operation with another gradient of the kernel, up to three times as fast."""
+    return _stock(x, kernel, strides, pads, groups)
+
+
+@_dense.defjvp
+def _dense_jvp(strides, pads, groups, primals, tangents):
+    x, kernel = primals
+    stock = partial(_stock, strides=strides, pads=pads, groups=groups)
+    transposed = partial(_kernel_gradient, size=kernel.shape[:2], strides=strides, pads=pads)
+    by_kernel = linear_call(stock, transposed, x, tangents[1])
+    return _dense(x, kernel, strides, pads, groups), stock(tangents[0], kernel) + by_kernel
+
+
+def _kernel_gradient(x, dy, size, strides, pads):
+    """Sums the products of all pairs of pixels that a place of the kernel joins.
+
+    These are matrix products over all pixels, one a row of the kernel: `dy`, shifted along the
+    width, side by side, since XLA's are faster the wider they are. Strides would leave most of
+    such a product unused, so there it is one a place.
+    """
+    kh, kw = size
+    bottom, right = (strides * (n - 1) + 1 for n in dy.shape[1:3])
+    x = _pad(x, pads)
+    rows = [x[:, i : i + bottom : strides] for i in range(kh)]
+    if strides > 1:
+        places = [[row[:, :, j : j + right : strides] for j in range(kw)] for row in rows]
+        return jnp.stack([jnp.stack([_over_pixels(x, dy) for x in row]) for row in places])
+    shifts = [((0, 0), (0, 0), (j, kw - 1 - j), (0, 0)) for j in range(kw)]
+    dy = jnp.concatenate([jnp.pad(dy, shift) for shift in shifts], axis=-1)
+    by_row = jnp.stack([_over_pixels(row, dy) for row in rows])
+    return by_row.reshape(kh, x.shape[-1], kw, -1).swapaxes(1, 2)
+
+
+def _over_pixels(x, y):
+    """`[B, H, W, C]`, `[B, H, W, D]` to `[C, D]`; an einsum would have XLA transpose a map."""
+    return x.reshape(-1, x.shape[-1]).T @ y.reshape(-1, y.shape[-1])
 
 
 def _matmul(x, kernel, strides, pads, groups):

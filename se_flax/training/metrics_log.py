@@ -15,13 +15,14 @@ from tensorboardX.record_writer import masked_crc32c
 from se_flax.errors import UserError
 from se_flax.storage import AnyPath, GrowingFile, as_path
 
+SPEED = ('images_per_second', 'data_wait', 'host_ms')
 # A row is a dict of `step`, `split` (a key here), the split's fields, and `time`.
 FIELDS = {
-    'train': ('loss', 'top1', 'top5', 'learning_rate', 'images_per_second', 'data_wait'),
+    'train': ('loss', 'top1', 'top5', 'learning_rate', *SPEED),
     'eval': ('loss', 'top1', 'top5', 'examples', 'seconds'),
 }
 # All other fields are equal in every digit between two runs of a recipe.
-TIMING = ('time', 'images_per_second', 'data_wait', 'seconds')
+TIMING = ('time', *SPEED, 'seconds')
 
 
 class MetricsWriter(contextlib.AbstractContextManager):
@@ -63,8 +64,8 @@ class MetricsWriter(contextlib.AbstractContextManager):
 
         Args:
             row: `step`; `split`, 'train' or 'eval'; `loss`, `top1` and `top5` (shares, 0 to 1);
-                for train `learning_rate`, `images_per_second` and `data_wait` (share of the time,
-                0 to 1); for eval `examples` (a count) and `seconds`.
+                for train `learning_rate` and what `Stopwatch.read` returns; for eval `examples`
+                (a count) and `seconds`.
 
         Raises:
             ValueError: a field is missing, unknown or not finite.

@@ -129,7 +129,7 @@ def run(
 
     def batch(i):
         watchdog.doing(f'the data of step {i + 1}')
-        with watch.waiting():
+        with watch.waiting('data'):
             host_batch = next(batches)
         watchdog.doing(f'step {i + 1}')
         return shard_batch(mesh, host_batch)
@@ -137,13 +137,13 @@ def run(
     def report(i, metrics):
         nonlocal last_read
         watchdog.doing(f'step {i}')
-        metrics = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        with watch.waiting('device'):
+            metrics = {name: value.item() for name, value in jax.device_get(metrics).items()}
         if not metrics.pop('finite'):
             raise NonFiniteError(f'step {i}, with the loss {metrics["loss"]},')
         if plan.due('log', i):
-            speed, wait = watch.read(config.batch_size * (i - last_read))
+            timing = watch.read(i - last_read, config.batch_size)
             last_read = i
-            timing = {'images_per_second': speed, 'data_wait': wait}
             record({'step': i, 'split': 'train', **metrics, **timing})
 
     def evaluate_all(i, state):

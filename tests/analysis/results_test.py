@@ -64,8 +64,8 @@ def plan(tmp_path):
                     rows.write(
                         {
                             **{'step': step, 'split': 'train', 'loss': 1.0, 'top1': 0.1},
-                            **{'top5': 0.5, 'learning_rate': 0.1, 'data_wait': 0.0},
-                            'images_per_second': speed,
+                            **{'top5': 0.5, 'learning_rate': 0.1, 'images_per_second': speed},
+                            **{'data_wait': 0.0, 'host_ms': 0.0},
                         }
                     )
             workdir.finish(task.workdir, {'top1': top1, 'top5': top5})

@@ -16,10 +16,10 @@ def test_the_quick_form_runs_and_says_what_it_would():
     lines = done.stdout.splitlines()
     assert lines[0].startswith('cpu; se_flax ')
     rows = [line.split(' | ') for line in lines if line.startswith('| mobilenet |')]
-    assert [row[1] for row in rows] == ['train', 'inference']
+    assert [row[1] for row in rows] == ['training step', 'inference']
     for row in rows:
-        ours, eager = (float(cell.split()[0]) for cell in row[3:5])
-        assert float(row[6]) == pytest.approx(ours / eager, rel=0.5)  # of medians, of rounds
+        ours, eager = (float(cell.split()[0]) for cell in row[4:6])
+        assert float(row[7]) == pytest.approx(eager / ours, rel=0.5)  # of medians, of rounds
 
 
 def test_without_a_gpu_it_says_so():

@@ -24,6 +24,7 @@ TRAIN = {
     'learning_rate': 0.1,
     'images_per_second': 912.3,
     'data_wait': 0.0123,
+    'host_ms': 1.2,
 }
 EVAL = {
     'step': 468,

@@ -1,0 +1,212 @@
+"""Ours and PyTorch's side of a comparison: training step and inference, turn by turn in one run."""
+
+import statistics
+import sys
+import time
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from se_flax.models import create_model, fold_batch_norm
+from se_flax.models.complexity import count
+from se_flax.parallel import data_mesh, replicated
+from se_flax.training.state import TrainState
+from se_flax.training.step import jit_train_step, make_train_step
+
+try:
+    import torch
+except ImportError as error:
+    sys.exit(f"this compares with PyTorch ({error}): pip install '.[torch]'")
+
+RATE, MOMENTUM = 1e-3, 0.9
+MEAN, STD = 127.5, 64.0
+
+
+def _batch(batch, size):
+    rng = np.random.default_rng(0)
+    images = rng.integers(256, size=(batch, size, size, 3), dtype=np.uint8)
+    return images, rng.integers(1000, size=batch, dtype=np.int32)
+
+
+def ours(name, batch, size, **fields):
+    """Returns functions for steps and for inference, and what compiling the step told.
+
+    The step is the trainer's own. `train(times)` and `inference(times, batch)` wait for the last.
+    What is told: `parameters`, `compile_s` and the `bytes` of arguments and temporaries.
+    """
+    model = create_model(name, **fields)
+    mesh = data_mesh(jax.devices()[:1])
+    tx = optax.sgd(RATE, MOMENTUM)
+    images, labels = _batch(batch, size)
+    given = jax.device_put({'image': images, 'label': labels}, mesh.devices.item())
+
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((2, size, size, 3)))
+    variables = jax.device_put(variables, replicated(mesh))
+    folded, folded_variables = fold_batch_norm(model, variables)
+    step = jnp.zeros((), jnp.int32)
+    state = TrainState(step=step, **variables, opt_state=tx.init(variables['params']))
+    state = jax.tree.map(jnp.copy, jax.device_put(state, replicated(mesh)))  # it is donated
+    schedule = optax.constant_schedule(RATE)
+    step = make_train_step(model, tx, schedule, mean=(MEAN,) * 3, std=(STD,) * 3)
+    begin = time.perf_counter()
+    step = jit_train_step(step, mesh).lower(state, given).compile()
+    seconds = time.perf_counter() - begin
+    infer = jax.jit(lambda v, x: folded.apply(v, (x.astype(model.dtype) - MEAN) / STD))
+    memory = step.memory_analysis()
+
+    def train(times):
+        nonlocal state
+        for _ in range(times):
+            state, metrics = step(state, given)
+        jax.block_until_ready((state, metrics))
+
+    def inference(times, batch):
+        images = given['image'][:batch]
+        for _ in range(times):
+            logits = infer(folded_variables, images)
+        jax.block_until_ready(logits)
+
+    told = {
+        'parameters': sum(p.size for p in jax.tree.leaves(variables['params'])),
+        'compile_s': seconds,
+        'bytes': memory.argument_size_in_bytes + memory.temp_size_in_bytes,
+    }
+    return {'train': train, 'inference': inference}, told
+
+
+def pytorchs(build, batch, size, *, device='cpu', bfloat16=False, compiled=False):
+    """The same of what `build` makes, channels last, eager or by `torch.compile`.
+
+    `compile_s` is of the first step; `bytes` what that allocated at most, None on a CPU.
+    """
+    device = torch.device(device)
+    cuda = device.type == 'cuda'
+    before = torch.cuda.memory_allocated() if cuda else 0
+    model = build().to(device).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), RATE, MOMENTUM)
+    images, labels = _batch(batch, size)
+    images = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)  # NHWC in memory
+    labels = torch.from_numpy(labels).to(device).long()
+    autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=bfloat16)
+
+    def logits(images):
+        with autocast():
+            return model((images.float() - MEAN) / STD)
+
+    def loss(images, labels):
+        return torch.nn.functional.cross_entropy(logits(images).float(), labels)
+
+    if compiled:
+        loss, logits = torch.compile(loss), torch.compile(logits)
+
+    def wait():
+        if cuda:
+            torch.cuda.synchronize()
+
+    def train(times):
+        model.train()
+        for _ in range(times):
+            optimizer.zero_grad()
+            loss(images, labels).backward()
+            optimizer.step()
+        wait()
+
+    @torch.inference_mode()
+    def inference(times, batch):
+        model.eval()
+        for _ in range(times):
+            logits(images[:batch])
+        wait()
+
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    begin = time.perf_counter()
+    train(1)
+    told = {
+        'parameters': sum(p.numel() for p in model.parameters()),
+        'compile_s': time.perf_counter() - begin,
+        'bytes': torch.cuda.max_memory_allocated() - before if cuda else None,
+    }
+    return {'train': train, 'inference': inference}, told
+
+
+def compare(sides, rounds, times=1):
+    """Returns the seconds a step of each side, round by round; two first calls are not counted."""
+    for run in sides.values():
+        run(1)
+        run(1)
+    seconds = {side: [] for side in sides}
+    for _ in range(rounds):
+        for side, run in sides.items():
+            begin = time.perf_counter()
+            run(times)
+            seconds[side].append((time.perf_counter() - begin) / times)
+    return seconds
+
+
+def median_ratio(seconds, other, ours='ours'):
+    """Returns how many times as long `other` takes, the median over the rounds."""
+    pairs = zip(seconds[ours], seconds[other], strict=True)
+    return statistics.median(theirs / own for own, theirs in pairs)
+
+
+def rows(name, sides, batch, size, inference_batches, rounds, times=1):
+    """Yields a row for the training step and one for each batch of inference.
+
+    `sides` has what `ours` and `pytorchs` returned, by name, 'ours' among them.
+    """
+    macs = count(create_model(name), size).macs
+    for what, number in (('train', batch), *(('inference', n) for n in inference_batches)):
+        runs = {
+            side: functions['train'] if what == 'train' else _of(functions['inference'], number)
+            for side, (functions, _) in sides.items()
+        }
+        seconds = compare(runs, rounds, times)
+        middle = {side: statistics.median(t) for side, t in seconds.items()}
+        row = {
+            'network': name,
+            'run': {'train': 'training step', 'inference': 'inference'}[what],
+            'batch': number,
+            'size': size,
+            'seconds': middle,
+            'range': {side: (min(t), max(t)) for side, t in seconds.items()},
+            'ratio': {side: median_ratio(seconds, side) for side in sides if side != 'ours'},
+            'flops_per_s': 2 * (3 if what == 'train' else 1) * macs * number / middle['ours'],
+        }
+        if what == 'train':
+            for key in ('compile_s', 'bytes'):
+                row[key] = {side: told[key] for side, (_, told) in sides.items()}
+        yield row
+
+
+def _of(inference, batch):
+    return lambda times: inference(times, batch)
+
+
+def markdown(rows):
+    """Returns the lines of a table of rows."""
+    names = ('ours', 'eager', 'compiled')
+    lines = [
+        '| network | run | batch | pixels | ours, ms | eager, ms | compiled, ms | eager / ours '
+        '| compiled / ours | ours: images/s | GFLOP/s | GiB: ours, eager, compiled '
+        '| first step in, s: ours, eager, compiled |',
+        f'|---|---|{"---:|" * 11}',
+    ]
+    for row in rows:
+        cells = [row['network'], row['run'], row['batch'], row['size']]
+        for side in names:
+            text = ''
+            if side in row['seconds']:
+                low, high = (1e3 * t for t in row['range'][side])
+                text = f'{1e3 * row["seconds"][side]:.4g} ({low:.4g}-{high:.4g})'
+            cells.append(text)
+        cells += [f'{row["ratio"][s]:.2f}' if s in row['ratio'] else '' for s in names[1:]]
+        cells += [f'{row["batch"] / row["seconds"]["ours"]:.4g}', f'{row["flops_per_s"] / 1e9:.4g}']
+        for key, scale in (('bytes', 2**30), ('compile_s', 1)):
+            figures = [row.get(key, {}).get(side) for side in names]
+            cells.append(', '.join(f'{f / scale:.3g}' for f in figures if f is not None))
+        lines.append(f'| {" | ".join(map(str, cells))} |')
+    return lines

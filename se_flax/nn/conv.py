@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
-from jax.custom_derivatives import linear_call
+from jax.custom_derivatives import SymbolicZero, linear_call
 
 from se_flax.errors import check_multiple
 
@@ -107,30 +107,53 @@ def _stock(x, kernel, strides, pads, groups):
     )
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
-def _dense(x, kernel, strides, pads, groups):
-    """The stock operation with another gradient of the kernel, up to three times as fast."""
-    return _stock(x, kernel, strides, pads, groups)
+def _with_gradients(form, of_kernel, of_map=None):
+    """Returns the form with gradients of its own.
+
+    `of_kernel(x, dy, shape, strides, pads)` is that of a kernel of this shape, and
+    `of_map(kernel, dy, shape, strides, pads)` that of the map, where it is not the form's.
+    """
+
+    @partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
+    def conv(x, kernel, strides, pads, groups):
+        return form(x, kernel, strides, pads, groups)
+
+    @partial(conv.defjvp, symbolic_zeros=True)
+    def conv_jvp(strides, pads, groups, primals, tangents):
+        (x, kernel), (dx, dkernel) = primals, tangents
+        rest = strides, pads, groups
+        y = conv(x, kernel, *rest)
+        dy = jnp.zeros_like(y)
+        if not isinstance(dkernel, SymbolicZero):
+            dy += linear_call(
+                lambda x, dkernel: form(x, dkernel, *rest),
+                lambda x, dy: of_kernel(x, dy, kernel.shape, strides, pads),
+                *(x, dkernel),
+            )
+        if not isinstance(dx, SymbolicZero):
+            dy += (
+                linear_call(
+                    lambda kernel, dx: form(dx, kernel, *rest),
+                    lambda kernel, dy: of_map(kernel, dy, x.shape, strides, pads),
+                    *(kernel, dx),
+                )
+                if of_map
+                else form(dx, kernel, *rest)
+            )
+        return y, dy
+
+    return conv
 
 
-@_dense.defjvp
-def _dense_jvp(strides, pads, groups, primals, tangents):
-    x, kernel = primals
-    stock = partial(_stock, strides=strides, pads=pads, groups=groups)
-    transposed = partial(_kernel_gradient, size=kernel.shape[:2], strides=strides, pads=pads)
-    by_kernel = linear_call(stock, transposed, x, tangents[1])
-    return _dense(x, kernel, strides, pads, groups), stock(tangents[0], kernel) + by_kernel
-
-
-def _kernel_gradient(x, dy, size, strides, pads):
+def _dense_gradient(x, dy, shape, strides, pads):
     """Sums the products of all pairs of pixels that a place of the kernel joins.
 
     These are matrix products over all pixels, one a row of the kernel: `dy`, shifted along the
     width, side by side, since XLA's are faster the wider they are. Strides would leave most of
     such a product unused, so there it is one a place.
     """
-    kh, kw = size
-    bottom, right = (strides * (n - 1) + 1 for n in dy.shape[1:3])
+    kh, kw, width, features = shape
+    bottom, right = _reach(dy, strides)
     x = _pad(x, pads)
     rows = [x[:, i : i + bottom : strides] for i in range(kh)]
     if strides > 1:
@@ -139,12 +162,21 @@ def _kernel_gradient(x, dy, size, strides, pads):
     shifts = [((0, 0), (0, 0), (j, kw - 1 - j), (0, 0)) for j in range(kw)]
     dy = jnp.concatenate([jnp.pad(dy, shift) for shift in shifts], axis=-1)
     by_row = jnp.stack([_over_pixels(row, dy) for row in rows])
-    return by_row.reshape(kh, x.shape[-1], kw, -1).swapaxes(1, 2)
+    return by_row.reshape(kh, width, kw, features).swapaxes(1, 2)
 
 
 def _over_pixels(x, y):
     """`[B, H, W, C]`, `[B, H, W, D]` to `[C, D]`; an einsum would have XLA transpose a map."""
     return x.reshape(-1, x.shape[-1]).T @ y.reshape(-1, y.shape[-1])
+
+
+def _reach(y, strides):
+    """Returns the height and width from the first to the last place of a window that y met."""
+    return (strides * (n - 1) + 1 for n in y.shape[1:3])
+
+
+# Up to three times as fast as XLA's gradient.
+_dense = _with_gradients(_stock, _dense_gradient)
 
 
 def _matmul(x, kernel, strides, pads, groups):
@@ -154,17 +186,47 @@ def _matmul(x, kernel, strides, pads, groups):
     return y.reshape(*x.shape[:-1], -1)
 
 
-def _shifts(x, kernel, strides, pads, groups):
-    """A depthwise convolution: the map's shifts, each times the kernel's row there.
-
-    First along the width, then along the height: that is 6 shifts for a 3x3 kernel, not 9.
-    """
+def _sum_of_shifts(x, kernel, strides, pads, groups):
+    """A depthwise convolution: the map's shifts, each times the kernel there."""
     kh, kw, _, features = kernel.shape
     x = jnp.repeat(_pad(x, pads), features // groups, axis=-1)
     bottom, right = x.shape[1] - kh + 1, x.shape[2] - kw + 1
-    columns = [x[:, :, j : right + j : strides] for j in range(kw)]
-    rows = [sum(map(jnp.multiply, columns, kernel[i, :, None, None])) for i in range(kh)]
-    return sum(row[:, i : bottom + i : strides] for i, row in enumerate(rows))
+    return sum(
+        x[:, i : i + bottom : strides, j : j + right : strides] * kernel[i, j, None, None]
+        for i in range(kh)
+        for j in range(kw)
+    )
+
+
+def _shifts_of_kernel(x, dy, shape, strides, pads):
+    """Goes down the map, row by row: no product of whole maps comes to memory."""
+    kh, kw, _, features = shape
+    x = jnp.repeat(_pad(x, pads), features // x.shape[-1], axis=-1)
+    _, right = _reach(dy, strides)
+
+    def add_row(sums, h):
+        rows = lax.dynamic_slice_in_dim(x, strides * h, kh, axis=1)
+        dy_row = lax.dynamic_index_in_dim(dy, h, axis=1, keepdims=False)
+        shifts = [[rows[:, i, j : j + right : strides] for j in range(kw)] for i in range(kh)]
+        return jax.tree.map(lambda total, shift: total + shift * dy_row, sums, shifts), None
+
+    zero = jnp.zeros_like(dy[:, 0])
+    sums, _ = lax.scan(add_row, [[zero] * kw] * kh, jnp.arange(dy.shape[1]), unroll=4)
+    return jnp.stack([jnp.stack([total.sum((0, 1)) for total in row]) for row in sums])[:, :, None]
+
+
+def _shifts_of_map(kernel, dy, shape, strides, pads):
+    """The same form backwards: of `dy`, strides apart, with the kernel turned around."""
+    around = [(0, 0, 0)] * 4
+    for axis, k, pad in zip((1, 2), kernel.shape[:2], pads, strict=True):
+        last = strides * (dy.shape[axis] - 1) - pad  # the first row or column of the last window
+        around[axis] = k - 1 - pad, shape[axis] - 1 - last, strides - 1
+    dy = lax.optimization_barrier(lax.pad(dy, jnp.zeros((), dy.dtype), around))  # once, not 9 times
+    dx = _sum_of_shifts(dy, kernel[::-1, ::-1], 1, (0, 0), dy.shape[-1])
+    return dx.reshape(*shape, -1).sum(-1)
+
+
+_shifts = _with_gradients(_sum_of_shifts, _shifts_of_kernel, _shifts_of_map)
 
 
 def _pieces(x, kernel, strides, pads, groups):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import export
 
-from se_flax.errors import UserError, check_known
+from se_flax.errors import UserError
 from se_flax.evaluation import normalize
 from se_flax.storage import atomic_write
 
@@ -45,7 +45,8 @@ def export_network(
     Raises UserError for another platform or a batch without images.
     """
     for platform in platforms:
-        check_known('platform', platform, PLATFORMS)
+        if platform not in PLATFORMS:
+            raise UserError(f'unknown platform {platform!r}: cpu, cuda, rocm or tpu')
     if batch_size is not None and batch_size < 1:
         raise UserError(f'batch_size={batch_size} must be at least 1')
 

@@ -109,8 +109,13 @@ def described_mesh(chip: str, chips: int) -> jax.sharding.Mesh:
 
 def compile_step(model: str, mesh: jax.sharding.Mesh, images: int):
     """Returns the compiled training step of the model's recipe, `images` on each chip."""
+    return lower_step(model, mesh, images).compile()
+
+
+def lower_step(model: str, mesh: jax.sharding.Mesh, images: int, dtype: str = 'bfloat16'):
+    """Returns it lowered."""
     config = load_config(f'{ROOT}/configs/{RECIPES.get(model, "imagenet.py:" + model)}')
-    config.dtype = 'bfloat16'
+    config.dtype = dtype
     config.batch_size = images * mesh.size
     check_config(config, mesh.size)
     steps_per_epoch = 1_281_167 / config.batch_size
@@ -127,7 +132,7 @@ def compile_step(model: str, mesh: jax.sharding.Mesh, images: int):
         'label': jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=split(mesh)),
     }
     step = jit_train_step(make_step(config, plan, mesh), mesh, state)
-    return step.lower(state, batch).compile()
+    return step.lower(state, batch)
 
 
 def collectives(text: str) -> list[tuple[str, int]]:

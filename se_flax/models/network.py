@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -68,7 +69,8 @@ class Network(nn.Module):
             network.
         bn_group_size: images that share BatchNorm statistics; None is the global batch.
         bn_momentum: share of the running statistics kept at a step.
-        bn_frozen: training, too, normalises by the running statistics and leaves them alone.
+        bn_frozen: training, too, normalises by the running statistics; an array is the choice at
+            run time, and what then becomes of the statistics is the caller's.
         dtype: of the maps; parameters and statistics are float32 or wider.
         folded: no BatchNorm, for inference alone; `fold_batch_norm` makes the parameters.
     """
@@ -77,7 +79,7 @@ class Network(nn.Module):
     se: Layer | None = None
     bn_group_size: int | None = None
     bn_momentum: float = 0.9
-    bn_frozen: bool = False
+    bn_frozen: bool | jax.Array = False
     dtype: Any = jnp.float32
     folded: bool = False
 
@@ -91,7 +93,7 @@ class Network(nn.Module):
             return Layers(conv, norm, partial(norm, scaled=False))
         norm = partial(
             BatchNorm,
-            use_running_average=self.bn_frozen or not train,
+            use_running_average=self.bn_frozen if train else True,
             group_size=self.bn_group_size,
             momentum=self.bn_momentum,
             epsilon=epsilon,

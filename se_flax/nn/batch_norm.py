@@ -1,6 +1,7 @@
 """Batch normalisation over groups of images."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -69,7 +70,7 @@ class BatchNorm(nn.Module):
     Raises UserError where `group_size` does not divide B.
 
     Attributes:
-        use_running_average: True in evaluation.
+        use_running_average: True in evaluation; a boolean array is the choice at run time.
         group_size: images that share statistics; None is the whole (global) batch.
         momentum: share of the old running statistics kept at a step (PyTorch's 0.1 is 0.9 here).
         epsilon: added to the variance.
@@ -83,7 +84,7 @@ class BatchNorm(nn.Module):
     {'mean': (3,), 'var': (3,)}
     """
 
-    use_running_average: bool
+    use_running_average: bool | jax.Array
     group_size: int | None = None
     momentum: float = 0.9
     epsilon: float = 1e-5
@@ -107,8 +108,9 @@ class BatchNorm(nn.Module):
         # Each image's own moments first, [B, C]: SE's squeeze is made of them, too.
         values, positions = x.astype(wide), tuple(range(1, x.ndim - 1))
         means = values.mean(positions)
-        if self.use_running_average:
-            mean, var = running_mean.value[None], running_var.value[None]
+        running = running_mean.value[None], running_var.value[None]
+        if self.use_running_average is True:
+            mean, var = running
         else:
             size = self.group_size or batch
             check_multiple('batch', batch, 'group_size', size)
@@ -121,6 +123,9 @@ class BatchNorm(nn.Module):
                 keep = self.momentum
                 running_mean.value = keep * running_mean.value + (1 - keep) * mean.mean(0)
                 running_var.value = keep * running_var.value + (1 - keep) * var.mean(0)
+            if self.use_running_average is not False:
+                choice = partial(jnp.where, self.use_running_average)
+                mean, var = map(choice, running, (mean, var))
 
         # One multiply and one add for a value, coefficients on [groups, C], where float32 is free.
         factor = scale[None] / jnp.sqrt(var + self.epsilon)

@@ -89,9 +89,10 @@ def _cpu_form(kernel, groups):
     if groups == 1:
         if kh == kw == 1:
             return _matmul
-        return _dense if min(width, features) >= 64 else _stock
+        return _dense if features >= 64 else _stock
     if width > 1:
-        return _pieces
+        # Many convolutions side by side are no faster, and compile for seconds a layer.
+        return _blocks if width <= 16 and groups * width >= 512 else _pieces
     # The gradient of shifts sums over the map in its own dtype, where 8 bits are too few.
     return _shifts if jnp.finfo(kernel.dtype).bits >= 32 else _stock
 
@@ -148,13 +149,30 @@ def _with_gradients(form, of_kernel, of_map=None):
 def _dense_gradient(x, dy, shape, strides, pads):
     """Sums the products of all pairs of pixels that a place of the kernel joins.
 
-    These are matrix products over all pixels, one a row of the kernel: `dy`, shifted along the
-    width, side by side, since XLA's are faster the wider they are. Strides would leave most of
-    such a product unused, so there it is one a place.
+    A few rows at a time, so that their shifts stay in the cache.
+    """
+    x, height = _pad(x, pads), dy.shape[1]
+    rows = max(n for n in range(1, 9) if height % n == 0)
+    tall = strides * (rows - 1) + shape[0]
+
+    def add_rows(total, h):
+        part = lax.dynamic_slice_in_dim(x, strides * h, tall, axis=1)
+        dy_part = lax.dynamic_slice_in_dim(dy, h, rows, axis=1)
+        return total + _products_of_places(part, dy_part, shape, strides), None
+
+    zero = jnp.zeros(shape, jnp.promote_types(dy.dtype, jnp.float32))
+    total, _ = lax.scan(add_rows, zero, rows * jnp.arange(height // rows))
+    return total.astype(dy.dtype)
+
+
+def _products_of_places(x, dy, shape, strides):
+    """A matrix product over all pixels for each row of the kernel.
+
+    `dy` is in it `kw` times, shifted along the width, side by side: XLA's products are faster the
+    wider they are. Strides would leave most of it unused, so there each place has a product.
     """
     kh, kw, width, features = shape
     bottom, right = _reach(dy, strides)
-    x = _pad(x, pads)
     rows = [x[:, i : i + bottom : strides] for i in range(kh)]
     if strides > 1:
         places = [[row[:, :, j : j + right : strides] for j in range(kw)] for row in rows]
@@ -230,7 +248,43 @@ _shifts = _with_gradients(_sum_of_shifts, _shifts_of_kernel, _shifts_of_map)
 
 
 def _pieces(x, kernel, strides, pads, groups):
-    """A grouped convolution: dense ones side by side, narrow groups joined to 16 channels.
+    """A grouped convolution: dense ones side by side."""
+    kernels = _joined(kernel, groups)
+    dense = partial(_cpu_form(kernels[0], 1), strides=strides, pads=pads, groups=1)
+    return jnp.concatenate(list(map(dense, jnp.split(x, len(kernels), axis=-1), kernels)), axis=-1)
+
+
+def _blocks(x, kernel, strides, pads, groups):
+    """A grouped convolution: one batched matrix product of the windows.
+
+    They are made again for the gradient, else a step would keep each map `kh kw` times.
+    """
+    form = partial(_product_of_windows, strides=strides, pads=pads, groups=groups)
+    return jax.checkpoint(form)(x, kernel)
+
+
+def _product_of_windows(x, kernel, strides, pads, groups):
+    features = kernel.shape[-1]
+    kernels = _joined(kernel, groups)
+    x = _pad(x, pads)
+    (pieces, kh, kw), (batch, tall, wide) = kernels.shape[:3], x.shape[:3]
+    x = jnp.moveaxis(x.reshape(batch, tall, wide, pieces, -1), 3, 0)
+    bottom, right = tall - kh + 1, wide - kw + 1
+    shifts = [
+        x[:, :, i : i + bottom : strides, j : j + right : strides]
+        for i in range(kh)
+        for j in range(kw)
+    ]
+    windows = jnp.concatenate(shifts, axis=-1)
+    sides = windows.shape[1:4]
+    y = windows.reshape(pieces, math.prod(sides), -1) @ kernels.reshape(
+        pieces, windows.shape[-1], -1
+    )
+    return jnp.moveaxis(y.reshape(pieces, *sides, -1), 0, 3).reshape(*sides, features)
+
+
+def _joined(kernel, groups):
+    """Returns `[pieces, kh, kw, channels, features / pieces]`, narrow groups joined to 16 channels.
 
     16 is a vector of the CPU; the products with zeros that joining adds cost less than a loop over
     less than a vector.
@@ -241,9 +295,7 @@ def _pieces(x, kernel, strides, pads, groups):
     own = jnp.eye(joined, dtype=bool).reshape(1, 1, joined, 1, 1, joined, 1)
     kernel = kernel.reshape(kh, kw, 1, width, pieces, joined, features // groups)
     kernel = jnp.where(own, kernel, 0).reshape(kh, kw, joined * width, pieces, -1)
-    kernels = [kernel[..., i, :] for i in range(pieces)]
-    dense = partial(_cpu_form(kernels[0], 1), strides=strides, pads=pads, groups=1)
-    return jnp.concatenate(list(map(dense, jnp.split(x, pieces, axis=-1), kernels)), axis=-1)
+    return jnp.moveaxis(kernel, 3, 0)
 
 
 def _pad(x, pads):

@@ -60,19 +60,17 @@ def make_train_step(
         mesh: what the batch lies on, to accumulate.
     """
 
-    def gradients_of(model):
-        gradients = _gradients(model, mean, std, label_smoothing, remat)
-        return _accumulated(gradients, accumulate, mesh) if accumulate > 1 else gradients
-
     def train_step(state, batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        given = state.params, state.batch_stats, batch, key
-        if frozen_from is None:
-            grads, batch_stats, metrics = gradients_of(model)(*given)
-        else:
+        network = model
+        if frozen_from is not None:
             frozen = state.step >= frozen_from
-            branches = gradients_of(model.clone(bn_frozen=True)), gradients_of(model)
-            grads, batch_stats, metrics = jax.lax.cond(frozen, *branches, *given)
+            # One network with a choice, not a branch each: that would compile twice as long.
+            network = model.clone(bn_frozen=frozen)
+        gradients = _gradients(network, mean, std, label_smoothing, remat)
+        if accumulate > 1:
+            gradients = _accumulated(gradients, accumulate, mesh)
+        grads, batch_stats, metrics = gradients(state.params, state.batch_stats, batch, key)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         if frozen_from is not None:

@@ -18,6 +18,7 @@ LAYERS = {  # kernel, channels in and out, groups
     'depthwise': ((3, 3), 16, 32, 16),
     'grouped': ((3, 3), 16, 24, 8),
     'dense': ((3, 3), 64, 96, 1),
+    'many groups': ((3, 3), 512, 512, 64),
     'grouped pointwise': ((1, 1), 6, 12, 3),
 }
 
@@ -86,10 +87,12 @@ def test_groups_must_divide_the_channels():
     pads=st.tuples(st.integers(1, 3), st.integers(1, 3)),
 )
 @example(32, (4, 4), (7, 7), (3, 3), 2, (1, 1))  # as in SE-ResNeXt: four groups are joined
+@example(128, (4, 8), (5, 6), (3, 3), 2, (1, 1))  # as in SENet-154: a product for all groups
 @example(12, (3, 2), (5, 4), (1, 3), 1, (0, 1))  # 5 groups fit in 16 channels, 4 divide 12
 @example(1, (3, 2), (6, 5), (1, 1), 2, (0, 0))
 @example(1, (64, 80), (5, 6), (3, 2), 1, (1, 2))
 @example(1, (64, 65), (7, 6), (3, 5), 3, (1, 3))
+@example(1, (3, 64), (23, 7), (7, 7), 2, (3, 3))  # a stem, six rows at a time
 @example(6, (1, 2), (7, 7), (7, 1), 1, (3, 0))  # depthwise with a multiplier
 @settings(max_examples=10, deadline=None)  # each compiles, about a second
 def test_form_on_cpu_equals_stock(groups, widths, size, kernel_size, strides, pads):

@@ -91,8 +91,8 @@ def _cpu_form(kernel, groups):
             return _matmul
         return _dense if features >= 64 else _stock
     if width > 1:
-        # Many convolutions side by side are no faster, and compile for seconds a layer.
-        return _blocks if width <= 16 and groups * width >= 512 else _pieces
+        # 64 convolutions side by side take longer, and ten seconds a layer to compile.
+        return _blocks if width <= 32 and groups * width >= 1024 else _pieces
     # The gradient of shifts sums over the map in its own dtype, where 8 bits are too few.
     return _shifts if jnp.finfo(kernel.dtype).bits >= 32 else _stock
 

@@ -57,6 +57,35 @@ class Affine:
         return x + self.offset.astype(self.dtype)
 
 
+# Both are linear and each is computed as one array in one direction, where it is a sum: on a GPU
+# that is one kernel for two.
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _of_groups(moments, size: int):
+    """Averages each `[B, C]` over groups: `[groups, C]`."""
+    return tuple(_means(jnp.stack(moments), size))
+
+
+@_of_groups.defjvp
+def _of_groups_jvp(size, primals, tangents):
+    return _of_groups(*primals, size), tuple(_means(v, size) for v in tangents[0])
+
+
+def _means(x, size):
+    return x.reshape(*x.shape[:-2], -1, size, x.shape[-1]).mean(-2)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _of_images(coefficients, size: int):
+    """Repeats each `[groups, C]` for the images: `[B, C]`."""
+    return tuple(jnp.repeat(v, size, axis=0) for v in coefficients)
+
+
+@_of_images.defjvp
+def _of_images_jvp(size, primals, tangents):
+    both = jnp.repeat(jnp.stack(tangents[0]), size, axis=1)
+    return _of_images(*primals, size), tuple(v[0] for v in jnp.split(both, 2))
+
+
 class BatchNorm(nn.Module):
     """Normalises each channel by its statistics over a group of images (arXiv 1502.03167).
 
@@ -114,10 +143,8 @@ class BatchNorm(nn.Module):
         else:
             size = self.group_size or batch
             check_multiple('batch', batch, 'group_size', size)
-            groups = batch // size, size, channels
-            mean = means.reshape(groups).mean(1)
             # One pass over the map; rounding can leave a constant channel slightly below 0.
-            squares = (values * values).mean(positions).reshape(groups).mean(1)
+            mean, squares = _of_groups((means, (values * values).mean(positions)), size)
             var = jnp.maximum(squares - mean * mean, 0)
             if not self.is_initializing():
                 keep = self.momentum
@@ -130,7 +157,7 @@ class BatchNorm(nn.Module):
         # One multiply and one add for a value, coefficients on [groups, C], where float32 is free.
         factor = scale[None] / jnp.sqrt(var + self.epsilon)
         offset = bias[None] - mean * factor
-        factor, offset = (jnp.repeat(v, batch // len(v), axis=0) for v in (factor, offset))
+        factor, offset = _of_images((factor, offset), batch // len(factor))
         shape = batch, *(1 for _ in positions), channels
         return Affine(x, *(v.reshape(shape) for v in (factor, offset, means)))
 

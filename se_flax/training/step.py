@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
 from se_flax.evaluation import in_top, normalize
@@ -71,6 +72,7 @@ def make_train_step(
         if accumulate > 1:
             gradients = _accumulated(gradients, accumulate, mesh)
         grads, batch_stats, metrics = gradients(state.params, state.batch_stats, batch, key)
+        grads = jax.lax.platform_dependent(grads, cuda=_in_rows, default=lambda grads: grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         if frozen_from is not None:
@@ -190,6 +192,23 @@ def _of_norms(params: Any, batch_stats: Any) -> Any:
     """Marks the parameters of modules that have running statistics."""
     norms = {path[:-1] for path, _ in jax.tree_util.tree_leaves_with_path(batch_stats)}
     return jax.tree_util.tree_map_with_path(lambda path, _: path[:-1] in norms, params)
+
+
+def _in_rows(grads: Any) -> Any:
+    """Returns the gradients behind a barrier, where they were rows, and all vectors one row.
+
+    So XLA for GPUs updates many vectors in one kernel, as they have an operand in common, and a
+    convolution's kernel in one: a row has no layout that the update would take over from cuDNN. And
+    what reads the old parameters does so before they are overwritten, without copies.
+    """
+    leaves, structure = jax.tree.flatten(grads)
+    vectors, separate = ravel_pytree([leaf for leaf in leaves if leaf.ndim < 2])
+    rows = [leaf.ravel() for leaf in leaves if leaf.ndim > 1]
+    vectors, rows = jax.lax.optimization_barrier((vectors, rows))
+    vectors, rows = iter(separate(vectors)), iter(rows)
+    return structure.unflatten(
+        [next(rows).reshape(x.shape) if x.ndim > 1 else next(vectors) for x in leaves]
+    )
 
 
 def _all_finite(tree: Any) -> jax.Array:

@@ -261,7 +261,7 @@ def test_the_new_ablation_of_the_docs(tmp_path, monkeypatch, cache):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / 'configs').symlink_to(ROOT / 'configs')
     (tmp_path / 'hard_sigmoid.py').write_text(config)
-    monkeypatch.delitem(EXCITE, 'hard_sigmoid', raising=False)
+    monkeypatch.setitem(EXCITE, 'hard_sigmoid', None)  # undone: no trace of it in other tests
     assert cli.main([*shlex.split(command), '--seeds', '1', *TINY, ONE_BLOCK, cache]) == 0
     out = tmp_path / 'runs' / 'hard_sigmoid'
     assert [row['cell'] for row in results(out)] == ['se.excite=sigmoid', 'se.excite=hard_sigmoid']

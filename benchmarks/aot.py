@@ -12,12 +12,10 @@ import argparse
 import json
 import os
 import pathlib
-import platform
 import re
 import subprocess
 import sys
 import time
-from importlib.metadata import version
 from typing import NamedTuple
 
 os.environ['JAX_PLATFORMS'] = 'cpu'  # the compiler runs on the CPU and looks for no accelerator
@@ -26,6 +24,8 @@ os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'  # there is no chip that two coul
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
+from record import read_rows, versions
+from record import save as save_rows
 
 from se_flax.parallel import data_mesh, split
 from se_flax.training.config import check_config, load_config
@@ -41,7 +41,6 @@ from se_flax.training.recipe import (
 from se_flax.training.step import jit_train_step
 
 ROOT = pathlib.Path(__file__).parents[1]
-RESULTS = ROOT / 'benchmarks' / 'results'
 
 
 class Chip(NamedTuple):
@@ -228,10 +227,8 @@ def bounds(row: dict) -> dict:
     }
 
 
-def markdown(head: str, rows: list[dict]) -> str:
+def markdown(rows: list[dict]) -> str:
     lines = [
-        head,
-        '',
         '| network | chips | images a chip | all-reduces | their MB | memory, GiB | TFLOP '
         '| GB moved | bound by FLOP/s, ms | by memory, ms | all-reduce, ms | kept, if not hidden '
         '| compiled in, s |',
@@ -256,7 +253,7 @@ def markdown(head: str, rows: list[dict]) -> str:
                 row['compile_s'],
             ]
         lines.append(f'| {" | ".join(map(str, cells))} |')
-    return '\n'.join(lines) + '\n'
+    return '\n'.join(lines)
 
 
 def key(row: dict) -> tuple:
@@ -265,19 +262,14 @@ def key(row: dict) -> tuple:
 
 def save(rows: list[dict]) -> None:
     """Replaces the rows of the same cells in aot.json, and makes aot.md of it."""
-    path = RESULTS / 'aot.json'
-    old = json.loads(path.read_text())['rows'] if path.exists() else []
-    kept = {key(row): row for row in (*old, *rows)}
+    kept = {key(row): row for row in (*read_rows('aot'), *rows)}
     rows = sorted(kept.values(), key=lambda row: (row['model'] != 'se_resnet50', *key(row)))
-    versions = ', '.join(f'{name} {version(name)}' for name in ('jax', 'flax', 'libtpu'))
     head = (
-        f'{versions}; Python {platform.python_version()}. The training step of each '
-        "network's recipe, bfloat16, 224 pixels, BatchNorm groups of 32; all figures are of one "
-        'chip and the compiler\'s, none was measured on a TPU. "First form" is the step before SE '
-        "scaled BatchNorm's coefficients (docs/speed.md)."
+        f'{versions("jax", "flax", "libtpu")}; Python {sys.version.split()[0]}. The training step '
+        "of each network's recipe, bfloat16, 224 pixels, BatchNorm groups of 32; all figures are "
+        "of one chip and the compiler's, none was measured on a TPU."
     )
-    path.write_text(json.dumps({'head': head, 'rows': rows}, indent=1) + '\n')
-    path.with_suffix('.md').write_text(markdown(head, rows))
+    save_rows('aot', head, markdown(rows), rows)
 
 
 def main():

@@ -15,18 +15,17 @@ import json
 import pathlib
 import re
 import time
-from importlib.metadata import version
 from typing import NamedTuple
 
 from aot import bytes_of, compile_step, computations  # first: it chooses the platform
 from jax.experimental import topologies
+from record import read_rows, save, versions
 
 from se_flax.models import create_model
 from se_flax.models.complexity import count
 from se_flax.parallel import data_mesh
 
 HERE = pathlib.Path(__file__).parent
-RESULTS = HERE / 'results'
 CELLS = [  # network, images
     ('resnet50', 128),
     ('se_resnet50', 128),
@@ -198,14 +197,14 @@ def _short(origin: str) -> str:
     return ('backward of ' if backward else '') + path
 
 
-def markdown(head: str, rows: list[dict]) -> str:
+def markdown(rows: list[dict]) -> str:
     kinds = list(dict.fromkeys(kind for row in rows for kind in row['kinds']))
     plural = {'copy': 'copies'}
     titles = ['network', 'images', 'kernels', 'GB']
     titles += [plural.get(kind, f'{kind}s') for kind in kinds]
     titles += ['float32 maps', 'temporaries, GiB', 'bytes / bandwidth, ms', 'FLOPs / peak, ms']
     titles += ['compiled in, s']
-    lines = [head, '', f'| {" | ".join(titles)} |', f'|---|{"---:|" * (len(titles) - 1)}']
+    lines = [f'| {" | ".join(titles)} |', f'|---|{"---:|" * (len(titles) - 1)}']
     for row in rows:
         cells = [row['model'], row['images'], f'{row["kernels"]:,}', f'{row["bytes"] / 1e9:.2f}']
         for kind in kinds:
@@ -224,7 +223,7 @@ def markdown(head: str, rows: list[dict]) -> str:
         lines += ['|---:|---|---|---|']
         for size, kind, origin, source in row['largest']:
             lines.append(f'| {size / 1e9:.3f} | {kind} | {origin} | {source} |')
-    return '\n'.join(lines) + '\n'
+    return '\n'.join(lines)
 
 
 def main():
@@ -236,25 +235,21 @@ def main():
     args = parser.parse_args()
 
     cells = [(args.model, args.images)] if args.model else CELLS
-    path = RESULTS / 'aot_gpu.json'
-    old = json.loads(path.read_text())['rows'] if path.exists() else []
-    kept = {(row['model'], row['images']): row for row in old}
+    kept = {(row['model'], row['images']): row for row in read_rows('aot_gpu')}
     for model, images in cells:
         row = kept[model, images] = measure(model, images, args.hlo)
         if args.print:
             print(json.dumps(row))
             continue
         print(f'{model}: {row["kernels"]:,} kernels, {row["bytes"] / 1e9:.2f} GB', flush=True)
-        names = ('jax', 'jax-cuda13-plugin', 'flax')
         head = (
-            f'{", ".join(f"{name} {version(name)}" for name in names)}. The training step of each '
+            f'{versions("jax", "jax-cuda13-plugin", "flax")}. The training step of each '
             "network's recipe, bfloat16, 224 pixels, BatchNorm groups of 32, compiled for one "
             'H100 (80 GB HBM3); GB (kernels) by kind. No GPU was there: nothing is measured.'
         )
         order = {cell: i for i, cell in enumerate(CELLS)}
         rows = sorted(kept.values(), key=lambda r: order.get((r['model'], r['images']), 99))
-        path.write_text(json.dumps({'head': head, 'rows': rows}, indent=1) + '\n')
-        path.with_suffix('.md').write_text(markdown(head, rows))
+        save('aot_gpu', head, markdown(rows), rows)
 
 
 if __name__ == '__main__':

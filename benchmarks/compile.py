@@ -2,27 +2,24 @@
 
 The trainer's own step of a recipe, for this machine's CPU in float32, in a process of its own:
 first with an empty cache, then with what that left. Tracing and lowering, which no cache saves,
-are a column of their own. Writes `benchmarks/results/compile.md`.
+are a column of their own. Writes `benchmarks/results/compile.json` and `compile.md`.
 """
 
 import argparse
 import json
 import os
-import pathlib
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 
 import jax
 from aot import lower_step
-from loop import cpu_model
+from record import processor, save, versions
 
 from se_flax.parallel import data_mesh
 from se_flax.tables import markdown
 
-RESULT = pathlib.Path(__file__).parent / 'results' / 'compile.md'
 NETWORKS = {'se_resnet50': 32, 'senet154': 32}  # and images
 
 
@@ -50,18 +47,19 @@ def main():
     if args.here:
         print(json.dumps(measure(args.networks[0], NETWORKS[args.networks[0]])))
         return
-    rows = [('step of', 'images', 'traced and lowered, s', 'compiled, s', 'from the cache, s')]
+    rows = []
     for network in args.networks:
         with tempfile.TemporaryDirectory() as cache:
             lower, compile_ = measure_elsewhere(network, cache)
             _, cached = measure_elsewhere(network, cache)
-        seconds = (f'{s:.1f}' for s in (lower, compile_, cached))
-        rows.append((network, str(NETWORKS[network]), *seconds))
-    names = ('se_flax', 'jax', 'jaxlib', 'flax')
-    versions = ', '.join(f'{name} {version(name)}' for name in names)
-    head = f'{cpu_model()}, {len(os.sched_getaffinity(0))} cores; {versions}'
-    RESULT.write_text(f'{head}\n\n{markdown(rows)}\n')
-    print(RESULT.read_text())
+        row = {'network': network, 'images': NETWORKS[network]}
+        rows.append(row | {'lower_s': lower, 'compile_s': compile_, 'from_cache_s': cached})
+    head = f'{processor()}; {versions("se_flax", "jax", "jaxlib", "flax")}'
+    titles = 'step of', 'images', 'traced and lowered, s', 'compiled, s', 'from the cache, s'
+    cells = [[f'{x:.1f}' if isinstance(x, float) else str(x) for x in row.values()] for row in rows]
+    table = markdown([titles, *cells])
+    save('compile', head, table, rows)
+    print(head, table, sep='\n\n')
 
 
 if __name__ == '__main__':

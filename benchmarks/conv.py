@@ -2,22 +2,20 @@
 
 XLA's own operation, ours (`se_flax/nn/conv.py`, whose rule for CPUs stands on this table) and
 PyTorch's, channels last; forward alone and with both gradients, turn by turn in one run. Needs the
-`torch` extra. Writes `benchmarks/results/conv.md`.
+`torch` extra. Writes `benchmarks/results/conv.json` and `conv.md`.
 """
 
 import argparse
 import os
-import pathlib
 import statistics
 import sys
 import time
 from functools import partial
-from importlib.metadata import version
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from loop import cpu_model
+from record import processor, save, versions
 
 from se_flax.nn.conv import _stock, convolve
 
@@ -26,7 +24,6 @@ try:
 except ImportError as error:
     sys.exit(f"benchmarks/conv.py compares with PyTorch ({error}): pip install '.[torch]'")
 
-RESULT = pathlib.Path(__file__).parent / 'results' / 'conv.md'
 LAYERS = (  # network; height and width of the map, channels in and out, kernel, strides, groups
     ('resnet50', 56, 256, 64, 1, 1, 1),
     ('resnet50', 56, 64, 256, 1, 1, 1),
@@ -111,29 +108,28 @@ def main():
     parser.add_argument('--rounds', type=int, default=5)
     args = parser.parse_args()
 
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(cores)
-    versions = ', '.join(f'{name} {version(name)}' for name in ('jax', 'jaxlib', 'torch'))
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    head = (
+        f'{processor()}; {versions("jax", "jaxlib", "torch")}; batch {args.batch}, float32; median '
+        f'ms of {args.rounds} rounds: forward / forward and both gradients'
+    )
     lines = [
-        f'{cpu_model()}, {cores} cores; {versions}; batch {args.batch}, float32; median ms of '
-        f'{args.rounds} rounds: forward / forward and both gradients',
-        '',
         '| layer of | map | channels | kernel | strides | groups | stock | ours | PyTorch |',
         '|---|---|---|---|---|---|---|---|---|',
     ]
-    print(*lines, sep='\n')
-    for network, size, channels, features, k, strides, groups in LAYERS:
-        forward, both = benchmark(
-            args.batch, size, channels, features, k, strides, groups, args.rounds
-        )
+    print(head, '', *lines, sep='\n')
+    rows = []
+    for layer in LAYERS:
+        network, size, channels, features, k, strides, groups = layer
+        forward, both = benchmark(args.batch, *layer[1:], args.rounds)
+        rows.append({'layer': layer, 'forward_ms': forward, 'both_ms': both})
         times = ' | '.join(f'{a:.1f} / {b:.1f}' for a, b in zip(forward, both, strict=True))
         lines.append(
             f'| {network} | {size}x{size} | {channels} to {features} | {k}x{k} | {strides} '
             f'| {groups} | {times} |'
         )
         print(lines[-1], flush=True)
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text('\n'.join(lines) + '\n')
+    save('conv', head, '\n'.join(lines), rows)
 
 
 if __name__ == '__main__':

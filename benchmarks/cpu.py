@@ -4,12 +4,14 @@ The same networks of timm or pytorchcv, eager and by `torch.compile`, channels l
 threads, turn by turn in one run so that a noisy machine disturbs all. Needs the `torch` extra and,
 for `torch.compile`, a C++ compiler. Writes `benchmarks/results/cpu.json` and `cpu.md`.
 
+`--tuned` runs both sides with huge pages (Linux, glibc) and leaves convolutions to Eigen, which on
+many maps is faster than what XLA takes by default; rows so measured say it.
+
 Memory is what a process holds at most during its second training step, each side in a process of
 its own (Linux).
 """
 
 import argparse
-import json
 import os
 import pathlib
 import re
@@ -17,11 +19,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 from typing import NamedTuple
 
 import jax
-from loop import cpu_model
+from record import processor, read_rows, save, versions
 from sides import markdown, ours, pytorchs, rows
 
 try:
@@ -31,8 +32,6 @@ try:
     from timm.layers import SqueezeExcite
 except ImportError as error:
     sys.exit(f"benchmarks/cpu.py compares with PyTorch ({error}): pip install '.[torch]'")
-
-RESULT = pathlib.Path(__file__).parent / 'results' / 'cpu.json'
 
 
 class Pair(NamedTuple):
@@ -78,6 +77,10 @@ PAIRS = {
     'se_shufflenet': Pair(partial(with_se, 'shufflenet_g3_w1'), exact=False),
     'senet154': Pair(partial(timm.create_model, 'legacy_senet154'), batch=2, size=160),
 }
+TUNED = {
+    'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1',
+    'XLA_FLAGS': '--xla_cpu_experimental_ynn_fusion_type=-individual_convolution',
+}
 
 
 def make_side(name, side):
@@ -121,33 +124,35 @@ def main():
     parser.add_argument('networks', nargs='*', default=list(PAIRS), help=', '.join(PAIRS))
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--eager-only', action='store_true', help='no torch.compile')
+    parser.add_argument('--tuned', action='store_true', help=' '.join(map('='.join, TUNED.items())))
     parser.add_argument('--peak-of', choices=('ours', 'eager', 'compiled'), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if unknown := set(args.networks) - set(PAIRS):
         parser.error(f'no twin of {", ".join(sorted(unknown))}; take {", ".join(PAIRS)}')
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(cores)
+    if args.tuned and not TUNED.items() <= os.environ.items():  # both are read as a process starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | TUNED)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     if args.peak_of:
         print_peak(*args.networks, args.peak_of)
         return
 
-    packages = ('se_flax', 'jax', 'flax', 'torch', 'timm', 'pytorchcv')
     head = (
-        f'{cpu_model()}, {cores} cores; {", ".join(f"{p} {version(p)}" for p in packages)}; '
+        f'{processor()}; {versions("se_flax", "jax", "flax", "torch", "timm", "pytorchcv")}; '
         f'float32, inference of ours with BatchNorm folded; median (range) of {args.rounds} '
-        'rounds. Above 1 is ours the faster. GiB are of a whole process during a step.'
+        'rounds. Above 1 is ours the faster. GiB are of a whole process during a step. Tuned: with '
+        f'{" ".join(map("=".join, TUNED.items()))} for both.'
     )
     print(head, flush=True)
-    old = json.loads(RESULT.read_text())['rows'] if RESULT.exists() else []
-    done = [row for row in old if row['network'] not in args.networks]
-    for name in args.networks:
+    suffix = ', tuned' if args.tuned else ''
+    titles = [f'{name}{suffix}' for name in args.networks]
+    done = [row for row in read_rows('cpu') if row['network'] not in titles]
+    for name, title in zip(args.networks, titles, strict=True):
         names = ('ours', 'eager') if args.eager_only else ('ours', 'eager', 'compiled')
         for row in benchmark(name, args.rounds, names):
-            done.append(row)
+            done.append(row | {'network': title})
             ratios = ', '.join(f'{side} / ours {r:.2f}' for side, r in row['ratio'].items())
-            print(f'{name}, {row["run"]}, batch {row["batch"]}: {ratios}', flush=True)
-            RESULT.write_text(json.dumps({'head': head, 'rows': done}, indent=1) + '\n')
-            RESULT.with_suffix('.md').write_text('\n'.join([head, '', *markdown(done), '']))
+            print(f'{title}, {row["run"]}, batch {row["batch"]}: {ratios}', flush=True)
+            save('cpu', head, '\n'.join(markdown(done)), done)
         jax.clear_caches()
     print(*markdown(done), sep='\n')
 

@@ -9,20 +9,18 @@ leaving out what comes last. Writes `benchmarks/results/gpu.json` and `gpu.md`.
 """
 
 import argparse
-import json
 import os
-import pathlib
 import statistics
 import sys
 import time
 from functools import partial
-from importlib.metadata import version
 
 os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # torch needs memory as well
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from record import save, versions
 from sides import compare, median_ratio, ours, pytorchs, rows
 from sides import markdown as table_of
 
@@ -35,7 +33,6 @@ try:
 except ImportError as error:
     sys.exit(f"benchmarks/gpu.py compares with timm ({error}): pip install '.[torch]'")
 
-RESULTS = pathlib.Path(__file__).parent / 'results'
 NETWORKS = (  # ours, timm's (None: it has none), batch of the training step
     ('timm_seresnet50', 'seresnet50', 256),
     ('timm_resnet50', 'resnet50', 256),
@@ -59,6 +56,7 @@ VARIANTS = {  # of ours, what each changes
     'SE as a pass of its own': {'se': partial(OwnPass, hidden_multiple=8)},
     'BatchNorm over the whole batch': {'bn_group_size': None},
     'float32': {'dtype': jnp.float32},
+    'remat': {'remat': True},
 }
 
 
@@ -81,11 +79,18 @@ def benchmark(name, twin, batch, size, device, rounds, times):
 
 def variants(name, batch, size, rounds, times):
     """Yields the training step of ours in other forms, each beside the default."""
-    sides = {'default': mine(name, batch, size)[0]['train']}
+    default, told = mine(name, batch, size)
+    sides = {'default': default['train']}
     for title, fields in VARIANTS.items():
-        sides['other'] = mine(name, batch, size, **fields)[0]['train']
-        ratio = median_ratio(compare(sides, rounds, times), 'other', ours='default')
-        yield {'network': name, 'variant': title, 'batch': batch, 'time_ratio': ratio}
+        other, told_of_other = mine(name, batch, size, **fields)
+        sides['other'] = other['train']
+        yield {
+            'network': name,
+            'variant': title,
+            'batch': batch,
+            'time_ratio': median_ratio(compare(sides, rounds, times), 'other', ours='default'),
+            'bytes_ratio': told_of_other['bytes'] / told['bytes'],
+        }
 
 
 def grouped(batch, size, channels, groups, rounds, times):
@@ -129,18 +134,21 @@ def matmul_rate(size, times):
     return best
 
 
-def markdown(head, rate, done, others, layers):
-    lines = [head, '', f'A bfloat16 matrix product runs at {rate / 1e9:,.0f} GFLOP/s here.', '']
+def markdown(rate, done, others, layers):
+    lines = [f'A bfloat16 matrix product runs at {rate / 1e9:,.0f} GFLOP/s here.', '']
     lines += table_of(done)
     if others:
-        lines += ['', '| training step of | other form | time / default |', '|---|---|---:|']
-        lines += [f'| {r["network"]} | {r["variant"]} | {r["time_ratio"]:.3f} |' for r in others]
+        lines += ['', '| training step of | other form | time / default | memory / default |']
+        lines += ['|---|---|---:|---:|']
+        for r in others:
+            ratios = f'{r["time_ratio"]:.3f} | {r["bytes_ratio"]:.3f}'
+            lines.append(f'| {r["network"]} | {r["variant"]} | {ratios} |')
     if layers:
         lines += ['', '| grouped 3x3, both gradients | stock, ms | pieces, ms |', '|---|---:|---:|']
         for r in layers:
             what = f'{r["map"]}x{r["map"]}, {r["channels"]} channels, {r["groups"]} groups'
             lines.append(f'| {what} | {r["ms"]["stock"]:.2f} | {r["ms"]["pieces"]:.2f} |')
-    return '\n'.join(lines) + '\n'
+    return '\n'.join(lines)
 
 
 def main():
@@ -162,23 +170,20 @@ def main():
             1,
         )
     gpu = jax.devices()[0].device_kind
-    names = ('se_flax', 'jax', 'jaxlib', 'flax', 'torch', 'timm')
     head = (
-        f'{gpu}; {", ".join(f"{n} {version(n)}" for n in names)}; Python {sys.version.split()[0]}; '
-        f'bfloat16, {size} pixels; median (range) of {rounds} rounds of {times} steps'
+        f'{gpu}; {versions("se_flax", "jax", "jaxlib", "flax", "torch", "timm")}; '
+        f'Python {sys.version.split()[0]}; bfloat16, {size} pixels; '
+        f'median (range) of {rounds} rounds of {times} steps'
     )
     print(head, flush=True)
     rate = matmul_rate(256 if args.quick else 8192, 10)
     done, others, layers = [], [], []
 
     def write():
-        table = markdown(head, rate, done, others, layers)
+        table = markdown(rate, done, others, layers)
         if not args.quick:
-            RESULTS.mkdir(exist_ok=True)
-            figures = {'head': head, 'matmul_flops_per_s': rate, 'rows': done}
-            figures |= {'variants': others, 'grouped': layers}
-            (RESULTS / 'gpu.json').write_text(json.dumps(figures, indent=1) + '\n')
-            (RESULTS / 'gpu.md').write_text(table)
+            figures = {'matmul_flops_per_s': rate, 'variants': others, 'grouped': layers}
+            save('gpu', head, table, done, **figures)
         return table
 
     def left(what):

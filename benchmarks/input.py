@@ -27,7 +27,6 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from importlib.metadata import version
 from typing import NamedTuple
 
 import cv2
@@ -35,8 +34,8 @@ import numpy as np
 import psutil
 import simplejpeg
 from array_record.python.array_record_module import ArrayRecordWriter
-from loop import cpu_model
 from PIL import Image
+from record import processor, versions
 from tensorflow_datasets.proto import tf_example_pb2
 
 from se_flax.data import EvalTransform, TrainTransform, eval_batches, train_batches
@@ -353,10 +352,8 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         files = write_files(pathlib.Path(folder), args.files, SIZES)
         kb = sum(map(os.path.getsize, files.jpegs)) / len(files.jpegs) / 1e3
-        versions = (
-            f'{dist} {version(dist)}' for name, dist in PACKAGES.items() if is_installed(name)
-        )
-        print(f'{cpu_model()}, {args.cores} of {os.cpu_count()} cores; {", ".join(versions)}')
+        packages = (dist for name, dist in PACKAGES.items() if is_installed(name))
+        print(f'{processor()} of {os.cpu_count()}; {versions(*packages)}')
         print(f'{args.files} JPEGs of {kb:.0f} KB, to {SIZE} pixels, batches of {BATCH}')
         if args.memory:
             watch_memory(files, 'photographs', SIZE, args.cores, args.memory)

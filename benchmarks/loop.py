@@ -1,9 +1,10 @@
 """The trainer's images a second beside the bare step's: `python benchmarks/loop.py`.
 
-One run, of the quick start or of any config: every so many steps the trainer is held up, and the
-same step, over and over on one batch that is on the device, has the machine as long. So a noisy
-machine disturbs both. On a CPU the threads that read images have no processor of their own: what
-they need, the step goes without, and it is printed as well.
+One run, of the quick start or of any config (`--config`, `--config.FIELD=VALUE`): every so many
+steps the trainer is held up, and the same step, over and over on one batch that is on the device,
+has the machine as long. So a noisy machine disturbs both. On a CPU the threads that read images
+have no processor of their own: what they need, the step goes without, and it is noted as well.
+Writes `benchmarks/results/loop.json` and `loop.md`, a row for each command.
 """
 
 import argparse
@@ -11,19 +12,18 @@ import contextlib
 import io
 import os
 import pathlib
-import platform
-import re
 import statistics
 import tempfile
 import time
-from importlib.metadata import version
 
 import jax
+from record import processor, read_rows, save, versions
 
 from se_flax.data import train_batches
 from se_flax.parallel import data_mesh, shard_batch
+from se_flax.tables import markdown
 from se_flax.training.config import assign, load_config, parse_assignments
-from se_flax.training.metrics_log import read_rows
+from se_flax.training.metrics_log import read_rows as read_metrics
 from se_flax.training.recipe import make_plan, make_step
 from se_flax.training.run import run
 from se_flax.training.state import make_init
@@ -79,11 +79,11 @@ def measure(config, rounds, num_steps):
     turns = alternate(make_bare(config), num_steps, pairs := [])
     with tempfile.TemporaryDirectory() as workdir, contextlib.redirect_stdout(io.StringIO()):
         run(config, pathlib.Path(workdir), stop_requested=lambda _: next(turns))
-        rows = [row for row in read_rows(f'{workdir}/metrics.jsonl') if row['split'] == 'train']
+        rows = [row for row in read_metrics(f'{workdir}/metrics.jsonl') if row['split'] == 'train']
     return pairs[1:], rows[1:]  # the first round compiles
 
 
-def reading_seconds(config, num_batches=8):
+def reading_seconds(config, num_batches=32):
     """Returns the CPU seconds that the images of a step take to read, decode and cut."""
     plan = make_plan(config, data_mesh().size)
     batches = train_batches(
@@ -100,12 +100,6 @@ def reading_seconds(config, num_batches=8):
     return (time.process_time() - begin) / num_batches
 
 
-def cpu_model():
-    info = pathlib.Path('/proc/cpuinfo')
-    names = re.findall(r'model name\s*: (.*)', info.read_text()) if info.exists() else []
-    return names[0] if names else platform.machine()
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--config', default=str(QUICKSTART), help='and --config.FIELD=VALUE')
@@ -113,25 +107,46 @@ def main():
     parser.add_argument('--steps', type=int, default=50, help='of each kind in a round')
     args, rest = parser.parse_known_args()
 
-    cores = len(os.sched_getaffinity(0))
-    print(f'{cpu_model()}, {cores} cores; {jax.device_count()} x {jax.devices()[0].device_kind}')
-    print(*(f'{name} {version(name)}' for name in ('se_flax', 'jax', 'jaxlib', 'flax', 'grain')))
     config = load_config(args.config)
     for name, value in parse_assignments(rest):
         assign(config, name, value)
     reading = reading_seconds(config)
-    pairs, rows = measure(config, args.rounds, args.steps)
-    images = config.batch_size * args.steps
-    bare, trainer = (images / statistics.median(seconds) for seconds in zip(*pairs, strict=True))
+    pairs, log = measure(config, args.rounds, args.steps)
+    bare, trainer = (statistics.median(seconds) for seconds in zip(*pairs, strict=True))
     ratios = sorted(bare / trainer for bare, trainer in pairs)
-    print(f'medians of {args.rounds} rounds: bare {bare:.0f}, trainer {trainer:.0f} images/s')
-    print(f'ratio {statistics.median(ratios):.3f}, of the rounds {ratios[0]:.3f}-{ratios[-1]:.3f}')
-    wait, host = (statistics.median(row[name] for row in rows) for name in ('data_wait', 'host_ms'))
-    step = 1e3 * statistics.median(pair[0] for pair in pairs) / args.steps
-    print(
-        f'bare step {step:.1f} ms on {cores} cores; its images take {1e3 * reading:.1f} ms of one '
-        f'core; data wait {100 * wait:.1f} %, host {host:.2f} ms a step'
+    row = {
+        'config': ' '.join([os.path.relpath(args.config), *rest]),
+        'rounds': args.rounds,
+        'images': config.batch_size,
+        'bare_s': bare / args.steps,
+        'trainer_s': trainer / args.steps,
+        'ratio': statistics.median(ratios),
+        'range': (ratios[0], ratios[-1]),
+        'reading_s': reading,
+        'data_wait': statistics.median(row['data_wait'] for row in log),
+    }
+    rows = [old for old in read_rows('loop') if old['config'] != row['config']] + [row]
+    kind = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
+    head = (
+        f'{processor()}; {kind}; {versions("se_flax", "jax", "jaxlib", "flax", "grain")}. Ratio: '
+        'bare step / trainer, median (range) of the rounds. Reading: CPU time of one core.'
     )
+    save('loop', head, markdown(table(rows)), rows)
+    print(head, markdown(table([row])), sep='\n\n')
+
+
+def table(rows):
+    """Returns the cells of a table, the first row the head."""
+    titles = 'config', 'images', 'rounds', 'bare step, ms', 'trainer, ms', 'ratio'
+    cells = [(*titles, 'reading its images, ms', 'waiting for data, %')]
+    for row in rows:
+        low, high = row['range']
+        ms = [f'{1e3 * row[name]:.1f}' for name in ('bare_s', 'trainer_s', 'reading_s')]
+        ratio = f'{row["ratio"]:.3f} ({low:.3f}-{high:.3f})'
+        images, rounds = str(row['images']), str(row['rounds'])
+        wait = f'{100 * row["data_wait"]:.1f}'
+        cells.append((f'`{row["config"]}`', images, rounds, *ms[:2], ratio, ms[2], wait))
+    return cells
 
 
 if __name__ == '__main__':

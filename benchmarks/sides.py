@@ -31,7 +31,7 @@ def _batch(batch, size):
     return images, rng.integers(1000, size=batch, dtype=np.int32)
 
 
-def ours(name, batch, size, **fields):
+def ours(name, batch, size, *, remat=False, **fields):
     """Returns functions for steps and for inference, and what compiling the step told.
 
     The step is the trainer's own. `train(times)` and `inference(times, batch)` wait for the last.
@@ -50,7 +50,7 @@ def ours(name, batch, size, **fields):
     state = jax.device_put(state, replicated(mesh))
     del variables  # donated with the state
     schedule = optax.constant_schedule(RATE)
-    step = make_train_step(model, tx, schedule, mean=(MEAN,) * 3, std=(STD,) * 3)
+    step = make_train_step(model, tx, schedule, mean=(MEAN,) * 3, std=(STD,) * 3, remat=remat)
     begin = time.perf_counter()
     step = jit_train_step(step, mesh).lower(state, given).compile()
     seconds = time.perf_counter() - begin
@@ -141,13 +141,18 @@ def pytorchs(build, batch, size, *, device='cpu', bfloat16=False, compiled=False
 
 
 def compare(sides, rounds, times=1):
-    """Returns the seconds a step of each side, round by round; two first calls are not counted."""
+    """Returns the seconds a step of each side, round by round.
+
+    Two first calls are not counted, and of each turn one: it finds what the others left of caches
+    and memory.
+    """
     for run in sides.values():
         run(1)
         run(1)
     seconds = {side: [] for side in sides}
     for _ in range(rounds):
         for side, run in sides.items():
+            run(1)
             begin = time.perf_counter()
             run(times)
             seconds[side].append((time.perf_counter() - begin) / times)

@@ -106,16 +106,15 @@ def described_mesh(chip: str, chips: int) -> jax.sharding.Mesh:
     return data_mesh(topology.devices)
 
 
-def compile_step(model: str, mesh: jax.sharding.Mesh, images: int):
+def compile_step(model: str, mesh: jax.sharding.Mesh, images: int, **fields):
     """Returns the compiled training step of the model's recipe, `images` on each chip."""
-    return lower_step(model, mesh, images).compile()
+    return lower_step(model, mesh, images, **fields).compile()
 
 
-def lower_step(model: str, mesh: jax.sharding.Mesh, images: int, dtype: str = 'bfloat16'):
-    """Returns it lowered."""
+def lower_step(model: str, mesh: jax.sharding.Mesh, images: int, **fields):
+    """Returns it lowered; `fields` are the config's, where they are not the recipe's."""
     config = load_config(f'{ROOT}/configs/{RECIPES.get(model, "imagenet.py:" + model)}')
-    config.dtype = dtype
-    config.batch_size = images * mesh.size
+    config.update({'dtype': 'bfloat16', 'batch_size': images * mesh.size, **fields})
     check_config(config, mesh.size)
     steps_per_epoch = 1_281_167 / config.batch_size
     num_steps = total_steps(config, steps_per_epoch)

@@ -148,16 +148,16 @@ def is_float32_map(kernel: Kernel, images: int) -> bool:
     return any(int(height) * int(width) > 1 for height, width in shapes)
 
 
-def compile_for_gpu(model: str, images: int):
-    """Returns the compiled step, its text and the seconds that took."""
+def compile_for_gpu(model: str, images: int, gpus: int = 1, **fields):
+    """Returns the compiled step, its text and the seconds that took; `images` are of each GPU."""
     topology = topologies.get_topology_desc(
         platform='cuda',
         topology_name='h100',
-        topology='1x1x1',
+        topology=f'1x{gpus}x1',
         target_config=(HERE / 'h100.txtpb').read_text(),
     )
     begin = time.perf_counter()
-    compiled = compile_step(model, data_mesh(topology.devices), images)
+    compiled = compile_step(model, data_mesh(topology.devices), images, **fields)
     return compiled, compiled.as_text(), time.perf_counter() - begin
 
 

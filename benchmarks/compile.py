@@ -26,7 +26,7 @@ NETWORKS = {'se_resnet50': 32, 'senet154': 32}  # and images
 def measure(network, images):
     """Returns the seconds to lower and to compile, in this process."""
     begin = time.perf_counter()
-    lowered = lower_step(network, data_mesh(jax.devices()[:1]), images, 'float32')
+    lowered = lower_step(network, data_mesh(jax.devices()[:1]), images, dtype='float32')
     middle = time.perf_counter()
     lowered.compile()
     return middle - begin, time.perf_counter() - middle

@@ -86,9 +86,12 @@ def test_kernels_are_those_of_the_entry_with_what_they_move(aot_gpu):
     assert [aot_gpu.is_float32_map(kernel, 8) for kernel in found] == [True, *[False] * 6, True]
 
 
-@pytest.mark.skipif(
+needs_cuda_aot = pytest.mark.skipif(
     not importlib.util.find_spec('jax_cuda13_plugin'), reason='needs the cuda-aot extra'
 )
+
+
+@needs_cuda_aot
 def test_a_small_step_moves_no_more_than_it_did():
     rows = json.loads((BENCHMARKS / 'results' / 'aot_gpu.json').read_text())['rows']
     [known] = [row for row in rows if row['model'] == 'se_resnet8_cifar']
@@ -100,3 +103,15 @@ def test_a_small_step_moves_no_more_than_it_did():
     assert row['bytes'] <= 1.02 * known['bytes']
     assert row['kernels'] <= 1.05 * known['kernels']
     assert row['float32_maps'] == 0
+
+
+@needs_cuda_aot
+@pytest.mark.parametrize(
+    ('spread', 'expected'),
+    [(False, {'all-reduce'}), (True, {'all-reduce', 'reduce-scatter', 'all-gather'})],
+)
+def test_gpus_send_gradients_and_no_parts_of_rows(aot_gpu, spread, expected):
+    fields = {'shard_optimizer': spread, 'image_size': 32}
+    _, text, _ = aot_gpu.compile_for_gpu('se_resnet8_cifar', 32, gpus=4, **fields)
+    found = importlib.import_module('aot').collectives(text)  # its neighbour, too
+    assert {kind for kind, _ in found} == expected

@@ -144,6 +144,7 @@ def make_step(config: ml_collections.ConfigDict, plan: Plan, mesh: Mesh | None =
         frozen_from=plan.frozen_from,
         accumulate=config.accumulate,
         remat=config.remat,
+        shard_optimizer=config.shard_optimizer,
         mesh=mesh or data_mesh(),
     )
 

@@ -34,6 +34,7 @@ def make_train_step(
     frozen_from: int | None = None,
     accumulate: int = 1,
     remat: bool = False,
+    shard_optimizer: bool = False,
     mesh: Mesh | None = None,
 ) -> TrainStep:
     """Returns `(state, batch) -> (state, metrics)`; `jit_train_step` compiles it over a mesh.
@@ -58,6 +59,8 @@ def make_train_step(
             batch. They hold whole BatchNorm groups, so the step is the large batch's to rounding.
         remat: keeps what convolutions and matrix products give for the backward pass, and computes
             the rest, normalised and activated maps, a second time.
+        shard_optimizer: the state's optimiser lies in parts on the devices, so no gradient becomes
+            a row on GPUs: its parts are others, and XLA would send them around.
         mesh: what the batch lies on, to accumulate.
     """
 
@@ -72,7 +75,8 @@ def make_train_step(
         if accumulate > 1:
             gradients = _accumulated(gradients, accumulate, mesh)
         grads, batch_stats, metrics = gradients(state.params, state.batch_stats, batch, key)
-        grads = jax.lax.platform_dependent(grads, cuda=_in_rows, default=lambda grads: grads)
+        if not shard_optimizer:
+            grads = jax.lax.platform_dependent(grads, cuda=_in_rows, default=lambda grads: grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         if frozen_from is not None:

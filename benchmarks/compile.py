@@ -44,6 +44,8 @@ def main():
     parser.add_argument('networks', nargs='*', default=list(NETWORKS), help=', '.join(NETWORKS))
     parser.add_argument('--here', action='store_true', help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if unknown := set(args.networks) - set(NETWORKS):
+        parser.error(f'{", ".join(sorted(unknown))}: take {", ".join(NETWORKS)}')
     if args.here:
         print(json.dumps(measure(args.networks[0], NETWORKS[args.networks[0]])))
         return

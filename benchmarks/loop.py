@@ -20,6 +20,7 @@ import jax
 from record import processor, read_rows, save, versions
 
 from se_flax.data import train_batches
+from se_flax.errors import UserError
 from se_flax.parallel import data_mesh, shard_batch
 from se_flax.tables import markdown
 from se_flax.training.config import assign, load_config, parse_assignments
@@ -107,9 +108,12 @@ def main():
     parser.add_argument('--steps', type=int, default=50, help='of each kind in a round')
     args, rest = parser.parse_known_args()
 
-    config = load_config(args.config)
-    for name, value in parse_assignments(rest):
-        assign(config, name, value)
+    try:
+        config = load_config(args.config)
+        for name, value in parse_assignments(rest):
+            assign(config, name, value)
+    except UserError as error:
+        parser.error(str(error))
     reading = reading_seconds(config)
     pairs, log = measure(config, args.rounds, args.steps)
     bare, trainer = (statistics.median(seconds) for seconds in zip(*pairs, strict=True))

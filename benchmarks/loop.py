@@ -145,11 +145,13 @@ def table(rows):
     cells = [(*titles, 'reading its images, ms', 'waiting for data, %')]
     for row in rows:
         low, high = row['range']
-        ms = [f'{1e3 * row[name]:.1f}' for name in ('bare_s', 'trainer_s', 'reading_s')]
+        bare, trainer, reading = (
+            f'{1e3 * row[name]:.1f}' for name in ('bare_s', 'trainer_s', 'reading_s')
+        )
         ratio = f'{row["ratio"]:.3f} ({low:.3f}-{high:.3f})'
-        images, rounds = str(row['images']), str(row['rounds'])
         wait = f'{100 * row["data_wait"]:.1f}'
-        cells.append((f'`{row["config"]}`', images, rounds, *ms[:2], ratio, ms[2], wait))
+        counts = str(row['images']), str(row['rounds'])
+        cells.append((f'`{row["config"]}`', *counts, bare, trainer, ratio, reading, wait))
     return cells
 
 

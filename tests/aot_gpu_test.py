@@ -58,11 +58,9 @@ ENTRY %main (x: f32[8,4,4,2]) -> (f32[8,4,4,2]) {
 
 @pytest.fixture(scope='module')
 def aot_gpu():
-    sys.path.insert(0, str(BENCHMARKS))  # it imports its neighbour
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)  # it imports its neighbours
         yield importlib.import_module('aot_gpu')
-    finally:
-        sys.path.remove(str(BENCHMARKS))
 
 
 def test_kernels_are_those_of_the_entry_with_what_they_move(aot_gpu):

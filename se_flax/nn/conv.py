@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
-from jax.custom_derivatives import SymbolicZero, linear_call
+from jax.custom_derivatives import SymbolicZero
 
 from se_flax.errors import check_multiple
 
@@ -108,11 +108,13 @@ def _stock(x, kernel, strides, pads, groups):
     )
 
 
-def _with_gradients(form, of_kernel, of_map=None):
-    """Returns the form with gradients of its own.
+def _with_tangents(form, of_kernel, of_map=None):
+    """Returns the form with derivatives of its own.
 
-    `of_kernel(x, dy, shape, strides, pads)` is that of a kernel of this shape, and
-    `of_map(kernel, dy, shape, strides, pads)` that of the map, where it is not the form's.
+    `of_kernel(x, dkernel, strides, pads)` is the derivative along a change of the kernel, and
+    `of_map(dx, kernel, strides, pads)` along one of the map, where it is not the form itself. Their
+    transposes are the gradients. Both are ordinary operations, so that every transformation of JAX
+    applies to them.
     """
 
     @partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
@@ -122,86 +124,85 @@ def _with_gradients(form, of_kernel, of_map=None):
     @partial(conv.defjvp, symbolic_zeros=True)
     def conv_jvp(strides, pads, groups, primals, tangents):
         (x, kernel), (dx, dkernel) = primals, tangents
-        rest = strides, pads, groups
-        y = conv(x, kernel, *rest)
+        y = conv(x, kernel, strides, pads, groups)
         dy = jnp.zeros_like(y)
         if not isinstance(dkernel, SymbolicZero):
-            dy += linear_call(
-                lambda x, dkernel: form(x, dkernel, *rest),
-                lambda x, dy: of_kernel(x, dy, kernel.shape, strides, pads),
-                *(x, dkernel),
-            )
+            dy += of_kernel(x, dkernel, strides, pads)
         if not isinstance(dx, SymbolicZero):
             dy += (
-                linear_call(
-                    lambda kernel, dx: form(dx, kernel, *rest),
-                    lambda kernel, dy: of_map(kernel, dy, x.shape, strides, pads),
-                    *(kernel, dx),
-                )
+                of_map(dx, kernel, strides, pads)
                 if of_map
-                else form(dx, kernel, *rest)
+                else form(dx, kernel, strides, pads, groups)
             )
         return y, dy
 
     return conv
 
 
-def _dense_gradient(x, dy, shape, strides, pads):
-    """Sums the products of all pairs of pixels that a place of the kernel joins.
+def _by_rows(rows_of, x, kernel, strides, tall, most, unroll=1):
+    """Makes a map from top to bottom, up to `most` rows at a time by `rows_of(part of x, kernel)`.
 
-    A few rows at a time, so that their shifts stay in the cache.
+    The transpose sums the parts' gradients of the kernel, each made while the part is in the cache.
     """
-    x, height = _pad(x, pads), dy.shape[1]
-    rows = max(n for n in range(1, 9) if height % n == 0)
-    tall = strides * (rows - 1) + shape[0]
+    height = (x.shape[1] - tall) // strides + 1
+    rows = max(n for n in range(1, most + 1) if height % n == 0)
+    tall += strides * (rows - 1)
+    part = jax.eval_shape(rows_of, x[:, :tall], kernel)
+    # Made like a part, so that they vary over the same axes of a shard_map.
+    zeros = lax.full_like(part, 0, shape=(part.shape[0], height, *part.shape[2:]))
 
-    def add_rows(total, h):
+    @partial(jax.checkpoint, prevent_cse=False)  # else every part of x would be kept
+    def among_zeros(x, kernel, h):
         part = lax.dynamic_slice_in_dim(x, strides * h, tall, axis=1)
-        dy_part = lax.dynamic_slice_in_dim(dy, h, rows, axis=1)
-        return total + _products_of_places(part, dy_part, shape, strides), None
+        return lax.dynamic_update_slice_in_dim(zeros, rows_of(part, kernel), h, axis=1)
 
-    zero = jnp.zeros(shape, jnp.promote_types(dy.dtype, jnp.float32))
-    total, _ = lax.scan(add_rows, zero, rows * jnp.arange(height // rows))
-    return total.astype(dy.dtype)
+    def add_rows(y, h):
+        return y + among_zeros(x, kernel, h), None
+
+    return lax.scan(add_rows, zeros, rows * jnp.arange(height // rows), unroll=unroll)[0]
 
 
-def _products_of_places(x, dy, shape, strides):
-    """A matrix product over all pixels for each row of the kernel.
+def _dense_tangent(x, dkernel, strides, pads):
+    """A matrix product for each row of the kernel, whose places are side by side in it.
 
-    `dy` is in it `kw` times, shifted along the width, side by side: XLA's products are faster the
+    So the gradient's product has `dy` `kw` times, shifted along the width: XLA's are faster the
     wider they are. Strides would leave most of it unused, so there each place has a product.
     """
-    kh, kw, width, features = shape
-    bottom, right = _reach(dy, strides)
-    rows = [x[:, i : i + bottom : strides] for i in range(kh)]
-    if strides > 1:
-        places = [[row[:, :, j : j + right : strides] for j in range(kw)] for row in rows]
-        return jnp.stack([jnp.stack([_over_pixels(x, dy) for x in row]) for row in places])
-    shifts = [((0, 0), (0, 0), (j, kw - 1 - j), (0, 0)) for j in range(kw)]
-    dy = jnp.concatenate([jnp.pad(dy, shift) for shift in shifts], axis=-1)
-    by_row = jnp.stack([_over_pixels(row, dy) for row in rows])
-    return by_row.reshape(kh, width, kw, features).swapaxes(1, 2)
+    kh, kw, width, features = dkernel.shape
+    x, dtype = _pad(x, pads), x.dtype
+    right = x.shape[2] - kw + 1
+    dkernel = dkernel.astype(jnp.promote_types(dtype, jnp.float32))  # the sum's dtype
 
+    def rows_of(part, kernel):
+        bottom = part.shape[1] - kh + 1
+        kernel = kernel.astype(dtype)
+        below = [part[:, i : i + bottom : strides] for i in range(kh)]
+        if strides > 1:
+            return sum(
+                _product(row[:, :, j : j + right : strides], kernel[i, j])
+                for i, row in enumerate(below)
+                for j in range(kw)
+            )
+        places = jnp.split(sum(map(_product, below, kernel)), kw, axis=-1)
+        return sum(place[:, :, j : j + right] for j, place in enumerate(places))
 
-def _over_pixels(x, y):
-    """`[B, H, W, C]`, `[B, H, W, D]` to `[C, D]`; an einsum would have XLA transpose a map."""
-    return x.reshape(-1, x.shape[-1]).T @ y.reshape(-1, y.shape[-1])
-
-
-def _reach(y, strides):
-    """Returns the height and width from the first to the last place of a window that y met."""
-    return (strides * (n - 1) + 1 for n in y.shape[1:3])
+    if strides == 1:
+        dkernel = dkernel.swapaxes(1, 2).reshape(kh, width, kw * features)
+    return _by_rows(rows_of, x, dkernel, strides, kh, most=8)
 
 
 # Up to three times as fast as XLA's gradient.
-_dense = _with_gradients(_stock, _dense_gradient)
+_dense = _with_tangents(_stock, _dense_tangent)
+
+
+def _product(x, kernel):
+    """`[B, H, W, C]` times `[C, D]`; an einsum would have XLA transpose a map."""
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
 
 
 def _matmul(x, kernel, strides, pads, groups):
     """A 1x1 convolution: a matrix product of the pixels that the strides meet."""
-    x = _pad(x, pads)[:, ::strides, ::strides]
-    y = x.reshape(-1, x.shape[-1]) @ kernel.reshape(kernel.shape[-2:])
-    return y.reshape(*x.shape[:-1], -1)
+    return _product(_pad(x, pads)[:, ::strides, ::strides], kernel.reshape(kernel.shape[-2:]))
 
 
 def _sum_of_shifts(x, kernel, strides, pads, groups):
@@ -216,35 +217,39 @@ def _sum_of_shifts(x, kernel, strides, pads, groups):
     )
 
 
-def _shifts_of_kernel(x, dy, shape, strides, pads):
-    """Goes down the map, row by row: no product of whole maps comes to memory."""
-    kh, kw, _, features = shape
+def _shifts_of_kernel(x, dkernel, strides, pads):
+    """Row by row, each place of the kernel as wide as one: its transpose sums that at the end."""
+    kh, kw, _, features = dkernel.shape
     x = jnp.repeat(_pad(x, pads), features // x.shape[-1], axis=-1)
-    _, right = _reach(dy, strides)
+    right = x.shape[2] - kw + 1
+    width = (right - 1) // strides + 1
+    places = [[jnp.broadcast_to(k, (len(x), 1, width, features)) for k in row] for row in dkernel]
 
-    def add_row(sums, h):
-        rows = lax.dynamic_slice_in_dim(x, strides * h, kh, axis=1)
-        dy_row = lax.dynamic_index_in_dim(dy, h, axis=1, keepdims=False)
-        shifts = [[rows[:, i, j : j + right : strides] for j in range(kw)] for i in range(kh)]
-        return jax.tree.map(lambda total, shift: total + shift * dy_row, sums, shifts), None
+    def row_of(part, places):
+        return sum(
+            part[:, i : i + 1, j : j + right : strides] * place
+            for i, row in enumerate(places)
+            for j, place in enumerate(row)
+        )
 
-    zero = jnp.zeros_like(dy[:, 0])
-    sums, _ = lax.scan(add_row, [[zero] * kw] * kh, jnp.arange(dy.shape[1]), unroll=4)
-    return jnp.stack([jnp.stack([total.sum((0, 1)) for total in row]) for row in sums])[:, :, None]
-
-
-def _shifts_of_map(kernel, dy, shape, strides, pads):
-    """The same form backwards: of `dy`, strides apart, with the kernel turned around."""
-    around = [(0, 0, 0)] * 4
-    for axis, k, pad in zip((1, 2), kernel.shape[:2], pads, strict=True):
-        last = strides * (dy.shape[axis] - 1) - pad  # the first row or column of the last window
-        around[axis] = k - 1 - pad, shape[axis] - 1 - last, strides - 1
-    dy = lax.optimization_barrier(lax.pad(dy, jnp.zeros((), dy.dtype), around))  # once, not 9 times
-    dx = _sum_of_shifts(dy, kernel[::-1, ::-1], 1, (0, 0), dy.shape[-1])
-    return dx.reshape(*shape, -1).sum(-1)
+    return _by_rows(row_of, x, places, strides, kh, most=1, unroll=4)
 
 
-_shifts = _with_gradients(_sum_of_shifts, _shifts_of_kernel, _shifts_of_map)
+def _shifts_of_map(dx, kernel, strides, pads):
+    """The strides come last, so that the transpose pads `dy` once and not for every shift."""
+    kh, kw, _, features = kernel.shape
+    dx = jnp.repeat(_pad(dx, pads), features // dx.shape[-1], axis=-1)
+    shifts = [
+        jnp.pad(dx * kernel[i, j, None, None], ((0, 0), (kh - 1 - i, i), (kw - 1 - j, j), (0, 0)))
+        for i in range(kh)
+        for j in range(kw)
+    ]
+    every = lax.optimization_barrier(sum(shifts))  # else XLA would pad each shift all the same
+    bottom, right = dx.shape[1:3]
+    return every[:, kh - 1 : bottom : strides, kw - 1 : right : strides]
+
+
+_shifts = _with_tangents(_sum_of_shifts, _shifts_of_kernel, _shifts_of_map)
 
 
 def _pieces(x, kernel, strides, pads, groups):

@@ -1,6 +1,7 @@
 """What the library raises, and the checks that raise it: value, rule, nearest valid choice."""
 
 import difflib
+import numbers
 from collections.abc import Iterable
 from typing import Any
 
@@ -42,10 +43,28 @@ def check_multiple(what: str, value: int, of_what: str, of: int) -> None:
         )
 
 
-def check_images(images: Any, smallest: int = 1) -> None:
-    """Raises UserError unless `images` is a `[B, H, W, 3]` batch of floats, H, W >= `smallest`."""
-    if len(images.shape) != 4 or images.shape[-1] != 3:
-        raise UserError(f'images have shape {tuple(images.shape)}; a network takes [B, H, W, 3]')
+def check_at_least(what: str, value: Any, least: int) -> None:
+    """Raises UserError unless `value` is an integer of at least `least`.
+
+    >>> check_at_least('batch_size', 0, 1)
+    Traceback (most recent call last):
+    se_flax.errors.UserError: batch_size=0 must be at least 1
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise UserError(f'{what}={value!r} must be an integer')
+    if value < least:
+        raise UserError(f'{what}={value} must be at least {least}')
+
+
+def check_images(images: Any, channels: int = 3, smallest: int = 1) -> None:
+    """Raises UserError unless `images` is a `[B, H, W, channels]` batch of floats.
+
+    H and W must be at least `smallest`.
+    """
+    if len(images.shape) != 4 or images.shape[-1] != channels:
+        raise UserError(
+            f'images have shape {tuple(images.shape)}; this network takes [B, H, W, {channels}]'
+        )
     if images.dtype.kind in 'iub':
         raise UserError(f'images are {images.dtype}; normalise them to a float dtype first')
     height, width = images.shape[1:3]

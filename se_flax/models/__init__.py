@@ -5,6 +5,7 @@ from se_flax.models.fold import fold_batch_norm as fold_batch_norm
 from se_flax.models.inception_resnet_v2 import InceptionResNetV2 as InceptionResNetV2
 from se_flax.models.mobilenet import MobileNet as MobileNet
 from se_flax.models.preact_resnet import PreActResNet as PreActResNet
+from se_flax.models.registry import Feature as Feature
 from se_flax.models.registry import ModelInfo as ModelInfo
 from se_flax.models.registry import PaperResult as PaperResult
 from se_flax.models.registry import create_model as create_model

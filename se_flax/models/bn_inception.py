@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from flax import linen as nn
 
-from se_flax.errors import check_images, check_multiple
+from se_flax.errors import check_multiple
 from se_flax.models.network import Layer, Layers, Network, recalibrate
 from se_flax.models.registry import PaperResult, register
 from se_flax.nn import SqueezeExcite, avg_pool, max_pool
@@ -74,20 +74,23 @@ class BNInception(Network):
     convolutions halve other maps to different sizes.
     """
 
-    @nn.compact
-    def __call__(self, x, *, train: bool = False):
-        check_images(x, smallest=32)
+    smallest = 32
+
+    def trunk(self, x, train):
         for side, size in zip(('height', 'width'), x.shape[1:3], strict=True):
             check_multiple(f'image {side}', size, 'total stride', 32)
         layers = self.layers(train)
         x = nn.relu(layers.conv_norm('1', x, 64, 7, 2))
+        yield 2, x
         x = max_pool(x, ceil=True)
         x = nn.relu(layers.conv_norm('2_reduce', x, 64, 1))
         x = nn.relu(layers.conv_norm('2', x, 192, 3))
-        x = max_pool(x, ceil=True)
+        yield 4, x
+        x, stride = max_pool(x, ceil=True), 8
         for name, widths in MODULES.items():
+            stride *= 1 if widths.projection else 2
             x = InceptionModule(widths, layers, self.se, name=f'inception_{name}')(x)
-        return self.classify(x, train)
+            yield stride, x
 
 
 _bn_inception = partial(register, module=BNInception)

@@ -27,7 +27,8 @@ def count(model: nn.Module, input_size: int) -> Counts:
     >>> count(Conv(8, kernel_size=3, strides=2), 32)
     Counts(params=216, macs=55296)
     """
-    image = jax.ShapeDtypeStruct((1, input_size, input_size, 3), jnp.float32)
+    channels = getattr(model, 'in_channels', 3)
+    image = jax.ShapeDtypeStruct((1, input_size, input_size, channels), jnp.float32)
     jaxpr, variables = jax.make_jaxpr(model.init, return_shape=True)(jax.random.key(0), image)
     params = sum(math.prod(p.shape) for p in jax.tree.leaves(variables['params']))
     return Counts(params, _jaxpr_macs(jaxpr))

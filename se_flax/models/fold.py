@@ -35,7 +35,8 @@ def fold_batch_norm(model: Network, variables: Mapping[str, Any]) -> tuple[Netwo
             epsilons[context.module.path] = context.module.epsilon
         return run(*args, **kwargs)
 
-    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)  # shapes do not depend on it
+    # Neither paths nor shapes depend on its size.
+    image = jax.ShapeDtypeStruct((1, 224, 224, model.in_channels), jnp.float32)
     with nn.intercept_methods(note):
         jax.eval_shape(model.apply, variables, image)
     folded = model.clone(folded=True)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from flax import linen as nn
 
-from se_flax.errors import check_images
+from se_flax.errors import UserError
 from se_flax.models.network import Layer, Layers, recalibrate
 from se_flax.models.registry import PaperResult, register
 from se_flax.models.residual import ResidualNetwork, ResidualUnit
@@ -96,19 +96,22 @@ class InceptionResNetV2(ResidualNetwork):
     (this one has 13.2 G). SE stands on the branch, before its constant scale and the addition, and
     behind the modules that have no shortcut. See `Network` and `ResidualNetwork`; the stages are 5,
     6 and 7.
-
-    Attributes:
-        stage_sizes: units a stage.
     """
 
     stage_sizes: Sequence[int] = (10, 20, 10)
     se_stages: Sequence[int] = (5, 6, 7)
 
-    @nn.compact
-    def __call__(self, x, *, train: bool = False):
-        check_images(x, smallest=75)
-        self.check_sites((5, 6, 7))
-        layers = self.layers(train, epsilon=1e-3)
+    stages = (5, 6, 7)
+    epsilon = 1e-3
+    smallest = 75
+
+    def __post_init__(self):
+        super().__post_init__()
+        if len(self.stage_sizes) != 3:
+            raise UserError(f'stage_sizes={self.stage_sizes} must have 3 numbers')
+
+    def trunk(self, x, train):
+        layers = self.layers(train)
 
         def conv(name, x, features, kernel_size, strides=1, padding=0):
             x = layers.conv_norm(name, x, features, kernel_size, strides, padding=padding)
@@ -129,13 +132,17 @@ class InceptionResNetV2(ResidualNetwork):
 
         x = conv('_1a', x, 32, 3, 2)
         x = conv('_2a', x, 32, 3)
-        x = max_pool(conv('_2b', x, 64, 3, padding=1))
-        x = conv('_3b', x, 80, 1)
-        x = max_pool(conv('_4a', x, 192, 3))
-        x = units('block35', 5, mixed('5b', 5, x, MIXED_5B, 64), BLOCK35, 0.17)
+        x = conv('_2b', x, 64, 3, padding=1)
+        yield 2, x
+        x = conv('_3b', max_pool(x), 80, 1)
+        x = conv('_4a', x, 192, 3)
+        yield 4, x
+        x = units('block35', 5, mixed('5b', 5, max_pool(x), MIXED_5B, 64), BLOCK35, 0.17)
+        yield 8, x
         x = units('block17', 6, mixed('6a', 6, x, MIXED_6A), BLOCK17, 0.10)
+        yield 16, x
         x = units('block8', 7, mixed('7a', 7, x, MIXED_7A), BLOCK8, 0.20)
-        return self.classify(conv('_7b', x, 1536, 1), train)
+        yield 32, conv('_7b', x, 1536, 1)
 
 
 _inception = partial(register, module=InceptionResNetV2, input_size=299)

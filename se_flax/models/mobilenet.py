@@ -4,7 +4,6 @@ from functools import partial
 
 from flax import linen as nn
 
-from se_flax.errors import check_images
 from se_flax.models.network import Layer, Layers, Network, recalibrate
 from se_flax.models.registry import PaperResult, register
 from se_flax.nn import SqueezeExcite
@@ -45,14 +44,13 @@ class MobileNet(Network):
     parameters of Table 3 fit. See `Network`.
     """
 
-    @nn.compact
-    def __call__(self, x, *, train: bool = False):
-        check_images(x)
-        layers = self.layers(train)
-        x = nn.relu(layers.conv_norm('_stem', x, 32, 3, 2))
+    def trunk(self, x, train):
+        layers, stride = self.layers(train), 2
+        x = nn.relu(layers.conv_norm('_stem', x, 32, 3, stride))
         for i, (features, strides) in enumerate(PAIRS, start=1):
             x = SeparableConv(features, strides, layers, self.se, name=f'block{i}')(x)
-        return self.classify(x, train)
+            stride *= strides
+            yield stride, x
 
 
 # Whether section 5's SE has biases is open; without them the counts are those of Table 3.

@@ -5,7 +5,6 @@ from functools import partial
 
 from flax import linen as nn
 
-from se_flax.errors import check_images
 from se_flax.models.registry import PaperResult, register
 from se_flax.models.residual import ResidualNetwork, ResidualUnit
 from se_flax.nn import SqueezeExcite
@@ -65,7 +64,6 @@ class PreActResNet(ResidualNetwork):
     See `Network` and `ResidualNetwork`; the stages are 2, 3 and 4, the stem counts as the first.
 
     Attributes:
-        stage_sizes: units a stage.
         block: PreActBasicBlock or PreActBottleneck.
         width: filters of stage 2; each further stage doubles them.
     """
@@ -75,14 +73,15 @@ class PreActResNet(ResidualNetwork):
     width: int = 16
     se_stages: Sequence[int] = (2, 3, 4)
 
-    @nn.compact
-    def __call__(self, x, *, train: bool = False):
-        check_images(x)
-        self.check_sites((2, 3, 4))
+    stages = (2, 3, 4)
+
+    def trunk(self, x, train):
         layers = self.layers(train)
         x = layers.conv(16, 3, name='conv_stem')(x)  # 16 in the wide networks as well
-        x = self.stack(x, self.block, layers, stage_sizes=self.stage_sizes, width=self.width)
-        return self.classify(nn.relu(layers.norm(name='norm_final')(x)), train)
+        maps = self.stack(x, 1, self.block, layers)
+        for stride, x in maps:
+            yield stride, x
+        yield stride, nn.relu(layers.norm(name='norm_final')(x))
 
 
 # Depths 6n + 2 and 9n + 2; the wide one, 6n + 4, counts its projections too.

@@ -4,14 +4,15 @@ import csv
 import dataclasses
 import fnmatch
 import importlib.resources
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache, partial
 from typing import Any, NamedTuple
 
-from flax import linen as nn
+import jax
 
 from se_flax.errors import check_known
-from se_flax.models.complexity import Counts, count
+from se_flax.models.complexity import count
+from se_flax.models.network import Network
 from se_flax.nn import SqueezeExcite
 
 
@@ -24,23 +25,33 @@ class PaperResult(NamedTuple):
     macs: float | None = None
 
 
+class Feature(NamedTuple):
+    """A map of `Network.features`, by its key there."""
+
+    stage: str
+    stride: int
+    channels: int
+
+
 class ModelInfo(NamedTuple):
     """What is known of a network before it is built.
 
-    `params` are trainable ones, `macs` the multiply-adds of one image in evaluation;
-    `input_size` is height and width in pixels; `paper` is None where the paper has no such net.
+    `params` are trainable ones, `macs` the multiply-adds of one image in evaluation; `features` are
+    the maps of `Network.features`; `input_size` is height and width in pixels; `paper` is None
+    where the paper has no such net.
     """
 
     name: str
     params: int
     macs: int
+    features: tuple[Feature, ...]
     input_size: int
     num_classes: int
     paper: PaperResult | None
 
 
 class _Entry(NamedTuple):
-    module: Callable[..., nn.Module]
+    module: type[Network]
     fields: Mapping[str, Any]
     input_size: int
     num_classes: int
@@ -53,7 +64,7 @@ _ENTRIES: dict[str, _Entry] = {}
 def register(
     name: str,
     *,
-    module: type[nn.Module],
+    module: type[Network],
     input_size: int = 224,
     num_classes: int = 1000,
     paper: PaperResult | None = None,
@@ -74,20 +85,24 @@ def list_models(pattern: str = '*') -> list[str]:
     return [name for name in _ENTRIES if fnmatch.fnmatchcase(name, pattern)]
 
 
-def create_model(name: str, num_classes: int | None = None, **fields) -> nn.Module:
+def create_model(name: str, num_classes: int | None = None, **fields) -> Network:
     """Returns the Linen module of a registered name.
 
-    Every network is called as `model.apply(variables, images, train=False)` with `[B, H, W, 3]`
-    normalised float images and returns `[B, num_classes]` logits in float32 or wider.
+    Every network is called as `model.apply(variables, images, train=False)` with
+    `[B, H, W, in_channels]` normalised float images and returns `[B, num_classes]` logits in
+    float32 or wider. With `method='features'` it returns a map of each stride, see
+    `Network.features`.
 
     Args:
         name: one of `list_models()`.
-        num_classes: width of the head; None keeps the registered one (1000, or 10 for CIFAR).
+        num_classes: width of the head; None keeps the registered one (1000, or 10 for CIFAR), and
+            0 is no head: the network returns its pooled features `[B, C]`.
         **fields: of the network's class, in place of the registered ones. `se` may be a mapping of
             `SqueezeExcite`'s fields, and None takes the SE blocks out.
 
     Raises:
-        UserError: for an unknown name or field, with the nearest known ones.
+        UserError: for an unknown name or field, with the nearest known ones, and for values that
+            no network can have.
 
     >>> model = create_model('se_resnet50', num_classes=10, se={'reduction': 8})
     >>> model.num_classes, model.se.keywords
@@ -114,21 +129,38 @@ def model_info(name: str) -> ModelInfo:
     >>> info = model_info('se_resnet50')
     >>> info.params, info.paper.top1_error
     (28088024, 23.29)
+    >>> info.features[1]
+    Feature(stage='C2', stride=4, channels=256)
     """
     check_known('model', name, _ENTRIES)
     entry = _ENTRIES[name]
-    counts = _counts().get(name) or count(create_model(name), entry.input_size)
-    return ModelInfo(name, *counts, entry.input_size, entry.num_classes, entry.paper)
+    row = _table().get(name) or table_row(name)
+    stages = [part.split(':') for part in row['features'].split('/')]
+    features = [Feature(stage, 1 << int(stage[1:]), int(channels)) for stage, channels in stages]
+    return ModelInfo(
+        *(name, int(row['params']), int(row['macs']), tuple(features)),
+        *(entry.input_size, entry.num_classes, entry.paper),
+    )
+
+
+def table_row(name: str) -> dict[str, str]:
+    """Returns a network's row of counts.csv, by tracing it."""
+    size, model = _ENTRIES[name].input_size, create_model(name)
+    image = jax.ShapeDtypeStruct((1, size, size, model.in_channels), model.dtype)
+    maps, _ = jax.eval_shape(
+        partial(model.init_with_output, method='features'), jax.random.key(0), image
+    )
+    counts = {what: str(number) for what, number in count(model, size)._asdict().items()}
+    features = '/'.join(f'{stage}:{x.shape[-1]}' for stage, x in maps.items())
+    return {'name': name, **counts, 'features': features}
 
 
 @cache
-def _counts() -> dict[str, Counts]:
-    # Made by complexity.py and held against it by tests/models/complexity_test.py.
+def _table() -> dict[str, dict[str, str]]:
+    # Held against table_row by tests/models/complexity_test.py.
     text = importlib.resources.files('se_flax.models').joinpath('counts.csv').read_text()
-    return {
-        r['name']: Counts(int(r['params']), int(r['macs'])) for r in csv.DictReader(text.split())
-    }
+    return {row['name']: row for row in csv.DictReader(text.split())}
 
 
-def _field_names(module: type[nn.Module]) -> list[str]:
+def _field_names(module: type) -> list[str]:
     return [f.name for f in dataclasses.fields(module) if f.name not in ('parent', 'name')]

@@ -1,6 +1,6 @@
 """ResNet, ResNeXt and SENet-154: bottlenecks in every depth and width of the paper."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from se_flax.errors import UserError, check_images, check_known
+from se_flax.errors import UserError, check_known
 from se_flax.models.registry import PaperResult, register
 from se_flax.models.residual import ResidualNetwork, ResidualUnit
 from se_flax.nn import EXCITE, Affine, SqueezeExcite, max_pool, relu_of_sum
@@ -91,14 +91,14 @@ class ResNet(ResidualNetwork):
     """ResNet and its descendants (arXiv 1512.03385, 1611.05431; SENet-154: appendix).
 
     Plain where `se=None`. See `Network` and `ResidualNetwork` for what it shares with the others.
+    The paper counts the stem as stage 1, so the others are 2, 3, ...
 
     Attributes:
-        stage_sizes: units a stage; the paper counts the stem as stage 1, so these are 2, 3, ...
         block: BasicBlock or Bottleneck, or a `partial` with that class's own fields.
         width: channels of the stem and filters of stage 2; each further stage doubles them.
         stem: 'imagenet' (7x7 and a pool, both of stride 2), 'deep' (three 3x3, the last twice as
             wide, and the pool) or 'cifar' (3x3).
-        stem_strides: stride of the stem's first convolution; None is 1 for 'cifar', else 2.
+        stem_strides: 1, 2 or 4, of the stem's first convolution; None is 1 for 'cifar', else 2.
         pool: of the stem: 'caffe' (unpadded, rounding up) or 'padded' (torchvision, timm).
         stride_in: convolution of a Bottleneck that halves the map: '1x1' (Caffe) or '3x3'.
         groups: of a Bottleneck's 3x3.
@@ -107,10 +107,8 @@ class ResNet(ResidualNetwork):
         projection_size: kernel of the shortcuts that halve the map; SENet-154 has 3.
         zero_init: starts the last BatchNorm scale of each unit at 0 (arXiv 1706.02677), not 1; not
             with gates that are 0 at 0 (tanh, ReLU), which would never open.
-        dropout: share of the features dropped before the head in training.
     """
 
-    stage_sizes: Sequence[int] = (3, 4, 6, 3)
     block: Callable[..., Unit] = Bottleneck
     width: int = 64
     stem: str = 'imagenet'
@@ -121,10 +119,13 @@ class ResNet(ResidualNetwork):
     group_width: int = 64
     projection_size: int = 1
     zero_init: bool = False
-    dropout: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
+        check_known('stem', self.stem, STEMS)
+        check_known('stem_strides', self.stem_strides, (None, 1, 2, 4))
+        check_known('pool', self.pool, POOLS)
+        check_known('stride_in', self.stride_in, STRIDES_IN)
         excite = getattr(self.se, 'keywords', {}).get('excite')
         if self.zero_init and self.placement == 'standard' and excite in EXCITE:
             with jax.ensure_compile_time_eval(), jax.transfer_guard('allow'):
@@ -136,15 +137,17 @@ class ResNet(ResidualNetwork):
                     f'and would stay there, with no gradient; take zero_init=False'
                 )
 
-    @nn.compact
-    def __call__(self, x, *, train: bool = False):
-        check_images(x, smallest=1 if self.stem == 'cifar' else 3)  # the unpadded pool's
-        check_known('stem', self.stem, STEMS)
-        check_known('pool', self.pool, POOLS)
-        check_known('stride_in', self.stride_in, STRIDES_IN)
-        self.check_sites((2, 3, 4, 5))
-        layers = self.layers(train)
-        x = self.stem_map(x, layers)
+    @property
+    def smallest(self) -> int:
+        return 1 if self.stem == 'cifar' else 3  # the unpadded pool's
+
+    def trunk(self, x, train):
+        layers, stride = self.layers(train), self.stem_strides or (1 if self.stem == 'cifar' else 2)
+        x = self.stem_map(x, stride, layers)
+        yield stride, x
+        if self.stem != 'cifar':
+            x = max_pool(x, ceil=True) if self.pool == 'caffe' else max_pool(x, padding=1)
+            stride *= 2
         block = partial(
             self.block,
             stride_in=self.stride_in,
@@ -153,21 +156,15 @@ class ResNet(ResidualNetwork):
             projection_size=self.projection_size,
             last_scale_init=nn.initializers.zeros if self.zero_init else nn.initializers.ones,
         )
-        x = self.stack(x, block, layers, stage_sizes=self.stage_sizes, width=self.width)
-        return self.classify(x, train, self.dropout)
+        yield from self.stack(x, stride, block, layers)
 
-    def stem_map(self, x, layers):
-        strides = self.stem_strides or (1 if self.stem == 'cifar' else 2)
+    def stem_map(self, x, strides, layers):
         if self.stem == 'deep':
             x = nn.relu(layers.conv_norm('_stem1', x, self.width, 3, strides))
             x = nn.relu(layers.conv_norm('_stem2', x, self.width, 3))
-            x = nn.relu(layers.conv_norm('_stem3', x, 2 * self.width, 3))
-        else:
-            kernel_size = 3 if self.stem == 'cifar' else 7
-            x = nn.relu(layers.conv_norm('_stem', x, self.width, kernel_size, strides))
-        if self.stem == 'cifar':
-            return x
-        return max_pool(x, ceil=True) if self.pool == 'caffe' else max_pool(x, padding=1)
+            return nn.relu(layers.conv_norm('_stem3', x, 2 * self.width, 3))
+        kernel_size = 3 if self.stem == 'cifar' else 7
+        return nn.relu(layers.conv_norm('_stem', x, self.width, kernel_size, strides))
 
 
 def _table2(top1: float, top5: float, gmacs: float) -> PaperResult:

@@ -6,7 +6,6 @@ from functools import partial
 import jax.numpy as jnp
 from flax import linen as nn
 
-from se_flax.errors import check_images
 from se_flax.models.registry import PaperResult, register
 from se_flax.models.residual import ResidualNetwork, ResidualUnit
 from se_flax.nn import SqueezeExcite, relu_of_sum, shake
@@ -102,7 +101,6 @@ class ShakeResNet(ResidualNetwork):
     open.
 
     Attributes:
-        stage_sizes: units a stage.
         branch: BasicBranch, or BottleneckBranch with its ReLUs behind the sums.
         stem: channels of the stem.
         width: channels of stage 2; each further stage doubles them.
@@ -116,10 +114,9 @@ class ShakeResNet(ResidualNetwork):
     backward: str = 'shake'
     se_stages: Sequence[int] = (2, 3, 4)
 
-    @nn.compact
-    def __call__(self, x, *, train: bool = False):
-        check_images(x)
-        self.check_sites((2, 3, 4))
+    stages = (2, 3, 4)
+
+    def trunk(self, x, train):
         layers = self.layers(train)
         pre_activated = self.branch is BasicBranch
         x = layers.conv_norm('_stem', x, self.stem, 3)
@@ -131,8 +128,11 @@ class ShakeResNet(ResidualNetwork):
             pre_activated=pre_activated,
             train=train,
         )
-        x = self.stack(x, unit, layers, stage_sizes=self.stage_sizes, width=self.width)
-        return self.classify(nn.relu(x) if pre_activated else x, train)
+        maps = self.stack(x, 1, unit, layers)
+        for stride, x in maps:
+            yield stride, x
+        if pre_activated:
+            yield stride, nn.relu(x)
 
 
 _shake = partial(register, module=ShakeResNet, input_size=32)

@@ -6,12 +6,11 @@ from functools import partial
 import jax.numpy as jnp
 from flax import linen as nn
 
-from se_flax.errors import check_images
 from se_flax.models.registry import PaperResult, register
 from se_flax.models.residual import ResidualNetwork, ResidualUnit
 from se_flax.nn import SqueezeExcite, avg_pool, max_pool, relu_of_sum
 
-STAGES = ((2, 240, 4), (3, 480, 8), (4, 960, 4))  # stage, channels out, units
+FEATURES = {2: 240, 3: 480, 4: 960}  # channels out of a stage
 
 
 def channel_shuffle(x, groups: int):
@@ -51,23 +50,25 @@ class ShuffleNet(ResidualNetwork):
     does not say where, but there its parameters are Table 3's. See `ResidualNetwork`.
     """
 
+    stage_sizes: Sequence[int] = (4, 8, 4)
     se_stages: Sequence[int] = (2, 3, 4)
 
-    @nn.compact
-    def __call__(self, x, *, train: bool = False):
-        check_images(x)
-        self.check_sites((2, 3, 4))
+    stages = tuple(FEATURES)
+
+    def trunk(self, x, train):
         layers, groups = self.layers(train), 3
         x = nn.relu(layers.conv_norm('_stem', x, 24, 3, 2))
+        yield 2, x
         x = max_pool(x, padding=1)
-        for stage, features, size in STAGES:
+        yield 4, x
+        for (stage, features), size in zip(FEATURES.items(), self.stage_sizes, strict=False):
             unit = partial(self.unit(ShuffleUnit, stage, layers), features=features, groups=groups)
             for i in range(size):
                 # 24 channels are too few to group.
                 first_groups = 1 if stage == 2 and i == 0 else groups
                 name = f'stage{stage}_block{i + 1}'
                 x = unit(strides=1 if i else 2, first_groups=first_groups, name=name)(x)
-        return self.classify(x, train)
+            yield 2 << stage, x
 
 
 # Whether section 5's SE has biases is open; without them the counts are those of Table 3.

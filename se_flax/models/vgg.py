@@ -5,7 +5,6 @@ from functools import partial
 import jax.numpy as jnp
 from flax import linen as nn
 
-from se_flax.errors import check_images
 from se_flax.models.network import Network, recalibrate
 from se_flax.models.registry import PaperResult, register
 from se_flax.nn import SqueezeExcite, adaptive_avg_pool, max_pool
@@ -23,23 +22,26 @@ class VGG(Network):
 
     dropout: float = 0.5
 
-    @nn.compact
-    def __call__(self, x, *, train: bool = False):
-        check_images(x, smallest=32)
+    smallest = 32
+
+    def trunk(self, x, train):
         layers = self.layers(train)
         for stage, (features, convs) in enumerate(STAGES, start=1):
             for i in range(1, convs + 1):
                 x = nn.relu(layers.conv_norm(f'{stage}_{i}', x, features, 3))
                 x = recalibrate(self.se, x, f'se{stage}_{i}')
+            yield 1 << stage - 1, x
             x = max_pool(x, 2, 2)
+        yield 32, x
+
+    def classify(self, x, train):
         # The hidden layers are made for 7x7, the map of a 224 image.
         x = adaptive_avg_pool(x, 7).reshape(x.shape[0], -1)
         wide = jnp.promote_types(self.dtype, jnp.float32)
         dense = partial(nn.Dense, 4096, dtype=self.dtype, param_dtype=wide, kernel_init=he_normal)
-        for name in ('fc6', 'fc7'):
-            x = nn.relu(dense(name=name)(x))
-            x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return self.classify(x, train)
+        x = nn.relu(dense(name='fc6')(x))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return super().classify(nn.relu(dense(name='fc7')(x)), train)
 
 
 _vgg = partial(register, module=VGG)

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from se_flax.errors import UserError
+from se_flax.models.network import Network
 
 SIZE = 96  # pixels; the parameters of no network depend on it, and none finds it too small
 SHOWN = 4
@@ -26,14 +26,14 @@ class Tensor(NamedTuple):
 
 
 @lru_cache(maxsize=128)
-def variable_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+def variable_shapes(model: Network) -> dict[str, tuple[int, ...]]:
     """Returns the shape of each variable by its path; computes nothing.
 
     >>> from se_flax.models import create_model
     >>> variable_shapes(create_model('resnet50'))['params/stage2_block1/conv1/kernel']
     (1, 1, 64, 64)
     """
-    images = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), model.dtype)
+    images = jax.ShapeDtypeStruct((1, SIZE, SIZE, model.in_channels), model.dtype)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     return {path: leaf.shape for path, leaf in flatten_dict(variables, sep='/').items()}
 

@@ -30,9 +30,10 @@ def export_network(
 ) -> export.Exported:
     """Returns the network, its weights and `(x - mean) / std` as one exported function.
 
-    It takes images, uint8 `[B, H, W, 3]` in RGB, and gives logits, float32 `[B, classes]`:
-    `exported.call(images)`. `exported.serialize()` are bytes that `jax.export.deserialize` reads
-    with any jax of the half year that follows; `exported.mlir_module()` is the StableHLO.
+    It takes images, uint8 `[B, H, W, C]`, RGB if there are three channels, and gives logits,
+    float32 `[B, classes]`: `exported.call(images)`. `exported.serialize()` are bytes that
+    `jax.export.deserialize` reads with any jax of the half year that follows;
+    `exported.mlir_module()` is the StableHLO.
 
     Args:
         model: a network; see `fold_batch_norm` for one without BatchNorm.
@@ -55,7 +56,7 @@ def export_network(
         return model.apply(variables, images, train=False)
 
     batch = export.symbolic_shape('b')[0] if batch_size is None else batch_size
-    images = jax.ShapeDtypeStruct((batch, image_size, image_size, 3), jnp.uint8)
+    images = jax.ShapeDtypeStruct((batch, image_size, image_size, model.in_channels), jnp.uint8)
     return export.export(jax.jit(logits), platforms=platforms)(images)
 
 

@@ -81,7 +81,7 @@ def se_blocks(model: nn.Module, variables: Any, image_size: int) -> list[Block]:
     def apply(variables, image):
         return model.apply(variables, image, train=False, mutable=['intermediates'])[1]
 
-    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, image_size, image_size, model.in_channels), jnp.float32)
     with nn.intercept_methods(note):
         sown = jax.eval_shape(apply, variables, image).get('intermediates', {})
     paths = {path[:-1] for path in flatten_dict(sown) if path[-1] == 'gate'}

@@ -36,7 +36,7 @@ class Dataset:
         raise NotImplementedError
 
     def read(self, i: int) -> tuple[bytes | np.ndarray, int]:
-        """Reads example `i`: an image file or uint8 RGB `[H, W, 3]`, and its label.
+        """Reads example `i`: an image file or uint8 pixels `[H, W, C]`, and its label.
 
         Raises DecodeError for a record that cannot be read.
         """
@@ -84,7 +84,7 @@ class DecodedDataset(Dataset):
         return self.original.key(i)
 
 
-def decode_all(dataset: Dataset) -> Dataset:
+def decode_all(dataset: Dataset, channels: int = 3) -> Dataset:
     """Decodes every image once, by all cores; for sets whose pixels fit into memory.
 
     An image that cannot be decoded stays encoded, so that a pipeline names it when it meets it.
@@ -93,7 +93,7 @@ def decode_all(dataset: Dataset) -> Dataset:
     def decoded(i):
         try:
             image, label = dataset.read(i)
-            return decode(image), label
+            return decode(image, channels), label
         except DecodeError:
             return None
 

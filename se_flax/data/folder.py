@@ -9,7 +9,7 @@ from se_flax.data.dataset import Dataset
 from se_flax.data.decode import DecodeError
 from se_flax.errors import MissingError, UserError, check_known
 
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff')
 FOLDERS = {'train': ('train',), 'eval': ('val', 'validation', 'test', 'eval')}
 
 

@@ -6,10 +6,10 @@ makes the p-th contiguous P-th of it. So to resume is to start at k, and neither
 processes nor of threads or workers changes a pixel.
 
 One task makes a chunk of a batch, up to 128 images, in one array. Memory does not grow with the
-run: up to `buffer = max(2 num_threads, chunks of 2 batches)` chunks are held,
-`buffer * 128 * 3 * image_size**2` bytes, 19 MB a chunk at 224; where a batch is several chunks, one
-more batch while they are joined; the image that each thread is at; and the orders of four epochs
-and a fifth while it is drawn, `40 N` bytes, 51 MB for ImageNet. With workers each has so much
+run: up to `buffer = max(2 num_threads, chunks of 2 batches)` chunks are held, `buffer * 128 *
+channels * image_size**2` bytes, 19 MB a chunk at 224; where a batch is several chunks, one more
+batch while they are joined; the image that each thread is at; and the orders of four epochs and a
+fifth while it is drawn, `40 N` bytes, 51 MB for ImageNet. With workers each has so much
 (benchmarks/results/input.md).
 """
 
@@ -52,7 +52,7 @@ def train_batches(
 ) -> Iterator[Batch]:
     """Makes this process's part of batches `start_step` to `num_steps - 1`.
 
-    A batch is `{'image': uint8 [b, S, S, 3], 'label': int32 [b]}`, where `b` is the global
+    A batch is `{'image': uint8 [b, S, S, C], 'label': int32 [b]}`, where `b` is the global
     `batch_size / process_count`. Epochs follow each other without a gap, so a batch may hold the
     end of one and the start of the next. `sampling` is 'shuffle', each example once an epoch, or
     'class_aware', each class equally often (`se_flax.data.sampling`), for which each process reads
@@ -111,8 +111,8 @@ class _Chunk(NamedTuple):
     corrupt: dict[int, str]
 
     @classmethod
-    def empty(cls, rows: int, image_size: int) -> '_Chunk':
-        image = np.zeros((rows, image_size, image_size, 3), np.uint8)
+    def empty(cls, rows: int, view: TrainTransform | EvalTransform) -> '_Chunk':
+        image = np.zeros((rows, view.image_size, view.image_size, view.channels), np.uint8)
         return cls(image, np.zeros(rows, np.int32), np.zeros(rows, bool), {})
 
 
@@ -149,7 +149,7 @@ class _TrainChunk:
 
     def __call__(self, number: int) -> _Chunk:
         positions = self.layout.positions(number)
-        chunk = _Chunk.empty(len(positions), self.transform.image_size)
+        chunk = _Chunk.empty(len(positions), self.transform)
         bits = np.random.Philox(key=(self.seed, 0))
         rng, start = np.random.Generator(bits), bits.state
         for row, position in enumerate(positions):
@@ -171,7 +171,7 @@ class _EvalChunk:
 
     def __call__(self, number: int) -> _Chunk:
         positions = self.layout.positions(number)
-        chunk = _Chunk.empty(len(positions), self.transform.image_size)
+        chunk = _Chunk.empty(len(positions), self.transform)
         for row, index in enumerate(positions):
             if index < len(self.dataset):
                 _load(self, chunk, row, index, None)
@@ -188,7 +188,7 @@ def _load(
     """Fills a row with an example; False, and noted in `corrupt`, where it cannot be decoded."""
     try:
         image, chunk.label[row] = task.dataset.read(index)
-        task.transform(decode(image), rng, chunk.image[row])
+        task.transform(decode(image, task.transform.channels), rng, chunk.image[row])
     except DecodeError as error:
         chunk.corrupt[index] = str(error)
         return False

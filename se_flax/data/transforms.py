@@ -1,7 +1,7 @@
 """From pixels to what the network is given: crop, resize, flip, rotation, all on uint8.
 
-A transform is a pure function `(image, rng, out)`: it reads an image `[H, W, 3]`, draws from the
-generator alone, and writes `out`, `[S, S, 3]`. Both are uint8 RGB.
+A transform is a pure function `(image, rng, out)`: it reads an image `[H, W, C]`, draws from the
+generator alone, and writes `out`, `[S, S, C]`. Both are uint8; three channels are RGB.
 """
 
 import dataclasses
@@ -53,11 +53,12 @@ class TrainTransform:
         rotation: greatest angle either way, in degrees to 180, drawn evenly; around the centre of
             the crop, bilinear, the corners that come in have the colour `fill`.
         jitter: greatest number either way, to 255, that is added to a channel; drawn evenly for
-            each of the three, sums are rounded and stay in 0 to 255.
+            each of them, sums are rounded and stay in 0 to 255.
         cutout: side of a square of colour `fill` whose centre is any pixel (arXiv 1708.04552);
             0 for none.
-        fill: RGB, 0 to 255.
+        fill: a number a channel, 0 to 255.
         interpolation: one of INTERPOLATIONS.
+        channels: C.
     """
 
     image_size: int
@@ -69,8 +70,9 @@ class TrainTransform:
     rotation: float = 0
     jitter: float = 0
     cutout: int = 0
-    fill: tuple[int, int, int] = (0, 0, 0)
+    fill: tuple[int, ...] = (0, 0, 0)
     interpolation: str = 'bilinear'
+    channels: int = 3
 
     def __post_init__(self):
         check_known('crop', self.crop, CROPS)
@@ -101,7 +103,7 @@ class TrainTransform:
         if self.rotation:
             out[:] = rotate(out, rng.uniform(-self.rotation, self.rotation), self.fill)
         if self.jitter:
-            cv2.add(out, (*rng.uniform(-self.jitter, self.jitter, 3), 0.0), dst=out)
+            out[:] = jittered(out, rng.uniform(-self.jitter, self.jitter, self.channels))
         if self.cutout:
             cut(out, rng.integers(self.image_size, size=2), self.cutout, self.fill)
 
@@ -117,11 +119,13 @@ class EvalTransform:
         resize: length the shorter edge is resized to, at least S; 0 keeps an image's size, except
             that one smaller than S is enlarged to S.
         interpolation: one of INTERPOLATIONS.
+        channels: C.
     """
 
     image_size: int
     resize: int = 0
     interpolation: str = 'bilinear'
+    channels: int = 3
 
     def __post_init__(self):
         check_known('interpolation', self.interpolation, INTERPOLATIONS)
@@ -164,13 +168,25 @@ def inception_crop(
 
 
 def resize(image: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:
-    """Resizes `[H, W, 3]` to `[height, width, 3]`; the same size is returned as it is."""
+    """Resizes `[H, W, C]` to `[height, width, C]`; the same size is returned as it is."""
     if image.shape[:2] == (height, width):
         return image
-    if interpolation in OPENCV:
-        return cv2.resize(image, (width, height), interpolation=OPENCV[interpolation])
-    pixels = Image.fromarray(np.ascontiguousarray(image))
-    return np.asarray(pixels.resize((width, height), PILLOW[interpolation]))
+
+    def resized(pixels):
+        if interpolation in OPENCV:
+            return cv2.resize(pixels, (width, height), interpolation=OPENCV[interpolation])
+        pixels = Image.fromarray(np.ascontiguousarray(pixels))
+        return np.asarray(pixels.resize((width, height), PILLOW[interpolation]))
+
+    return _by_channel(resized, image)
+
+
+def _by_channel(f, image: np.ndarray, *values) -> np.ndarray:
+    """Returns f(image, *values), of RGB at once; OpenCV takes four channels, Pillow knows alpha."""
+    if image.shape[2] == 3:
+        return f(image, *values)
+    planes = map(np.ascontiguousarray, np.moveaxis(image, -1, 0))
+    return np.stack(list(map(f, planes, *values)), -1)
 
 
 def fit(image: np.ndarray, shorter: int, size: int, interpolation: str) -> np.ndarray:
@@ -182,7 +198,7 @@ def fit(image: np.ndarray, shorter: int, size: int, interpolation: str) -> np.nd
     return image[top : top + size, left : left + size]
 
 
-def shift(image: np.ndarray, by: np.ndarray, fill: tuple[int, int, int], out: np.ndarray) -> None:
+def shift(image: np.ndarray, by: np.ndarray, fill: tuple[int, ...], out: np.ndarray) -> None:
     """Writes `image` moved `by` (down, right) pixels into `out`; what comes in is `fill`."""
     (to_y, from_y), (to_x, from_x) = map(_overlap, by.tolist())  # Python's ints are quicker
     out[:] = fill
@@ -194,14 +210,23 @@ def _overlap(by: int) -> tuple[slice, slice]:
     return into, out_of
 
 
-def rotate(image: np.ndarray, degrees: float, fill: tuple[int, int, int]) -> np.ndarray:
+def rotate(image: np.ndarray, degrees: float, fill: tuple[int, ...]) -> np.ndarray:
     """Turns an image counter-clockwise around its centre; what comes in is `fill`."""
     height, width = image.shape[:2]
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
-    return cv2.warpAffine(image, matrix, (width, height), borderValue=fill)
+
+    def rotated(pixels, fill):
+        return cv2.warpAffine(pixels, matrix, (width, height), borderValue=fill)
+
+    return _by_channel(rotated, image, fill)
 
 
-def cut(image: np.ndarray, centre: np.ndarray, side: int, fill: tuple[int, int, int]) -> None:
+def jittered(image: np.ndarray, by: np.ndarray) -> np.ndarray:
+    """Adds a number to each channel; sums are rounded and stay in 0 to 255."""
+    return _by_channel(lambda pixels, by: cv2.add(pixels, (*np.atleast_1d(by), 0.0)), image, by)
+
+
+def cut(image: np.ndarray, centre: np.ndarray, side: int, fill: tuple[int, ...]) -> None:
     """Sets the `side` square around a pixel to `fill`, in place, clipped at the border."""
     y, x = (slice(max(c - side // 2, 0), max(c - side // 2 + side, 0)) for c in centre)
     image[y, x] = fill

@@ -18,17 +18,19 @@ class Squash:
     Attributes:
         image_size: side S of the output, in pixels.
         interpolation: one of `se_flax.data.transforms.INTERPOLATIONS`.
+        channels: C.
     """
 
     image_size: int
     interpolation: str = 'bilinear'
+    channels: int = 3
 
     def __post_init__(self):
         check_known('interpolation', self.interpolation, INTERPOLATIONS)
         check_size('image_size', self.image_size, at_least=1)
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator | None, out: np.ndarray) -> None:
-        """Writes `image` into `out`, `[S, S, 3]`, both uint8 RGB; `rng` is not used."""
+        """Writes `image` into `out`, `[S, S, C]`, both uint8; `rng` is not used."""
         size, (height, width) = self.image_size, image.shape[:2]
         least = min(height, width)
         image = resize(image, height * size // least, width * size // least, self.interpolation)

@@ -33,8 +33,8 @@ def make_scores(
 ) -> Callable[[Any, jax.Array], jax.Array]:
     """Returns the jitted `(variables, canvases) -> scores`, the mean over a scale's views.
 
-    Canvases are uint8 `[B, R, R, 3]`, scores `[B, C]`. One view after another goes through the
-    network, so that any number of crops needs the memory, and the compile time, of one.
+    Canvases are uint8 `[B, R, R, channels]`, scores `[B, C]`. One view after another goes through
+    the network, so that any number of crops needs the memory, and the compile time, of one.
     """
     average, size = AVERAGES[protocol.average], scale.size
     where = places(protocol.crops, scale.canvas.image_size, size)

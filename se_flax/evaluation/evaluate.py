@@ -16,12 +16,12 @@ def normalize(images: jax.Array, mean, std, dtype) -> jax.Array:
     """Returns `(images - mean) / std` in `dtype`.
 
     Args:
-        images: `[B, H, W, 3]`, uint8.
+        images: `[B, H, W, C]`, uint8.
         mean, std: a number a channel, in the same 0 to 255 units.
         dtype: of the result.
     """
     wide = jnp.promote_types(dtype, jnp.float32)
-    mean, std = (jnp.asarray(v, wide).reshape(1, 1, 1, 3) for v in (mean, std))
+    mean, std = (jnp.asarray(v, wide).reshape(1, 1, 1, -1) for v in (mean, std))
     return ((images.astype(wide) - mean) / std).astype(dtype)
 
 
@@ -44,7 +44,7 @@ def in_top(k: int, scores: jax.Array, labels: jax.Array) -> jax.Array:
 def make_eval_step(model: nn.Module, mesh: Mesh, *, mean, std) -> Callable[..., Any]:
     """Returns the jitted `(variables, batch) -> sums` over the examples whose mask is set.
 
-    The batch holds `image` `[B, H, W, 3]` uint8, `label` `[B]` int32 and `mask` `[B]` bool; the
+    The batch holds `image` `[B, H, W, C]` uint8, `label` `[B]` int32 and `mask` `[B]` bool; the
     sums are scalars `loss`, `top1`, `top5`, `examples`.
     """
 

@@ -89,7 +89,7 @@ class Protocol:
         sizes, resizes = self.sizes or (own.image_size,), self.resizes or (own.resize,)
         count = max(len(sizes), len(resizes))
         return [
-            self._scale(EvalTransform(size, to, own.interpolation))
+            self._scale(dataclasses.replace(own, image_size=size, resize=to))
             for size, to in zip(_spread(sizes, count), _spread(resizes, count), strict=True)
         ]
 
@@ -113,7 +113,7 @@ class Protocol:
                 f'none; take at least {size}'
             )
         if self.crops == 12:
-            return Scale(Squash(side, view.interpolation), size)
+            return Scale(Squash(side, view.interpolation, view.channels), size)
         return Scale(dataclasses.replace(view, image_size=side), size)
 
 
@@ -134,7 +134,7 @@ def places(crops: int, side: int, size: int) -> np.ndarray:
 
 
 def lay_out(crops: int, canvas: jax.Array, size: int) -> jax.Array:
-    """Returns uint8 images `[B, R, R, 3]` with all that views are cut from.
+    """Returns uint8 images `[B, R, R, C]` with all that views are cut from.
 
     Twelve crops have the whole image too: it is laid below, as rows R to R + `size`.
     """
@@ -142,7 +142,7 @@ def lay_out(crops: int, canvas: jax.Array, size: int) -> jax.Array:
         return canvas
     batch, side = canvas.shape[:2]
     # Bilinear without antialias, as the source of the protocol shrinks.
-    shape = (batch, size, size, 3)
+    shape = (batch, size, size, canvas.shape[-1])
     whole = jax.image.resize(canvas.astype(jnp.float32), shape, 'linear', antialias=False)
     whole = jnp.round(whole).astype(canvas.dtype)
     padded = jnp.pad(whole, ((0, 0), (0, 0), (0, side - size), (0, 0)))
@@ -150,8 +150,8 @@ def lay_out(crops: int, canvas: jax.Array, size: int) -> jax.Array:
 
 
 def cut(canvas: jax.Array, place: jax.Array, size: int) -> jax.Array:
-    """Cuts one view, `[B, size, size, 3]`, of images; `place` is a row of `places`."""
+    """Cuts one view, `[B, size, size, C]`, of images; `place` is a row of `places`."""
     top, left, mirrored = place
-    shape = (len(canvas), size, size, 3)
+    shape = (len(canvas), size, size, canvas.shape[-1])
     view = jax.lax.dynamic_slice(canvas, (0, top, left, 0), shape)
     return jnp.where(mirrored, view[:, :, ::-1], view)

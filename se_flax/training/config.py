@@ -30,7 +30,8 @@ _STEPS = tuple(f'{what}_every_steps' for what in INTERVALS)
 _EPOCHS = tuple(f'{what}_every_epochs' for what in INTERVALS)
 _OPTIONAL = ('num_steps', *_STEPS, *_EPOCHS)  # may be None
 DTYPES = ('float32', 'bfloat16', 'float64')
-_LENGTHS = {'mean': 3, 'std': 3, 'fill': 3, 'crop_area': 2, 'crop_aspect': 2}
+_A_CHANNEL = ('mean', 'std', 'fill')  # hold a number for each
+_PAIRS = ('crop_area', 'crop_aspect')
 _NOT_NEGATIVE = (
     *('seed', 'bn_group_size', 'weight_decay', 'momentum', 'label_smoothing'),
     *('warmup', 'drop_factor', 'eval_resize', 'max_corrupt', 'num_threads', 'num_workers'),
@@ -48,12 +49,14 @@ def base_config() -> ml_collections.ConfigDict:
     c.model = 'se_resnet50'  # one of `se-flax models`
     c.model_fields = ml_collections.ConfigDict()  # of the network's class; `se.reduction` of SE
     c.init_from = ''  # weights file (`se-flax convert`) to fine-tune; '' draws them by the seed
+    c.adapt_channels = False  # sums or repeats the first kernel of init_from to fit in_channels
     c.bn_group_size = 32  # images that share BatchNorm statistics; 0 is the global batch
     c.dtype = 'float32'  # of the maps; 'bfloat16' on accelerators, 'float64' for tests
 
     c.data = ''  # one of `se-flax data check`, or folder:PATH
     c.data_dir = ''  # of tfds; '' is its default, ~/tensorflow_datasets
     c.image_size = 224  # pixels, both sides
+    c.in_channels = 3  # of the images; 1 reads them as gray, other numbers are those of the files
     c.mean = (123.675, 116.28, 103.53)  # of a channel, 0 to 255
     c.std = (1.0, 1.0, 1.0)
     c.crop = 'inception'  # 'inception', 'pad' (shift by up to `pad` pixels) or 'none'
@@ -248,9 +251,14 @@ def check_config(config: ml_collections.ConfigDict, num_devices: int) -> None:
     check_known('schedule', config.schedule, SCHEDULES)
     check_known('dtype', config.dtype, DTYPES)
     check_known('sampling', config.sampling, SAMPLINGS)
-    for name, length in _LENGTHS.items():
-        if len(config[name]) != length:
-            raise UserError(f'{name}={config[name]} must have {length} numbers')
+    _check_range('in_channels', config.in_channels, least=1)
+    for name in _PAIRS:
+        if len(config[name]) != 2:
+            raise UserError(f'{name}={config[name]} must have 2 numbers')
+    for name in _A_CHANNEL:
+        if len(config[name]) != config.in_channels:
+            channels = f'in_channels={config.in_channels}'
+            raise UserError(f'{name}={config[name]} must have as many numbers as {channels}')
     for name in ('batch_size', 'eval_batch_size', 'image_size', 'num_epochs', 'learning_rate'):
         _check_range(name, config[name], above=0)
     for name in _NOT_NEGATIVE:

@@ -86,20 +86,22 @@ def make_model(config: ml_collections.ConfigDict, num_classes: int) -> nn.Module
     fields = config.model_fields.to_dict()
     ours = {
         'num_classes': num_classes,
+        'in_channels': config.in_channels,
         'dtype': jnp.dtype(config.dtype),
         'bn_group_size': config.bn_group_size or None,
     }
     if twice := ours.keys() & fields.keys():
         raise UserError(
             f'model_fields has {", ".join(sorted(twice))}: num_classes is that of the data, '
-            'dtype and bn_group_size are fields of the config itself'
+            'in_channels, dtype and bn_group_size are fields of the config itself'
         )
     return create_model(config.model, **ours, **fields)
 
 
 def _check_model(model: nn.Module, config: ml_collections.ConfigDict) -> None:
     """Traces the network, as its fields are checked where they are used; compiles nothing."""
-    image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), model.dtype)
+    shape = (1, config.image_size, config.image_size, config.in_channels)
+    image = jax.ShapeDtypeStruct(shape, model.dtype)
     try:
         jax.eval_shape(model.init, jax.random.key(0), image)
     except UserError:
@@ -152,7 +154,7 @@ def make_step(config: ml_collections.ConfigDict, plan: Plan, mesh: Mesh | None =
 def open_split(config: ml_collections.ConfigDict, split: str) -> Dataset:
     """Opens 'train' or 'eval' of the config's data set, decoded into memory where it says so."""
     dataset = open_dataset(config.data, split, config.data_dir or None)
-    return decode_all(dataset) if config.cache else dataset
+    return decode_all(dataset, config.in_channels) if config.cache else dataset
 
 
 def train_transform(config: ml_collections.ConfigDict) -> TrainTransform:
@@ -169,12 +171,15 @@ def train_transform(config: ml_collections.ConfigDict) -> TrainTransform:
         cutout=config.cutout,
         fill=config.fill,
         interpolation=config.interpolation,
+        channels=config.in_channels,
     )
 
 
 def eval_transform(config: ml_collections.ConfigDict) -> EvalTransform:
     """Returns the one view of an image in evaluation and prediction."""
-    return EvalTransform(config.image_size, config.eval_resize, config.interpolation)
+    return EvalTransform(
+        config.image_size, config.eval_resize, config.interpolation, config.in_channels
+    )
 
 
 def total_steps(config: ml_collections.ConfigDict, steps_per_epoch: float) -> int:

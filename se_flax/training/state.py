@@ -62,7 +62,7 @@ def make_init(
     """
 
     def init(key):
-        image = jnp.zeros((1, image_size, image_size, 3), model.dtype)
+        image = jnp.zeros((1, image_size, image_size, model.in_channels), model.dtype)
         variables = model.init(key, image)
         return (AveragedState if average else TrainState)(
             step=jnp.zeros((), jnp.int32),

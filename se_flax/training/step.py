@@ -39,7 +39,7 @@ def make_train_step(
 ) -> TrainStep:
     """Returns `(state, batch) -> (state, metrics)`; `jit_train_step` compiles it over a mesh.
 
-    The batch holds `image` `[B, H, W, 3]` uint8 and `label` `[B]` int32. The metrics are scalars:
+    The batch holds `image` `[B, H, W, C]` uint8 and `label` `[B]` int32. The metrics are scalars:
     `loss`, `top1` and `top5` (means over the global batch, before the update), `learning_rate`,
     and `finite`: whether the loss, the gradient and the whole new state are. What a network draws
     (dropout, Shake-Shake's mixtures) is a function of `seed` and the number of the step, and where

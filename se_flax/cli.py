@@ -93,6 +93,12 @@ def _parser() -> argparse.ArgumentParser:
         help='.pth, .pt, .safetensors or .caffemodel, hub:ID, or the workdir of a run',
     )
     convert.add_argument('--model', metavar='NAME', help='one of `se-flax models`')
+    convert.add_argument(
+        '--head', default='keep', help="'drop' leaves the classifier's head out; default: keep"
+    )
+    convert.add_argument(
+        '--in-channels', type=int, metavar='N', help='adapts the first kernel to such images'
+    )
     convert.add_argument('--out', metavar='FILE.safetensors', required=True)
 
     export = command(
@@ -397,7 +403,8 @@ def _convert(args: argparse.Namespace) -> None:
 
         save_run_weights(args.source, pathlib.Path(args.out))
     else:
-        convert(args.source, args.model, args.out)
+        adapted = {'head': args.head, 'in_channels': args.in_channels}
+        convert(args.source, args.model, args.out, **adapted)
     info = read_info(args.out)
     images = info.preprocessing
     print(

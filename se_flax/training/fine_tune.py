@@ -13,7 +13,8 @@ HEAD = 'head'
 def check_weights(config: ml_collections.ConfigDict) -> None:
     """Raises UserError unless a run of this config can start from `config.init_from`.
 
-    Network and pixel statistics must be those of the file; the number of classes need not be.
+    Network, channels and pixel statistics must be those of the file, or with
+    `config.adapt_channels` the network alone; the number of classes need not be.
     """
     from se_flax.weights import read_info  # the extra `weights`, for those who have some
 
@@ -22,6 +23,14 @@ def check_weights(config: ml_collections.ConfigDict) -> None:
         raise UserError(
             f'{config.init_from} has weights of {info.model}, not of {config.model}; '
             f'take --config.model={info.model}'
+        )
+    if config.adapt_channels:
+        return
+    if (channels := len(info.preprocessing.mean)) != config.in_channels:
+        raise UserError(
+            f'{config.init_from} has weights for {channels} channels, and '
+            f'in_channels={config.in_channels}; to sum or repeat their first kernel: '
+            f'--config.adapt_channels=True'
         )
     for name, of_weights in (('mean', info.preprocessing.mean), ('std', info.preprocessing.std)):
         if any(abs(a - b) > 1e-3 for a, b in zip(config[name], of_weights, strict=True)):
@@ -40,7 +49,8 @@ def start_from(config: ml_collections.ConfigDict, state: TrainState) -> TrainSta
     """
     from se_flax.weights import load_weights
 
-    _, variables = load_weights(config.init_from)
+    channels = config.in_channels if config.adapt_channels else None
+    _, variables = load_weights(config.init_from, in_channels=channels)
     params, drawn = variables['params'], state.params
     if params[HEAD]['bias'].shape != drawn[HEAD]['bias'].shape:
         params[HEAD] = drawn[HEAD]

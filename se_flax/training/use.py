@@ -69,7 +69,7 @@ def open_weights(path: pathlib.Path, dtype: str | None = None) -> Trained:
     dtype = _dtype(dtype or DTYPES[0])
     model = create_model(info.model, info.num_classes, **{**info.fields, 'dtype': dtype})
     images = info.preprocessing
-    view = EvalTransform(images.image_size, images.resize, images.interpolation)
+    view = EvalTransform(images.image_size, images.resize, images.interpolation, model.in_channels)
     config = base_config()
     config.eval_batch_size = WEIGHTS_BATCH * jax.device_count()
     network = Network(model, variables, view, images.mean, images.std)
@@ -222,11 +222,10 @@ def predict(
     """Yields the most probable classes of each image file, with their probabilities, in order.
 
     `folded` is for the network without BatchNorm, see `fold_batch_norm`. Raises MissingError or
-    UserError for the first image that is not there or cannot be decoded, before the network is
-    loaded.
+    UserError for the first image that is not there or cannot be decoded, and for a network without
+    a head, before anything is compiled.
     """
-    decoded = [_read(path) for path in images]
-    return _predict(open_run(workdir), decoded, top, folded)
+    return _predict(open_run(workdir), images, top, folded)
 
 
 def predict_weights(
@@ -237,8 +236,7 @@ def predict_weights(
     folded: bool = False,
 ) -> Iterator[list[tuple[str, float]]]:
     """Does the same as `predict` with a weights file; unnamed classes are called by number."""
-    decoded = [_read(path) for path in images]
-    return _predict(open_weights(path), decoded, top, folded)
+    return _predict(open_weights(path), images, top, folded)
 
 
 def save_run_weights(workdir: str | os.PathLike, out: pathlib.Path) -> None:
@@ -252,32 +250,39 @@ def save_run_weights(workdir: str | os.PathLike, out: pathlib.Path) -> None:
     c = run.config
     view = Preprocessing(c.image_size, c.eval_resize, c.interpolation, tuple(c.mean), tuple(c.std))
     fields = c.model_fields.to_dict()
+    if c.in_channels != 3:
+        fields['in_channels'] = c.in_channels
     save_weights(out, c.model, run.variables, view, fields=fields, class_names=run.class_names)
 
 
 def _predict(
-    trained: Trained, images: Sequence[np.ndarray], top: int, folded: bool
+    trained: Trained, images: Sequence[pathlib.Path], top: int, folded: bool
 ) -> Iterator[list[tuple[str, float]]]:
     model, variables, view, mean, std = (fold(trained) if folded else trained).network
+    if not model.num_classes:
+        raise UserError(f'{trained.name} has no head, so it predicts no classes')
     names = trained.class_names or [f'class {i}' for i in range(model.num_classes)]
+    decoded = [_read(path, view.channels) for path in images]
 
     @jax.jit
     def probabilities(variables, image):
         image = normalize(image, mean, std, model.dtype)
         return jax.nn.softmax(model.apply(variables, image, train=False))[0]
 
-    for image in images:
-        out = np.empty((1, view.image_size, view.image_size, 3), np.uint8)
+    def guesses(image):
+        out = np.empty((1, view.image_size, view.image_size, view.channels), np.uint8)
         view(image, None, out[0])
         p = np.asarray(probabilities(variables, out))
-        yield [(names[i], float(p[i])) for i in np.argsort(-p)[:top]]
+        return [(names[i], float(p[i])) for i in np.argsort(-p)[:top]]
+
+    return map(guesses, decoded)
 
 
-def _read(path: pathlib.Path) -> np.ndarray:
+def _read(path: pathlib.Path, channels: int) -> np.ndarray:
     if not path.is_file():
         near = [p.name for p in sorted(path.parent.glob('*')) if p.is_file()][:5]
         raise MissingError(f'no image {path}; that folder has {", ".join(near) or "no files"}')
     try:
-        return decode(path.read_bytes())
+        return decode(path.read_bytes(), channels)
     except DecodeError as error:
         raise UserError(f'cannot read image {path}: {error}') from None

@@ -13,6 +13,7 @@ from se_flax.errors import UserError, check_known
 from se_flax.models import create_model
 from se_flax.models.bn_inception import BNInception
 from se_flax.models.resnet import ResNet
+from se_flax.weights.adapt import FIRST, adapt
 from se_flax.weights.caffe_file import read_caffemodel
 from se_flax.weights.fill import Tensor, fill, misfits, to_kernel, variable_shapes
 from se_flax.weights.info import CAFFE, WeightsInfo
@@ -65,11 +66,16 @@ NAMINGS = (
         CAFFE,
     ),
 )
-FIRST = tuple(f'params/{conv}/kernel' for conv in ('conv_stem', 'conv_stem1', 'conv1'))
 HEAD = ('params/head/kernel', 'params/head/bias')
 
 
-def from_caffe(name: str, path: str | pathlib.Path) -> dict[str, Any]:
+def from_caffe(
+    name: str,
+    path: str | pathlib.Path,
+    *,
+    head: str = 'keep',
+    in_channels: int | None = None,
+) -> dict[str, Any]:
     """Returns the variables of a network that the authors released, from its `.caffemodel`.
 
     The network then takes RGB images, of 0 to 255 less the mean (123, 117, 104), as the first
@@ -79,12 +85,13 @@ def from_caffe(name: str, path: str | pathlib.Path) -> dict[str, Any]:
     Args:
         name: one of MODELS.
         path: of the `.caffemodel`.
+        head, in_channels: as in `load_weights`.
 
     Raises:
         UserError: for another network, a damaged file, and anything missing, unexpected, mis-shaped
             or not finite. MissingError where there is no file.
     """
-    return read_caffe(name, path)[1]
+    return adapt(*read_caffe(name, path), head, in_channels)[1]
 
 
 def read_caffe(name: str, path: str | pathlib.Path) -> tuple[WeightsInfo, dict[str, Any]]:
@@ -139,7 +146,7 @@ def _in_our_order(tensor: Tensor, shapes: Mapping[str, Any], num_classes: int) -
     path, array = tensor.path, tensor.array
     if path in HEAD and num_classes == len(class_order()) == len(array):
         array = array[class_order()]
-    if path in FIRST and array.ndim == 4:
+    if path in {f'params/{conv}/kernel' for conv in FIRST} and array.ndim == 4:
         array = array[:, ::-1]  # Caffe's images are BGR
     if path and path.endswith('/kernel'):
         array = to_kernel(array, shapes.get(path, ()))

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from se_flax.errors import UserError, check_known
+from se_flax.weights.adapt import adapt
 from se_flax.weights.caffe import read_caffe
 from se_flax.weights.hub import read_hub
 from se_flax.weights.info import WeightsInfo
@@ -17,7 +18,15 @@ OURS = '.safetensors'
 HUB = 'hub:'
 
 
-def convert(source: str, name: str | None, out: str | pathlib.Path, **fields: Any) -> WeightsInfo:
+def convert(
+    source: str,
+    name: str | None,
+    out: str | pathlib.Path,
+    *,
+    head: str = 'keep',
+    in_channels: int | None = None,
+    **fields: Any,
+) -> WeightsInfo:
     """Reads public weights, writes them to `out`, and returns what belongs to them.
 
     Args:
@@ -25,6 +34,7 @@ def convert(source: str, name: str | None, out: str | pathlib.Path, **fields: An
             Hugging Face hub.
         name: registered name of the network; the hub's ids need none.
         out: a `.safetensors` file, for `load_weights`.
+        head, in_channels: as in `load_weights`.
         **fields: of the network's class, as in `from_torch`; not for the hub and Caffe.
 
     Raises UserError and MissingError as the readers do, before anything is written.
@@ -33,7 +43,7 @@ def convert(source: str, name: str | None, out: str | pathlib.Path, **fields: An
     check_known('kind of weights file', out.suffix, (OURS,))
     if not out.parent.is_dir():
         raise UserError(f'no folder {out.parent} for {out.name}')
-    info, variables = _read(source, name, fields)
+    info, variables = adapt(*_read(source, name, fields), head, in_channels)
     save_weights(
         *(out, info.model, variables, info.preprocessing),
         lineage=info.lineage,

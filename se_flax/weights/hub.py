@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from se_flax.errors import MissingError, UserError, check_known
+from se_flax.weights.adapt import adapt
 from se_flax.weights.files import read_bytes
 from se_flax.weights.info import Preprocessing, WeightsInfo, parse_preprocessing
 from se_flax.weights.safetensors_file import read_safetensors
@@ -47,19 +48,24 @@ EXAMPLES = (
 
 
 def from_hub(
-    repo_id: str, cache_dir: str | pathlib.Path | None = None
+    repo_id: str,
+    cache_dir: str | pathlib.Path | None = None,
+    *,
+    head: str = 'keep',
+    in_channels: int | None = None,
 ) -> tuple[str, dict[str, Any]]:
     """Returns the registered name and the variables of timm's weights on the Hugging Face hub.
 
     Args:
         repo_id: such as 'timm/legacy_senet154.in1k', where `legacy_senet154` is the architecture.
         cache_dir: of huggingface_hub; None is its own. What is in it needs no network.
+        head, in_channels: as in `load_weights`.
 
     Raises:
         UserError: for an id that is no network here, or not on the hub.
         MissingError: where the weights are not in the cache and cannot be fetched.
     """
-    info, variables = read_hub(repo_id, cache_dir)
+    info, variables = adapt(*read_hub(repo_id, cache_dir), head, in_channels)
     return info.model, variables
 
 

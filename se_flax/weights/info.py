@@ -10,7 +10,7 @@ MAX_SIZE = 1 << 24  # of a number that counts something
 
 
 class Preprocessing(NamedTuple):
-    """From an RGB image of 0 to 255 to what a network was trained on.
+    """From an image of 0 to 255 to what a network was trained on; three channels are RGB.
 
     The shorter edge is resized to `resize` pixels (0 leaves it), the centre of `image_size` pixels
     is cut out, and each channel becomes `(x - mean) / std`. `interpolation` is one of
@@ -21,8 +21,8 @@ class Preprocessing(NamedTuple):
     image_size: int
     resize: int
     interpolation: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 class WeightsInfo(NamedTuple):
@@ -30,7 +30,7 @@ class WeightsInfo(NamedTuple):
 
     Attributes:
         model: registered name.
-        num_classes: width of the head.
+        num_classes: width of the head; 0 is none.
         lineage: code base they come from: 'caffe', 'cadene', 'timm', 'torchvision', 'pytorchcv' or
             one's own name for it.
         preprocessing: of the images, in evaluation.
@@ -65,7 +65,9 @@ def parse_preprocessing(entry: Mapping[str, Any]) -> Preprocessing:
     check_entry('resize', view.resize, view.resize == 0 or is_size(view.resize))
     check_entry('interpolation', view.interpolation, isinstance(view.interpolation, str))
     for name, of in (('mean', view.mean), ('std', view.std)):
-        real = len(of) == 3 and all(type(v) in (int, float) and math.isfinite(v) for v in of)
+        real = len(of) == len(view.mean) > 0 and all(
+            type(v) in (int, float) and math.isfinite(v) for v in of
+        )
         check_entry(name, of, real and (name == 'mean' or min(of) > 0))
     return view
 

@@ -4,11 +4,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from flax import linen as nn
 
 from se_flax.errors import UserError
 from se_flax.models import create_model, list_models, model_info
+from se_flax.models.network import Network
 from se_flax.weights import inception_names, plain_names, resnet_names
+from se_flax.weights.adapt import FIRST, adapt, spread
 from se_flax.weights.fill import Tensor, as_float32, fill, misfits, to_kernel, variable_shapes
 from se_flax.weights.info import CIFAR, WeightsInfo, without_lists
 from se_flax.weights.naming import Naming, norm_of, traits_of
@@ -26,25 +27,42 @@ LEAVES = {
 FLATTENED = {'params/fc6/kernel': (512, 7, 7)}
 
 
-def from_torch(name: str, state_dict: Mapping[str, Any], **fields) -> dict[str, Any]:
+def from_torch(
+    name: str,
+    state_dict: Mapping[str, Any],
+    num_classes: int | None = None,
+    *,
+    head: str = 'keep',
+    in_channels: int | None = None,
+    **fields,
+) -> dict[str, Any]:
     """Returns the variables of a registered network from a PyTorch state dict.
 
     The dict has arrays or PyTorch tensors by the names of timm, Cadene (timm's `legacy_*`),
-    torchvision or pytorchcv; the names tell which. Its head may have any number of classes. Each
-    parameter is filled exactly once, float32; kernels become `[H, W, I, O]`, and the bias of a
-    convolution that has none here is taken off the mean of the BatchNorm behind it.
+    torchvision or pytorchcv; the names tell which. Its head may have any number of classes, and
+    its images any number of channels. Each parameter is filled exactly once, float32; kernels
+    become `[H, W, I, O]`, and the bias of a convolution that has none here is taken off the mean of
+    the BatchNorm behind it.
 
     Args:
         name: one of `list_models()`, of the same lineage: `se_resnet50` for Cadene's weights,
             `timm_seresnet50` for timm's.
         state_dict: names and tensors, or a checkpoint that has them under `state_dict` or `model`.
+        num_classes: that the network has; None is as many as the head.
+        head, in_channels: as in `load_weights`; without a head `num_classes` may be any number.
         **fields: of the network's class, as in `create_model`.
 
     Raises:
-        UserError: for weights of another network or lineage, with the names they fit, and for
-            anything missing, unexpected, mis-shaped or not finite.
+        UserError: for weights of another network, lineage or number of classes, with the names they
+            fit, and for anything missing, unexpected, mis-shaped or not finite.
     """
-    return read_state_dict(name, state_dict, fields)[1]
+    info, variables = adapt(*read_state_dict(name, state_dict, fields), head, in_channels)
+    if head == 'keep' and num_classes not in (None, info.num_classes):
+        raise UserError(
+            f"the weights have {info.num_classes} classes, not {num_classes}; head='drop' leaves "
+            f'their head out'
+        )
+    return variables
 
 
 def read_state_dict(
@@ -56,17 +74,20 @@ def read_state_dict(
     arrays = _arrays(state_dict)
     naming = _detect(name, network, arrays)
     num_classes = _num_classes(naming, arrays)
+    if (channels := _in_channels(naming, arrays)) != 3:
+        fields = {**fields, 'in_channels': channels}
     model = create_model(name, num_classes, **fields)
     tensors = _tensors(naming, model, arrays)
     wrong = _other_traits(naming, model) or misfits(variable_shapes(model), tensors)
     if wrong:
-        fitting = _fitting(naming, num_classes, arrays)
+        fitting = _fitting(naming, model, arrays)
         hint = f'; they fit {" or ".join(fitting)}' if fitting else ''
         raise UserError(f"{naming.lineage}'s weights do not fit {name}: {wrong}{hint}")
     small = model_info(name).input_size == CIFAR.image_size
     preprocessing = CIFAR if small else naming.preprocessing
     info = WeightsInfo(name, num_classes, naming.lineage, preprocessing, fields)
-    return info, fill(tensors)
+    mean, std = (spread(v, model.in_channels) for v in preprocessing[-2:])
+    return info._replace(preprocessing=preprocessing._replace(mean=mean, std=std)), fill(tensors)
 
 
 def _arrays(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -108,7 +129,7 @@ def _split(key: str) -> tuple[str, str]:
     return module, leaf
 
 
-def _detect(name: str, network: type[nn.Module], arrays: Iterable[str]) -> Naming:
+def _detect(name: str, network: type[Network], arrays: Iterable[str]) -> Naming:
     modules = {_split(key)[0] for key in arrays}
 
     def known(naming):
@@ -140,7 +161,15 @@ def _num_classes(naming: Naming, arrays: Mapping[str, np.ndarray]) -> int:
     raise UserError("the state dict has no head: no names of the last layer's weight and bias")
 
 
-def _tensors(naming: Naming, model: nn.Module, arrays: Mapping[str, np.ndarray]) -> list[Tensor]:
+def _in_channels(naming: Naming, arrays: Mapping[str, np.ndarray]) -> int:
+    for key, array in arrays.items():
+        module, leaf = _split(key)
+        if leaf == 'weight' and array.ndim == 4 and not {*FIRST}.isdisjoint(naming.paths(module)):
+            return max(1, array.shape[1])
+    return 3
+
+
+def _tensors(naming: Naming, model: Network, arrays: Mapping[str, np.ndarray]) -> list[Tensor]:
     shapes = variable_shapes(model)
     tensors = []
     for key, array in arrays.items():
@@ -178,7 +207,7 @@ def _without_conv_biases(shapes: Mapping[str, Any], tensors: list[Tensor]) -> li
     return tensors
 
 
-def _other_traits(naming: Naming, model: nn.Module) -> str:
+def _other_traits(naming: Naming, model: Network) -> str:
     ours = traits_of(model)
     other = [t for t in naming.traits if t in ours and ours[t] != naming.traits[t]]
     if not other:
@@ -189,18 +218,18 @@ def _other_traits(naming: Naming, model: nn.Module) -> str:
     return f'their network has {theirs}, this one {ours}'
 
 
-def _fitting(naming: Naming, num_classes: int, arrays: Mapping[str, np.ndarray]) -> list[str]:
+def _fitting(naming: Naming, other: Network, arrays: Mapping[str, np.ndarray]) -> list[str]:
     """Names of the networks that these weights can only be of."""
     size = sum(array.size for key, array in arrays.items() if 'running' not in _split(key)[1])
     fitting = []
     for name in list_models():
-        model = create_model(name, num_classes)
+        model = create_model(name, other.num_classes, in_channels=other.in_channels)
         undecided = traits_of(model).keys() - naming.traits.keys()
         if type(model) is not naming.network or undecided or _other_traits(naming, model):
             continue
         # Tracing all of them would take a minute. A head of other classes is less than half.
         info = model_info(name)
-        slack = 1.02 if num_classes == info.num_classes else 2
+        slack = 1.02 if model.num_classes == info.num_classes else 2
         if 1 / slack < size / info.params < slack:
             tensors = _tensors(naming, model, arrays)
             if not misfits(variable_shapes(model), tensors):

@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from se_flax.errors import UserError, check_known
 from se_flax.models import create_model, list_models
+from se_flax.weights.adapt import adapt
 from se_flax.weights.fill import Tensor, as_float32, fill, misfits, variable_shapes
 from se_flax.weights.info import (
     MAX_SIZE,
@@ -71,13 +72,25 @@ def save_weights(
     write_safetensors(pathlib.Path(path), {KEY: text}, tensors)
 
 
-def load_weights(path: str | pathlib.Path) -> tuple[str, dict[str, Any]]:
+def load_weights(
+    path: str | pathlib.Path, *, head: str = 'keep', in_channels: int | None = None
+) -> tuple[str, dict[str, Any]]:
     """Returns the registered name and the variables, float32 NumPy arrays, of a weights file.
 
-    `read_info` says what else the file knows. Raises MissingError where there is no file, and
-    UserError, which names the cause, for one that is damaged, or not of this format.
+    `read_info` says what else the file knows.
+
+    Args:
+        path: of the file.
+        head: 'drop' leaves the head out: what remains is of the network with `num_classes=0`, and
+            all but the head of one with other classes.
+        in_channels: of the images; None is the file's own number. For one channel the first kernel
+            is summed, for more it is repeated and scaled, as timm does.
+
+    Raises:
+        MissingError: where there is no file.
+        UserError: for a file that is damaged, or not of this format; it names the cause.
     """
-    info, variables = read_weights(path)
+    info, variables = adapt(*read_weights(path), head, in_channels)
     return info.model, variables
 
 
@@ -104,13 +117,16 @@ def _plain(info: WeightsInfo) -> dict[str, Any]:
 
 def _check(info: WeightsInfo, tensors: Mapping[str, np.ndarray]) -> list[Tensor]:
     try:
-        shapes = variable_shapes(create_model(info.model, info.num_classes, **info.fields))
+        model = create_model(info.model, info.num_classes, **info.fields)
+        shapes = variable_shapes(model)
     except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
         fields, reason = repr(dict(info.fields))[:100], str(error).partition('\n')[0][:200]
         raise UserError(f'{info.model} cannot have fields {fields}: {reason}') from None
     named = [Tensor(name, name, array) for name, array in tensors.items()]
     if wrong := misfits(shapes, named):
         raise UserError(f'the weights do not fit {info.model}: {wrong}')
+    mean = info.preprocessing.mean
+    check_entry('mean', mean, len(mean) == model.in_channels)
     return named
 
 
@@ -144,7 +160,8 @@ def _parse(text: str) -> WeightsInfo:
         raise UserError(f'the metadata are not as they were written: {error}') from None
     check_entry('model', info.model, isinstance(info.model, str) and len(info.model) < 100)
     check_known('model', info.model, list_models())
-    check_entry('num_classes', info.num_classes, is_size(info.num_classes))
+    headless = info.num_classes == 0
+    check_entry('num_classes', info.num_classes, headless or is_size(info.num_classes))
     check_entry('lineage', info.lineage, isinstance(info.lineage, str))
     check_entry('fields', info.fields, isinstance(info.fields, dict) and _harmless(info.fields))
     named = all(isinstance(name, str) for name in info.class_names)

@@ -1,0 +1,69 @@
+"""The map of each stride against timm's `features_only`, and its rule for other channels."""
+
+import jax
+import numpy as np
+import pytest
+import timm
+import torch
+from timm.models import resnet as timm_resnet
+from timm.models import vgg as timm_vgg
+from timm.models._features import FeatureHookNet
+
+from se_flax.models import create_model, model_info
+from se_flax.weights import from_torch
+
+from .compare import FAST_COMPILE, enliven, images, to_torch
+
+ONE_EACH = {'stage_sizes': (1, 1, 1, 1)}
+
+
+def seresnet(**fields):
+    return timm_resnet.ResNet(
+        timm_resnet.Bottleneck, (1, 1, 1, 1), block_args={'attn_layer': 'se'}, **fields
+    )
+
+
+NETWORKS = {
+    'timm_seresnet50': (seresnet, ONE_EACH, 65),
+    'vgg16': (lambda: timm_vgg.vgg16_bn(), {}, 64),
+    'inception_resnet_v2': (lambda: timm.create_model('inception_resnet_v2'), {}, 97),
+}
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_maps_are_those_of_timm(name):
+    build, fields, size = NETWORKS[name]
+    net = enliven(build(), size).eval()
+    variables = from_torch(name, net.state_dict(), head='drop', **fields)
+    model, x = create_model(name, 0, **fields), images(size)
+    info = net.feature_info
+    listed = [(f.stride, f.channels) for f in model_info(name).features]
+    assert listed == [(entry['reduction'], entry['num_chs']) for entry in info]
+    with torch.no_grad():
+        hooked = FeatureHookNet(net, out_indices=tuple(range(len(info))), out_map=None)
+        theirs = [y.movedim(1, -1).numpy() for y in hooked(to_torch(x))]
+
+    def features(variables, x):
+        return model.apply(variables, x, method='features')
+
+    ours = jax.jit(features, compiler_options=FAST_COMPILE)(variables, x)
+    for got, want in zip(ours.values(), theirs, strict=True):
+        # Float32 through all layers before it, as for logits.
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * np.abs(want).max())
+
+
+@pytest.mark.parametrize('channels', [1, 2, 4, 7])
+def test_channels_are_adapted_as_timm_does(channels):
+    net = seresnet()
+    net.default_cfg = {'first_conv': 'conv1', 'num_classes': 1000, 'classifier': 'fc'}
+    want = timm.models.adapt_input_conv(channels, net.conv1.weight.detach().clone())
+    name = 'timm_seresnet50'
+    variables = from_torch(name, net.state_dict(), in_channels=channels, **ONE_EACH)
+    got = variables['params']['conv_stem']['kernel'].transpose(3, 2, 0, 1)
+    np.testing.assert_allclose(got, want.numpy(), rtol=1e-6, atol=1e-7)  # a sum of three
+
+
+def test_weights_of_other_channels_tell_their_number():
+    net = seresnet(in_chans=4)
+    variables = from_torch('timm_seresnet50', net.state_dict(), **ONE_EACH)
+    assert variables['params']['conv_stem']['kernel'].shape == (7, 7, 4, 64)

@@ -61,12 +61,13 @@ def test_each_group_is_normalised_by_its_own_statistics():
 
 
 def test_evaluation_uses_the_running_statistics_of_any_batch():
-    x = np.random.default_rng(0).normal(size=(3, 2, 2, 4)).astype('f')
-    variables = jax.tree.map(lambda v: v.astype('f'), random_variables(4))
-    y = BatchNorm(True, group_size=32).apply(variables, x)
+    x = np.random.default_rng(0).normal(size=(3, 2, 2, 4))
+    variables = random_variables(4)
+    with jax.enable_x64(True):
+        y = BatchNorm(True, group_size=32, dtype=jnp.float64).apply(variables, x)
     p, s = variables['params'], variables['batch_stats']
     want = (x - s['mean']) / np.sqrt(s['var'] + 1e-5) * p['scale'] + p['bias']
-    np.testing.assert_allclose(y, want, rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(y, want, rtol=1e-10, atol=1e-10)
 
 
 def test_constant_channel_stays_finite():

@@ -48,22 +48,24 @@ def test_equals_the_papers_equations_in_numpy(squeeze, excite, use_bias):
 
 
 def test_no_squeeze_gates_each_position_by_its_own_channels():
-    x = np.random.default_rng(1).normal(size=(2, 3, 5, 8)).astype('f')
+    x = np.random.default_rng(1).normal(size=(2, 3, 5, 8))
     block = SqueezeExcite(4, squeeze=None)
-    p = init(block, x)
-    got = block.apply({'params': p}, x)
-    one = block.apply({'params': p}, x[1:, 2:3, 4:5])
-    np.testing.assert_allclose(got[1:, 2:3, 4:5], one, rtol=1e-5, atol=1e-6)
+    with jax.enable_x64(True):
+        p = init(block, x)
+        got = block.apply({'params': p}, x)
+        one = block.apply({'params': p}, x[1:, 2:3, 4:5])
+    np.testing.assert_allclose(got[1:, 2:3, 4:5], one, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize('squeeze', ['mean', 'max'])
 def test_no_squeeze_equals_se_on_1x1_and_on_constant_maps(squeeze):
-    x = np.random.default_rng(1).normal(size=(2, 1, 1, 8)).astype('f')
-    p = init(SqueezeExcite(4), x)
-    for image in (x, np.broadcast_to(x, (2, 3, 4, 8))):
-        a = SqueezeExcite(4, squeeze=squeeze).apply({'params': p}, image)
-        b = SqueezeExcite(4, squeeze=None).apply({'params': p}, image)
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    x = np.random.default_rng(1).normal(size=(2, 1, 1, 8))
+    with jax.enable_x64(True):
+        p = init(SqueezeExcite(4), x)
+        for image in (x, np.broadcast_to(x, (2, 3, 4, 8))):
+            a = SqueezeExcite(4, squeeze=squeeze).apply({'params': p}, image)
+            b = SqueezeExcite(4, squeeze=None).apply({'params': p}, image)
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
 def test_large_b2_and_zero_w2_is_the_identity_and_zero_b2_halves():

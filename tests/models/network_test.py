@@ -270,9 +270,9 @@ def random_variables(model, size):
     def leaf(path, shape):
         if path[-1].key == 'kernel':
             fan_in = np.prod(shape.shape[:-1])
-            return rng.normal(0, np.sqrt(1 / fan_in), shape.shape).astype('f')
+            return rng.normal(0, np.sqrt(1 / fan_in), shape.shape)
         centre = 1.0 if path[-1].key in ('scale', 'var') else 0.0
-        return rng.normal(centre, 0.1, shape.shape).astype('f')
+        return rng.normal(centre, 0.1, shape.shape)
 
     tree = jax.eval_shape(model.init, jax.random.key(0), image(size))
     return jax.tree_util.tree_map_with_path(leaf, tree)
@@ -285,8 +285,7 @@ GATED = ('se_bn_inception', 'se_mobilenet', 'se_shufflenet', 'se_preact_resnet16
 def test_open_gates_make_the_plain_network(name):
     """With W2 = 0 each gate is sigmoid(b2): 1 for a large b2."""
     size = small_size(name)
-    model = family(name, se={'use_bias': True})
-    variables = random_variables(model, size)
+    model = family(name, se={'use_bias': True}, dtype=jnp.float64)
 
     def open_gate(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator='/')
@@ -299,14 +298,16 @@ def test_open_gates_make_the_plain_network(name):
             return tree
         return {k: drop_se(v) for k, v in tree.items() if not re.fullmatch(r'se[\d_]*', k)}
 
-    x = np.random.default_rng(1).normal(size=(1, size, size, 3)).astype('f')
-    forward = jax.jit(model.apply)
-    shut = forward(variables, x)
-    variables = jax.tree_util.tree_map_with_path(open_gate, variables)
-    got = forward(variables, x)
-    plain = family(name, se=None)
-    want = jax.jit(plain.apply)(drop_se(variables), x)
-    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
+    x = np.random.default_rng(1).normal(size=(1, size, size, 3))
+    with jax.enable_x64(True):
+        variables = random_variables(model, size)
+        forward = jax.jit(model.apply)
+        shut = forward(variables, x)
+        variables = jax.tree_util.tree_map_with_path(open_gate, variables)
+        got = forward(variables, x)
+        plain = family(name, se=None, dtype=jnp.float64)
+        want = jax.jit(plain.apply)(drop_se(variables), x)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-10 * np.abs(want).max())
     assert np.abs(shut - got).max() > 1e-3 * np.abs(want).max()
 
 

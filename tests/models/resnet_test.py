@@ -74,17 +74,19 @@ def forward(model, variables=None, images=IMAGES, **kwargs):
 
 def test_saturated_se_equals_the_plain_twin():
     """W2 = 0 and a large b2 make each gate 1."""
-    model = small()
-    variables, _ = forward(model)
-    plain = {}
-    for block, layers in variables['params'].items():
-        if 'se' in layers:
-            layers['se']['expand']['kernel'] *= 0
-            layers['se']['expand']['bias'] += 50.0
-        plain[block] = {k: v for k, v in layers.items() if k != 'se'}
-    _, got = forward(model, variables)
-    _, want = forward(small(se=None), {**variables, 'params': plain})
-    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
+    with jax.enable_x64(True):
+        model, images = small(dtype=jnp.float64), IMAGES.astype(float)
+        variables, _ = forward(model, images=images)
+        plain = {}
+        for block, layers in variables['params'].items():
+            if 'se' in layers:
+                layers['se']['expand']['kernel'] *= 0
+                layers['se']['expand']['bias'] += 50.0
+            plain[block] = {k: v for k, v in layers.items() if k != 'se'}
+        _, got = forward(model, variables, images)
+        plain = {**variables, 'params': plain}
+        _, want = forward(small(se=None, dtype=jnp.float64), plain, images)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-10 * np.abs(want).max())
 
 
 def numpy_unit(params, x, placement):

@@ -52,11 +52,16 @@ def test_a_kernel_computes_the_same_convolution(weights):
     state = weights.state
     variables = from_torch('resnet8_cifar', state, **weights.fields)
     kernel = variables['params']['conv_stem']['kernel']
-    image = np.random.default_rng(1).standard_normal((5, 5, 3)).astype(np.float32)
-    got = jax.lax.conv_general_dilated(
-        image[None], kernel, (1, 1), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
-    )[0]
-    weight = state['features.init_block.conv.weight']
+    image = np.random.default_rng(1).standard_normal((5, 5, 3))
+    with jax.enable_x64(True):
+        got = jax.lax.conv_general_dilated(
+            image[None],
+            kernel.astype(float),
+            (1, 1),
+            'VALID',
+            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        )[0]
+    weight = state['features.init_block.conv.weight'].astype(float)
     for y, x, o in [(0, 0, 0), (2, 1, 3), (1, 2, 2)]:
         want = sum(
             weight[o, i, h, w] * image[y + h, x + w, i]
@@ -64,7 +69,7 @@ def test_a_kernel_computes_the_same_convolution(weights):
             for h in range(3)
             for w in range(3)
         )
-        np.testing.assert_allclose(got[y, x, o], want, rtol=1e-5)
+        np.testing.assert_allclose(got[y, x, o], want, rtol=1e-12, atol=1e-12)
 
 
 def test_another_head_and_wrappers(weights, assert_equal):
@@ -106,9 +111,9 @@ def test_vgg_flattens_its_map_in_another_order():
     linear = np.random.default_rng(0).standard_normal((2, 512 * 7 * 7)).astype(np.float32)
     path, shape = 'params/fc6/kernel', (7 * 7 * 512, 2)
     kernel = _arranged(Tensor('classifier.0.weight', path, linear), shape).array
-    image = np.random.default_rng(1).standard_normal((7, 7, 512)).astype(np.float32)
+    image = np.random.default_rng(1).standard_normal((7, 7, 512))
     want = linear @ image.transpose(2, 0, 1).ravel()
-    np.testing.assert_allclose(image.ravel() @ kernel, want, rtol=1e-3)
+    np.testing.assert_allclose(image.ravel() @ kernel, want, rtol=1e-10)
     conv = linear.reshape(2, 512, 7, 7)  # timm's form of the same layer
     again = _arranged(Tensor('pre_logits.fc1.weight', path, conv), shape).array
     np.testing.assert_array_equal(again, kernel)

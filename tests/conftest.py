@@ -1,4 +1,8 @@
-"""Shared by all tests: eight CPU devices, strict ranks, golden files."""
+"""Shared by all tests: eight CPU devices, strict ranks, golden files.
+
+A tolerance has to hold on any processor (`.ci/processors`). An identity is compared in float64, to
+1e-8 or closer: rounding of 1e-16 may grow a millionfold. Beside each other tolerance stands why.
+"""
 
 import os
 import pathlib

@@ -221,6 +221,7 @@ def test_smaller_training_images(tars, originals, prepared, tmp_path):
         width, height = Image.open(io.BytesIO(originals['train'][name])).size
         got = example['image'].shape
         assert min(got[:2]) == 100
+        # The longer edge, of 100 pixels or more, is rounded.
         assert got[0] / got[1] == pytest.approx(height / width, rel=0.01)
     files, others = files_of(tmp_path), files_of(prepared)
     assert {n: d for n, d in files.items() if '-validation.' in n} == {

@@ -56,6 +56,7 @@ def test_inception_crop_is_uniform_in_area_and_log_uniform_in_aspect():
     area = h * w / 4000**2
     aspect = np.log(w / h) / np.log(4 / 3)
     for values, low, high in ((area, 0.1, 0.5), (aspect, -1, 1)):
+        # Five standard errors of the median of 4000 draws.
         quantiles = np.quantile((values - low) / (high - low), [0, 0.25, 0.5, 0.75, 1])
         np.testing.assert_allclose(quantiles, [0, 0.25, 0.5, 0.75, 1], atol=0.04)
     for offset, side in ((top, h), (left, w)):
@@ -147,6 +148,7 @@ def test_rotation_turns_around_the_centre(size):
     from_x, from_y = cos * x - sin * y, sin * x + cos * y
     inside = np.maximum(abs(from_x), abs(from_y)) <= (size - 1) / 2
     want = np.stack([100 + 3 * from_x, 100 + 2 * from_y, 0 * x + 60], -1)
+    # Both images are rounded, and OpenCV looks up in 32nds of a pixel, of up to 3 levels each.
     np.testing.assert_allclose(out[inside], want[inside], atol=1.2)
     outside = np.maximum(abs(from_x), abs(from_y)) >= (size + 1) / 2
     assert outside.any()
@@ -161,7 +163,7 @@ def test_rotation_is_uniform_both_ways():
     slopes = [(view[52, 32, 0] - view[12, 32, 0]) / 80 for view in views]  # -sin of the angle
     angles = np.rad2deg(np.arcsin(slopes))
     quantiles = np.quantile(angles, [0, 0.25, 0.5, 0.75, 1])
-    np.testing.assert_allclose(quantiles, [-10, -5, 0, 5, 10], atol=1)
+    np.testing.assert_allclose(quantiles, [-10, -5, 0, 5, 10], atol=1)  # a level is 0.7 degrees
 
 
 def test_jitter_adds_one_number_to_a_channel():
@@ -177,6 +179,7 @@ def test_jitter_adds_one_number_to_a_channel():
         np.testing.assert_array_equal(by + image, whole)
     for channel in np.transpose(added):
         quantiles = np.quantile(channel, [0, 0.25, 0.5, 0.75, 1])
+        # Three standard errors of the median of 500 draws.
         np.testing.assert_allclose(quantiles, [-20, -10, 0, 10, 20], atol=3)
     assert np.abs(np.corrcoef(np.transpose(added))[np.triu_indices(3, 1)]).max() < 0.15
 
@@ -221,6 +224,7 @@ def test_eval_equals_pillow(interpolation):
 def test_bilinear_equals_its_formula():
     image = photo(7, 10)
     got = resize(image, 5, 16, 'bilinear')
+    # Rounded, with weights of 11 bits.
     np.testing.assert_allclose(got, bilinear(image.astype(float), 5, 16), atol=1)
 
 
@@ -244,7 +248,7 @@ def test_same_size_changes_nothing(interpolation):
 def test_area_averages():
     image = photo(6, 6)
     want = image.reshape(3, 2, 3, 2, 3).mean((1, 3))
-    np.testing.assert_allclose(resize(image, 3, 3, 'area'), want, atol=0.51)
+    np.testing.assert_allclose(resize(image, 3, 3, 'area'), want, atol=0.51)  # rounded
 
 
 @pytest.mark.parametrize('crop', ['inception', 'pad', 'none'])

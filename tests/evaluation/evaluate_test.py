@@ -77,6 +77,7 @@ def test_every_example_counts_once_as_in_numpy(size, num_devices, per_device):
     loss = np.log(np.exp(logits).sum(1)) - logits[np.arange(size), labels]
     ranked = np.argsort(-logits, axis=1)
     assert got['examples'] == size
+    # In float32 a loss of order 1 has rounding of 1e-7.
     assert got['loss'] == pytest.approx(loss.mean(), rel=1e-5)
     assert got['top1'] == pytest.approx((ranked[:, 0] == labels).mean(), abs=1e-12)
     assert got['top5'] == pytest.approx((ranked[:, :5] == labels[:, None]).any(1).mean(), abs=1e-12)
@@ -116,5 +117,7 @@ def test_normalize_rounds_once(dtype):
         got = normalize(images, dtype=dtype, **PIXELS)
     assert got.dtype == dtype
     wide = jnp.finfo(jnp.promote_types(dtype, jnp.float32)).eps
+    # Rounding to the dtype is half an eps; before that a difference of up to 5 and its quotient,
+    # three roundings of half an eps of 5 each.
     tolerance = {'rtol': jnp.finfo(dtype).eps, 'atol': 8 * wide}
     np.testing.assert_allclose(np.asarray(got, np.float64), want, **tolerance)

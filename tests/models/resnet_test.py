@@ -168,7 +168,8 @@ def test_bfloat16_maps_give_float32_logits_near_float32():
     variables, want = forward(small())
     _, got = forward(small(dtype=jnp.bfloat16), variables, IMAGES.astype(jnp.bfloat16))
     assert got.dtype == jnp.float32
-    np.testing.assert_allclose(got, want, atol=0.1 * np.abs(want).max())
+    # bfloat16 has 8 bits: rounding of 0.4 % a layer, of a dozen.
+    np.testing.assert_allclose(got, want, rtol=0, atol=0.1 * np.abs(want).max())
 
 
 @pytest.mark.parametrize(

@@ -169,8 +169,10 @@ def test_removing_the_last_stage_is_the_network_without_it(network, dataset):
         batches = eval_batches(dataset, VIEW, batch_size=400)
         return evaluate(step, network.variables, batches, mesh)
 
-    assert got.whole == pytest.approx(result(network.model))
-    assert got.without == pytest.approx(result(network.model.clone(se_stages=(2, 3))))
+    # Losses are float32, with rounding of 1e-7.
+    assert got.whole == pytest.approx(result(network.model), rel=1e-5)
+    without = result(network.model.clone(se_stages=(2, 3)))
+    assert got.without == pytest.approx(without, rel=1e-5)
     assert got.without['loss'] != pytest.approx(got.whole['loss'], rel=1e-3)
     # An untrained block's gates are near one half, so their mean is nearer than 1 is.
     near, far = (abs(of['loss'] - got.whole['loss']) for of in (got.constant, got.without))

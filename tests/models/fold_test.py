@@ -45,7 +45,7 @@ def test_is_the_same_network_without_batch_norm(name):
             str(jax.make_jaxpr(model.apply)(variables, images)),
             str(jax.make_jaxpr(folded.apply)(folded_variables, images)),
         )
-    np.testing.assert_allclose(got, want, rtol=0, atol=1e-6 * np.abs(want).max())
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-9 * np.abs(want).max())
     assert np.ptp(want, axis=0).max() > 1e-3 * np.abs(want).max()  # the images do matter
     assert ['sqrt' in text for text in operations] == [True, False]
 

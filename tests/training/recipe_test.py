@@ -40,8 +40,9 @@ def test_the_quick_start_is_the_run_it_promises():
     assert plan.train_view == TrainTransform(28, crop='pad', pad=1)
     assert plan.eval_view == EvalTransform(28)
     peak = int(0.2 * plan.num_steps)
-    np.testing.assert_allclose(plan.schedule(peak), 0.1, rtol=1e-6)
-    np.testing.assert_allclose(plan.schedule(plan.num_steps), 0, atol=1e-7)
+    # Schedules are float32, with rounding of 1e-7 of the peak.
+    np.testing.assert_allclose(plan.schedule(peak), 0.1, rtol=1e-5)
+    np.testing.assert_allclose(plan.schedule(plan.num_steps), 0, atol=1e-6)
 
 
 def test_twenty_steps_at_a_constant_rate_are_reachable_by_fields():
@@ -171,7 +172,8 @@ def test_the_optimizer_has_the_fields_of_the_config(momentum, nesterov):
         gradient = 1.0 + 0.2 * weight
         velocity = momentum * velocity + gradient
         weight -= 0.5 * (gradient + momentum * velocity if nesterov else velocity)
-        np.testing.assert_allclose(params['kernel'], weight, rtol=1e-6)
+        # A dozen operations in float32, on numbers of order 1 that may cancel to a tenth.
+        np.testing.assert_allclose(params['kernel'], weight, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,8 @@ def trained(num_devices, dtype):
 @pytest.mark.parametrize('num_devices', [2, 4, 8])
 def test_losses_do_not_depend_on_the_number_of_devices(num_devices):
     (one, _), (many, _) = trained(1, jnp.float32), trained(num_devices, jnp.float32)
-    np.testing.assert_allclose(many[0], one[0], rtol=1e-6)
+    # Of a first loss float32 changes the last digits; twenty steps may make that tenfold.
+    np.testing.assert_allclose(many[0], one[0], rtol=1e-5)
     np.testing.assert_allclose(many, one, rtol=1e-4)
 
 
@@ -186,6 +187,7 @@ def test_steps_equal_numpy(nesterov, smoothing):
                 'learning_rate': rate,
                 'finite': True,
             }
+            # The rate is told in float32, within half an eps, 6e-8.
             assert got == pytest.approx(want, rel=1e-7)
 
             error = (probabilities - targets) / len(x)
@@ -230,7 +232,7 @@ class Infinite(nn.Module):
 )
 def test_a_finite_loss_does_not_hide_what_is_not(place, rate, finite):
     metrics = Trainer(Infinite(place), rate=rate).train(random_batch(0))
-    assert metrics['loss'] == pytest.approx(np.log(10), rel=1e-6)
+    assert metrics['loss'] == pytest.approx(np.log(10), rel=1e-5)  # float32
     assert metrics['finite'] is finite
 
 
@@ -379,7 +381,8 @@ def test_each_device_and_microbatch_draws_for_itself():
     _, of_whole_batch = mean_and_variance(2, 1)
     on_one, of_microbatches = mean_and_variance(1, 2)
     on_two, _ = mean_and_variance(2, 2)
-    assert of_whole_batch < 1e-6 < 1e-3 < of_microbatches
+    # A variance of one draw is rounding, of 1e-7.
+    assert of_whole_batch < 1e-5 < 1e-3 < of_microbatches
     assert abs(on_one - on_two) > 1e-3  # else both devices drew what the one did
 
 
@@ -436,7 +439,7 @@ def test_what_a_plateau_leaves_of_the_rate_is_what_a_step_takes():
             dropped.state = dropped.state.replace(opt_state=seen)
         for i in range(3):
             got, want = dropped.train(random_batch(i)), lower.train(random_batch(i))
-            assert got == pytest.approx(want, rel=1e-7)
+            assert got == pytest.approx(want, rel=1e-7)  # the rate is told in float32
         got, want = leaves(dropped.state.params), leaves(lower.state.params)
     for name, value in want.items():
         np.testing.assert_allclose(got[name], value, rtol=1e-12, err_msg=name)

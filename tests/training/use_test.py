@@ -136,7 +136,7 @@ def test_dtype_is_that_of_the_maps(reference):
     result = evaluate_networks([run])
     wide = json.loads((reference / 'DONE').read_text())['loss']
     assert result.tally.summary()['loss'] != wide
-    assert result.tally.summary()['loss'] == pytest.approx(wide, rel=0.01)
+    assert result.tally.summary()['loss'] == pytest.approx(wide, rel=0.01)  # of 8 bits
 
 
 def test_evaluate_refuses_a_set_of_other_classes(reference, capsys):
@@ -165,10 +165,11 @@ def test_predict_equals_the_network_on_the_pixels(reference, images):
         logits = network.model.apply(network.variables, normalized[None], train=False)[0]
         want = dict(zip(network.class_names, np.asarray(jax.nn.softmax(logits)), strict=True))
         names, probabilities = zip(*guesses, strict=True)
-        assert sum(probabilities) == pytest.approx(1, abs=1e-6)
+        assert sum(probabilities) == pytest.approx(1, abs=1e-5)  # float32
         assert list(probabilities) == sorted(probabilities, reverse=True)
-        # A probability's relative error is its logit's absolute one, and logits differ by 80 here.
-        np.testing.assert_allclose(probabilities, [want[name] for name in names], rtol=1e-4)
+        # A probability's relative error is its logit's absolute one, and logits differ by 80 here:
+        # float32 rounds those by 1e-5 and more.
+        np.testing.assert_allclose(probabilities, [want[name] for name in names], rtol=1e-3)
         assert names[0] == max(want, key=want.get)
 
 

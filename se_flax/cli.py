@@ -5,6 +5,7 @@ import logging
 import pathlib
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from se_flax.analysis.commands import add_commands
 from se_flax.errors import UserError, check_known
@@ -30,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     logging.basicConfig(format='%(levelname)s: %(message)s')
     parser = _parser()
-    args, args.rest = parser.parse_known_args(argv)
+    args, rest = parser.parse_known_args(argv)
+    args.rest = rest
     if args.rest and 'study' not in args:  # only a study takes --config.FIELD=VALUE
         parser.error(f'unrecognized arguments: {" ".join(args.rest)}')
     try:
@@ -160,7 +162,7 @@ def _add_evaluating(parser: argparse.ArgumentParser) -> None:
             dest='networks',
             action='append',
             default=[],
-            type=lambda path, option=option: (option, path),
+            type=partial(_pair, option),
             metavar=metavar,
             help='of a run' if option == '--workdir' else 'of `se-flax convert`',
         )
@@ -219,6 +221,10 @@ def _add_folding(parser) -> None:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(filter(None, text.split(',')))
+
+
+def _pair(option: str, path: str) -> tuple[str, str]:
+    return option, path
 
 
 def _sizes(text: str) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """The mesh of devices and what lies where on it: batches split, everything else replicated."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -39,7 +39,7 @@ def spread(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * longest, DATA))
 
 
-def shard_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+def shard_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     """Puts this process's part of a global batch on its devices.
 
     Takes arrays `[B / processes, ...]`, returns global ones `[B, ...]`, split over the mesh.

@@ -7,13 +7,14 @@ but it has no file that grows, and a folder is a part of its objects' names.
 import contextlib
 import os
 import pathlib
+from typing import TypeAlias
 
 from etils import epath
 
 from se_flax.errors import UserError, check_known
 
 PACKAGES = {'gs': 'gcsfs', 's3': 's3fs', 'az': 'adlfs'}  # what fsspec opens each with
-AnyPath = pathlib.Path | epath.Path
+AnyPath: TypeAlias = pathlib.Path | epath.Path
 
 
 def as_path(path: str | os.PathLike) -> AnyPath:

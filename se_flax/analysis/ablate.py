@@ -62,7 +62,7 @@ def ablate(
         UserError: for a workdir with another run.
         Preempted: after `stop_requested`; the run has saved its step.
     """
-    failed = {}
+    failed: dict[AnyPath, str] = {}
     with _Progress(plan, steps, failed, console) as progress:
         for task in tasks:
             if finished(task.workdir):

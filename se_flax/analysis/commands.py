@@ -5,6 +5,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from se_flax import tables
 from se_flax.analysis.study import STUDIES, Study, grid, networks
@@ -16,7 +17,7 @@ CHANNELS = 50  # of a block in the figures, as in the paper's
 PAPER_CLASSES = ('n01443537', 'n02110958', 'n02690373', 'n09246464')
 
 
-def add_commands(commands, command: Callable[..., argparse.ArgumentParser]) -> None:
+def add_commands(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
     """Adds the parsers; `command(of, name, run, text)` makes one."""
     ablate = command(
         commands,

@@ -101,7 +101,7 @@ def se_blocks(model: nn.Module, variables: Any, image_size: int) -> list[Block]:
 def shown(blocks: Sequence[Block]) -> list[Block]:
     """Returns the last block of each stage and all of the last stage, as the figures have them."""
     last = blocks[-1].stage
-    following = [*blocks[1:], None]
+    following = [*blocks[1:], blocks[-1]]
     return [
         block
         for block, after in zip(blocks, following, strict=True)
@@ -192,8 +192,9 @@ class Sums:
 
     def __init__(self, num_classes: int):
         self._num_classes = num_classes
-        self._count = self._sum = self._squares = 0
-        self._other_count = self._other_sum = 0
+        zero: Any = 0  # arrays, from the first batch on
+        self._count = self._sum = self._squares = zero
+        self._other_count = self._other_sum = zero
         self._total = self._opened = self._closed = 0
 
     def add(self, gates: np.ndarray, labels: np.ndarray, shuffled: np.ndarray) -> None:

@@ -22,14 +22,14 @@ from se_flax.training.workdir import finished, read_config
 class Difference(NamedTuple):
     """How much larger one mean is than another, with its 95 % interval, if that can be had."""
 
-    mean: float
+    mean: float | None
     low: float | None
     high: float | None
 
     @property
     def reading(self) -> str:
         """In words; not more than the interval allows."""
-        if self.low is None:
+        if self.low is None or self.high is None:
             return 'one seed says nothing'
         if self.low <= 0 <= self.high:
             return 'not told apart'
@@ -67,7 +67,7 @@ def collect(plan: Plan) -> list[dict[str, Any]]:
     `params`, `macs`, `images_per_second` (median over the log of all seeds) and `paper_top1_error`,
     `paper_top5_error`.
     """
-    results = {cell.name: {} for cell in plan.study.cells}
+    results: dict[str, dict[int, tuple]] = {cell.name: {} for cell in plan.study.cells}
     for task in plan.tasks():
         if result := finished(task.workdir):
             results[task.cell.name][task.seed] = result, task.workdir

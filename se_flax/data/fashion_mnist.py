@@ -53,7 +53,8 @@ OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWA
 """
 
 
-class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+# tfds has no types, so mypy does not know this argument.
+class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Writes 28x28 gray PNG images and their labels; needs no TensorFlow.
 
     Attributes:
@@ -117,7 +118,7 @@ class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             yield i, {'image': encode_png(images[i]), 'label': int(labels[i])}
 
 
-class FashionMnistMini(FashionMnist, skip_registration=True):
+class FashionMnistMini(FashionMnist, skip_registration=True):  # type: ignore[call-arg]
     """The 10,000 training and 2,000 test images that ship with the install."""
 
     name = 'fashion_mnist_mini'

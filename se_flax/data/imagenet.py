@@ -83,7 +83,7 @@ def build(
         raise UserError(f'{final} is there, but is no whole data set; delete it first')
     work = _incomplete(data_dir)
     encodings = {'train': (max_side, quality), 'validation': (None, None)}
-    plan = {
+    plan: dict[str, Any] = {
         'from': os.path.abspath(folder),
         'max_side': max_side,
         'quality': quality,

@@ -18,7 +18,7 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -28,6 +28,7 @@ from se_flax.data.dataset import Dataset
 from se_flax.data.decode import DecodeError, decode
 from se_flax.data.sampling import ClassAware, Shuffle, make_sampler
 from se_flax.data.transforms import EvalTransform, TrainTransform
+from se_flax.data.views import Squash
 from se_flax.errors import UserError, check_multiple
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ def train_batches(
 
 def eval_batches(
     dataset: Dataset,
-    transform: EvalTransform,
+    transform: EvalTransform | Squash,
     *,
     batch_size: int,
     process_index: int = 0,
@@ -166,7 +167,7 @@ class _TrainChunk:
 @dataclasses.dataclass(frozen=True)
 class _EvalChunk:
     dataset: Dataset
-    transform: EvalTransform
+    transform: EvalTransform | Squash
     layout: _Layout
 
     def __call__(self, number: int) -> _Chunk:
@@ -183,7 +184,7 @@ def _load(
     chunk: _Chunk,
     row: int,
     index: int,
-    rng: np.random.Generator | None,
+    rng: Any,  # a Generator, but None in evaluation
 ) -> bool:
     """Fills a row with an example; False, and noted in `corrupt`, where it cannot be decoded."""
     try:

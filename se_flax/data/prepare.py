@@ -64,7 +64,7 @@ def prepare(
         if encoding != (None, None):
             _check_encoded(name, data_dir, encoding)
         return said
-    if name == IMAGENET:
+    if name == IMAGENET and folder is not None:
         imagenet.build(
             os.path.expanduser(folder),
             data_dir or tfds.core.constants.DATA_DIR,

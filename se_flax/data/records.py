@@ -57,7 +57,7 @@ class TFRecords:
     """
 
     def __init__(self, paths: Sequence[str | os.PathLike]):
-        self._paths = list(map(os.fspath, paths))
+        self._paths = [os.fspath(path) for path in paths]
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
             spans = list(pool.map(scan, self._paths))
         self._ends = np.cumsum(list(map(len, spans))).tolist()

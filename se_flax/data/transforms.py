@@ -6,6 +6,7 @@ generator alone, and writes `out`, `[S, S, C]`. Both are uint8; three channels a
 
 import dataclasses
 import math
+from typing import Any
 
 import cv2
 import numpy as np
@@ -88,7 +89,8 @@ class TrainTransform:
     def __call__(self, image: np.ndarray, rng: np.random.Generator, out: np.ndarray) -> None:
         """Writes one random view of `image` into `out`."""
         if self.crop == 'inception':
-            box = inception_crop(*image.shape[:2], rng, self.crop_area, self.crop_aspect)
+            height, width = image.shape[:2]
+            box = inception_crop(height, width, rng, self.crop_area, self.crop_aspect)
             top, left, height, width = box
             view = image[top : top + height, left : left + width]
             out[:] = resize(view, self.image_size, self.image_size, self.interpolation)

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jax.sharding import Mesh
 
+from se_flax import models
 from se_flax.data import Dataset, EvalTransform, eval_batches
 from se_flax.evaluation.evaluate import label_rank, normalize
 from se_flax.evaluation.protocols import AVERAGES, Protocol, Scale, cut, lay_out, places
@@ -21,7 +21,7 @@ TOP = 5
 class Network(NamedTuple):
     """A network with its variables and what it expects: a view, then `(x - mean) / std`."""
 
-    model: nn.Module
+    model: models.Network
     variables: Any
     view: EvalTransform
     mean: Sequence[float]

@@ -1,6 +1,6 @@
 """Loss and accuracy over every example of a split, each counted once."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -8,11 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from se_flax.parallel import replicated, shard_batch, split
 
 
-def normalize(images: jax.Array, mean, std, dtype) -> jax.Array:
+def normalize(
+    images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: DTypeLike
+) -> jax.Array:
     """Returns `(images - mean) / std` in `dtype`.
 
     Args:
@@ -41,7 +44,9 @@ def in_top(k: int, scores: jax.Array, labels: jax.Array) -> jax.Array:
     return label_rank(scores, labels) < k
 
 
-def make_eval_step(model: nn.Module, mesh: Mesh, *, mean, std) -> Callable[..., Any]:
+def make_eval_step(
+    model: nn.Module, mesh: Mesh, *, mean: Sequence[float], std: Sequence[float]
+) -> Callable[..., Any]:
     """Returns the jitted `(variables, batch) -> sums` over the examples whose mask is set.
 
     The batch holds `image` `[B, H, W, C]` uint8, `label` `[B]` int32 and `mask` `[B]` bool; the

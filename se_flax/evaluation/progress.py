@@ -21,8 +21,9 @@ class Progress(contextlib.AbstractContextManager):
     def __init__(self, console: Console | None = None):
         # rich takes FORCE_COLOR for a terminal; a log file must stay plain all the same.
         self._console = console or Console(stderr=True, force_terminal=sys.stderr.isatty())
-        self._bar = None
-        self._start = self._due = None  # from the first batch on: images and time, next line
+        self._bar: progress.Progress | None = None
+        self._start: tuple[int, float] | None = None  # of the first batch: images and time
+        self._due = 0.0  # time of the next line
         self._exit = contextlib.ExitStack()
 
     def __enter__(self):

@@ -12,8 +12,7 @@ from flax import struct
 from se_flax.errors import check_multiple
 
 
-@struct.dataclass
-class Affine:
+class Affine(struct.PyTreeNode):
     """A map that is not computed yet: `x * factor + offset`, its coefficients an image and channel.
 
     Times a gate of an image and channel it is another: only the coefficients, `[B, ..., C]` with
@@ -38,20 +37,20 @@ class Affine:
         return self.x.shape
 
     @property
-    def dtype(self):
+    def dtype(self) -> jnp.dtype:
         return self.x.dtype
 
     @property
-    def mean(self):
+    def mean(self) -> jax.Array:
         """Mean of the map over its positions."""
         x_mean = self.x_mean if self.factor is None else self.x_mean * self.factor
         return x_mean + self.offset
 
-    def __mul__(self, gate) -> 'Affine':
+    def __mul__(self, gate: jax.Array) -> 'Affine':
         factor = gate if self.factor is None else self.factor * gate
         return self.replace(factor=factor, offset=self.offset * gate)
 
-    def map(self):
+    def map(self) -> jax.Array:
         """Returns the map, in x's dtype."""
         x = self.x if self.factor is None else self.x * self.factor.astype(self.dtype)
         return x + self.offset.astype(self.dtype)
@@ -120,11 +119,11 @@ class BatchNorm(nn.Module):
     scale_init: Callable[..., Any] = nn.initializers.ones
     dtype: Any = jnp.float32
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         return self.affine(x).map()
 
     @nn.compact
-    def affine(self, x) -> Affine:
+    def affine(self, x: jax.Array) -> Affine:
         """Returns the normalised map before it is computed."""
         x = x.astype(self.dtype)
         batch, channels = x.shape[0], x.shape[-1]
@@ -151,8 +150,8 @@ class BatchNorm(nn.Module):
                 running_mean.value = keep * running_mean.value + (1 - keep) * mean.mean(0)
                 running_var.value = keep * running_var.value + (1 - keep) * var.mean(0)
             if self.use_running_average is not False:
-                choice = partial(jnp.where, self.use_running_average)
-                mean, var = map(choice, running, (mean, var))
+                mean = jnp.where(self.use_running_average, running[0], mean)
+                var = jnp.where(self.use_running_average, running[1], var)
 
         # One multiply and one add for a value, coefficients on [groups, C], where float32 is free.
         factor = scale[None] / jnp.sqrt(var + self.epsilon)
@@ -177,11 +176,11 @@ class FoldedNorm(nn.Module):
     scale_init: Callable[..., Any] = nn.initializers.ones
     dtype: Any = jnp.float32
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         return self.affine(x).map()
 
     @nn.compact
-    def affine(self, x) -> Affine:
+    def affine(self, x: jax.Array) -> Affine:
         """Returns the map before it is computed."""
         x, channels = x.astype(self.dtype), x.shape[-1:]
         wide = jnp.promote_types(self.dtype, jnp.float32)

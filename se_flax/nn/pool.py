@@ -10,7 +10,9 @@ from flax import linen as nn
 from jax import lax
 
 
-def max_pool(x, window: int = 3, strides: int = 2, padding: int = 0, *, ceil: bool = False):
+def max_pool(
+    x: jax.Array, window: int = 3, strides: int = 2, padding: int = 0, *, ceil: bool = False
+) -> jax.Array:
     """Takes the maximum over square windows: `[B, H, W, C]` to `[B, H', W', C]`, same dtype.
 
     `H' = (H + 2 padding - window) // strides + 1`; with `ceil` the division rounds up, so the last
@@ -73,7 +75,9 @@ def _max_pool_jvp(window, strides, pads, primals, tangents):
     return y, dy
 
 
-def avg_pool(x, window: int = 3, strides: int = 1, padding: int = 0, *, count_pad: bool = True):
+def avg_pool(
+    x: jax.Array, window: int = 3, strides: int = 1, padding: int = 0, *, count_pad: bool = True
+) -> jax.Array:
     """Takes the mean over square windows: `[B, H, W, C]` to `[B, H', W', C]`, same dtype.
 
     `H' = (H + 2 padding - window) // strides + 1`. The zeros of the padding count as pixels, as in
@@ -89,7 +93,7 @@ def avg_pool(x, window: int = 3, strides: int = 1, padding: int = 0, *, count_pa
     return pool(x) if count_pad else pool(x) / pool(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
 
 
-def adaptive_avg_pool(x, size: int):
+def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:
     """Averages any map into `size` x `size` cells: `[B, H, W, C]` to `[B, size, size, C]`.
 
     Cell i is the mean of rows `floor(i H / size)` up to, not with, `ceil((i + 1) H / size)`:

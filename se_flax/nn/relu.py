@@ -7,7 +7,7 @@ from jax import lax
 
 
 @jax.custom_jvp
-def relu_of_sum(x):
+def relu_of_sum(x: jax.Array) -> jax.Array:
     """Returns `max(x, 0)`, same shape and dtype, for an x that is a sum of maps.
 
     The derivative is Linen's, 0 at 0, but told from the result. That is kept for the next layer

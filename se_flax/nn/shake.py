@@ -9,7 +9,7 @@ from se_flax.errors import check_known
 BACKWARD = ('shake', 'even')
 
 
-def shake(a, b, key, backward: str = 'shake'):
+def shake(a: jax.Array, b: jax.Array, key: jax.Array | None, backward: str = 'shake') -> jax.Array:
     """Mixes two maps with a random share for each image (arXiv 1705.07485).
 
     Forward `alpha a + (1 - alpha) b`, with alpha uniform in [0, 1). The gradient passes as if the

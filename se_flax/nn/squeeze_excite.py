@@ -1,7 +1,10 @@
 """The Squeeze-and-Excitation block."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import overload
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -10,12 +13,16 @@ from se_flax.nn.batch_norm import Affine
 from se_flax.nn.conv import he_normal
 
 # Another entry is another choice of the block's field of that name.
-SQUEEZE = {
+SQUEEZE: dict[str | None, Callable[[jax.Array], jax.Array]] = {
     'mean': lambda x: x.mean((-3, -2), keepdims=True),
     'max': lambda x: x.max((-3, -2), keepdims=True),
     None: lambda x: x,  # NoSqueeze (Table 16): the gates keep H and W
 }
-EXCITE = {'sigmoid': nn.sigmoid, 'tanh': jnp.tanh, 'relu': nn.relu}
+EXCITE: dict[str, Callable[[jax.Array], jax.Array]] = {
+    'sigmoid': nn.sigmoid,
+    'tanh': jnp.tanh,
+    'relu': nn.relu,
+}
 
 
 def hidden_width(channels: int, reduction: int, multiple: int) -> int:
@@ -63,6 +70,10 @@ class SqueezeExcite(nn.Module):
     use_bias: bool = True
     hidden_multiple: int = 1
 
+    @overload
+    def __call__(self, x: jax.Array) -> jax.Array: ...
+    @overload
+    def __call__(self, x: Affine) -> Affine: ...
     @nn.compact
     def __call__(self, x):
         check_known('squeeze', self.squeeze, SQUEEZE)

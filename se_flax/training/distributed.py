@@ -81,7 +81,7 @@ def _number(flag: str, value: int | None, variable: str) -> int | None:
 
 def all_or_none(act: Callable[[], Result]) -> Result:
     """Acts in every process; where one raises UserError, all do."""
-    result, failure = None, None
+    failure = None
     try:
         result = act()
     except UserError as error:

@@ -41,8 +41,8 @@ class Progress(contextlib.AbstractContextManager):
         self._batch_size = batch_size
         # rich takes FORCE_COLOR for a terminal; a log file must stay plain all the same.
         self._console = console or Console(force_terminal=sys.stdout.isatty())
-        self._live = None
-        self._parts = None
+        self._live: Live | None = None
+        self._parts: dict[str, str] | None = None
         self._due = time.monotonic()  # when the live line's clock is at zero
         self._exit = contextlib.ExitStack()
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from se_flax.data import Dataset, EvalTransform, TrainTransform, decode_all, open_dataset
 from se_flax.errors import UserError
-from se_flax.models import create_model
+from se_flax.models import Network, create_model
 from se_flax.parallel import data_mesh
 from se_flax.training.config import INTERVALS, check_config
 from se_flax.training.fine_tune import check_weights
@@ -28,7 +28,7 @@ class Plan(NamedTuple):
     `frozen_from` on.
     """
 
-    model: nn.Module
+    model: Network
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
     train_set: Dataset
@@ -75,13 +75,13 @@ def make_plan(config: ml_collections.ConfigDict, num_devices: int) -> Plan:
     )
 
 
-def make_model(config: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
+def make_model(config: ml_collections.ConfigDict, num_classes: int) -> Network:
     """Returns the network, its BatchNorm groups and dtype as the config says.
 
     Raises UserError for unknown names, for a field of the network that the run sets, and for
     float64 where jax does not have it switched on.
     """
-    if config.dtype == 'float64' and not jax.config.jax_enable_x64:
+    if config.dtype == 'float64' and not jax.config.values['jax_enable_x64']:
         raise UserError("dtype='float64' needs the environment variable JAX_ENABLE_X64=1")
     fields = config.model_fields.to_dict()
     ours = {

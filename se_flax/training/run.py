@@ -75,7 +75,7 @@ def run(
     all_or_none(claim)  # the others compare theirs with it
     if tell_all(workdir.finished(directory) is not None):
         print(f'{directory} has a finished run, see {workdir.DONE} there; another needs --workdir.')
-        return workdir.finished(directory)
+        return workdir.result(directory)
 
     init = make_start(config, plan.model, plan.optimizer, mesh)
     key = jax.random.key(config.seed)
@@ -192,7 +192,7 @@ def run(
         )
     checkpoints.verify(state)
     on_first(partial(_conclude, directory, best))
-    return workdir.finished(directory)
+    return workdir.result(directory)
 
 
 def _conclude(directory: AnyPath, best: dict[str, Any]) -> None:

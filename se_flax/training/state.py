@@ -1,5 +1,6 @@
 """All that training changes."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -54,7 +55,7 @@ def make_init(
     *,
     shard_optimizer: bool = False,
     average: bool = False,
-):
+) -> Callable[[jax.Array], TrainState]:
     """Returns the jitted `key -> TrainState` at step 0, replicated over the mesh.
 
     With `shard_optimizer` each device holds its part of the optimiser's arrays only; with

@@ -1,7 +1,7 @@
 """One step of data-parallel training, a pure function of state and batch."""
 
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from typing import Any
 
@@ -26,8 +26,8 @@ def make_train_step(
     tx: optax.GradientTransformation,
     schedule: optax.Schedule,
     *,
-    mean,
-    std,
+    mean: Sequence[float],
+    std: Sequence[float],
     label_smoothing: float = 0.0,
     seed: int = 0,
     average: float = 0.0,
@@ -210,8 +210,8 @@ def _in_rows(grads: Any) -> Any:
     rows = [leaf.ravel() for leaf in leaves if leaf.ndim > 1]
     vectors, rows = jax.lax.optimization_barrier((vectors, rows))
     vectors, rows = iter(separate(vectors)), iter(rows)
-    return structure.unflatten(
-        [next(rows).reshape(x.shape) if x.ndim > 1 else next(vectors) for x in leaves]
+    return jax.tree.unflatten(
+        structure, [next(rows).reshape(x.shape) if x.ndim > 1 else next(vectors) for x in leaves]
     )
 
 

@@ -90,7 +90,7 @@ def _dtype(name: str) -> Any:
 
 def _ready(trained: Trained) -> Trained:
     """Has what is compiled kept, where the trainer keeps it, if nobody has said where."""
-    if trained.config.compilation_cache and not jax.config.jax_compilation_cache_dir:
+    if trained.config.compilation_cache and not jax.config.values['jax_compilation_cache_dir']:
         cache = os.path.expanduser(trained.config.compilation_cache)
         jax.config.update('jax_compilation_cache_dir', cache)
     return trained

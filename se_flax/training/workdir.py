@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 import ml_collections
-from flax import linen as nn
 
 from se_flax.errors import MissingError, UserError
+from se_flax.models import Network
 from se_flax.parallel import data_mesh
 from se_flax.storage import AnyPath, as_path, atomic_write
 from se_flax.training.checkpoint import load
@@ -23,7 +23,7 @@ class Run(NamedTuple):
     """A trained network: its config, module, variables, the step they are of, class names."""
 
     config: ml_collections.ConfigDict
-    model: nn.Module
+    model: Network
     variables: Mapping[str, Any]
     step: int
     class_names: tuple[str, ...]
@@ -64,8 +64,12 @@ def finish(workdir: AnyPath, result: Mapping[str, Any]) -> None:
 
 def finished(workdir: AnyPath) -> dict[str, Any] | None:
     """Returns the result of a run that has ended, else None."""
-    path = workdir / DONE
-    return json.loads(path.read_text()) if path.exists() else None
+    return result(workdir) if (workdir / DONE).exists() else None
+
+
+def result(workdir: AnyPath) -> dict[str, Any]:
+    """Returns the result of a run that has ended."""
+    return json.loads((workdir / DONE).read_text())
 
 
 def load_run(workdir: str | os.PathLike) -> Run:

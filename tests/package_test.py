@@ -1,5 +1,6 @@
-"""What importing costs and needs, the layers of the package, and lists in docstrings that rot."""
+"""What importing costs and needs, what is installed, layers, annotations, docstrings that rot."""
 
+import configparser
 import dataclasses
 import importlib
 import inspect
@@ -8,6 +9,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +85,49 @@ def test_layers_import_one_way():
     lint = pathlib.Path(sys.executable).with_name('lint-imports')
     result = subprocess.run([lint, '--no-cache'], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
+
+
+def test_every_file_is_installed():
+    config = configparser.ConfigParser()
+    config.read(ROOT / 'setup.cfg')
+    installed = {
+        path
+        for package, patterns in config['options.package_data'].items()
+        for pattern in patterns.split()
+        for path in (ROOT / package.replace('.', '/')).glob(pattern)
+    }
+    files = {path for path in (ROOT / 'se_flax').rglob('*') if path.is_file()}
+    assert installed == {path for path in files if path.suffix not in ('.py', '.pyc')}
+    assert ROOT / 'se_flax' / 'py.typed' in installed
+
+
+def public_functions(of, module):
+    """Yields what users may call of a module, and of the classes in it."""
+    for name, value in vars(of).items():
+        value = getattr(value, 'fget', getattr(value, '__func__', value))  # of a property
+        if name[0] == '_' and name != '__call__' or not callable(value):
+            continue
+        if (getattr(value, '__module__', None) or '').startswith(module):
+            if not inspect.isclass(value):
+                yield value
+            elif inspect.ismodule(of):
+                yield from public_functions(value, module)
+
+
+def test_public_functions_are_annotated():
+    """So that a type checker knows them; what it knows is checked by mypy."""
+    bare = set()
+    for info in pkgutil.walk_packages(se_flax.__path__, 'se_flax.'):
+        if info.name.startswith('se_flax.models.'):
+            continue  # their public names are those of `se_flax.models`
+        for function in public_functions(importlib.import_module(info.name), info.name):
+            for seen in typing.get_overloads(function) or [function]:
+                signature = inspect.signature(seen)
+                kinds = {name: p.annotation for name, p in signature.parameters.items()}
+                kinds |= {'return': signature.return_annotation, 'self': None, 'cls': None}
+                if inspect.Signature.empty in kinds.values():
+                    bare.add(f'{function.__module__}.{function.__qualname__}')
+    assert not bare
 
 
 def documented_classes():

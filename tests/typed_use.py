@@ -63,6 +63,7 @@ def networks(images: jax.Array) -> None:
     assert_type(variables, dict[str, Any])
     resnet = ResNet(stage_sizes=(3, 4, 6, 3), se=SqueezeExcite)
     assert_type(resnet(images, train=True), jax.Array)
+    assert_type(resnet.features(images), dict[str, jax.Array])
     create_model(50)  # type: ignore[arg-type]
 
 
@@ -93,7 +94,7 @@ def weights(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
     info = read_info(path)
     assert_type(info, WeightsInfo)
     view = info.preprocessing
-    assert_type(view.mean, tuple[float, float, float])
+    assert_type(view.mean, tuple[float, ...])
     save_weights(path, name, variables, view, class_names=info.class_names)
     assert_type(from_torch('se_resnet50', tensors, groups=1), dict[str, Any])
     assert_type(from_caffe('senet154', 'senet154.caffemodel'), dict[str, Any])

@@ -112,7 +112,7 @@ class _Chunk(NamedTuple):
     corrupt: dict[int, str]
 
     @classmethod
-    def empty(cls, rows: int, view: TrainTransform | EvalTransform) -> '_Chunk':
+    def empty(cls, rows: int, view: TrainTransform | EvalTransform | Squash) -> '_Chunk':
         image = np.zeros((rows, view.image_size, view.image_size, view.channels), np.uint8)
         return cls(image, np.zeros(rows, np.int32), np.zeros(rows, bool), {})
 

@@ -225,7 +225,12 @@ def rotate(image: np.ndarray, degrees: float, fill: tuple[int, ...]) -> np.ndarr
 
 def jittered(image: np.ndarray, by: np.ndarray) -> np.ndarray:
     """Adds a number to each channel; sums are rounded and stay in 0 to 255."""
-    return _by_channel(lambda pixels, by: cv2.add(pixels, (*np.atleast_1d(by), 0.0)), image, by)
+
+    def added(pixels, by):
+        values: Any = (*np.atleast_1d(by), 0.0)  # not in OpenCV's stubs
+        return cv2.add(pixels, values)
+
+    return _by_channel(added, image, by)
 
 
 def cut(image: np.ndarray, centre: np.ndarray, side: int, fill: tuple[int, ...]) -> None:

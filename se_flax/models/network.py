@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -111,8 +111,12 @@ class Network(nn.Module):
     dropout: float = 0.0
     folded: bool = False
 
-    epsilon = 1e-5  # of BatchNorm
-    smallest = 1  # height and width of an image
+    epsilon: ClassVar[float] = 1e-5  # of BatchNorm
+
+    @property
+    def smallest(self) -> int:
+        """Least height and width of an image, in pixels."""
+        return 1
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -131,12 +135,22 @@ class Network(nn.Module):
             raise UserError(f'dropout={self.dropout} must be at least 0 and below 1')
         object.__setattr__(self, 'dtype', _float_dtype(self.dtype))
 
-    def trunk(self, x, train: bool) -> Iterator[tuple[int, jax.Array]]:
+    def trunk(self, x: jax.Array, train: bool) -> Iterator[tuple[int, jax.Array]]:
         """Yields (stride, map) on the way to the head; only the last map of a stride counts."""
         raise NotImplementedError
 
+    @overload
+    def __call__(
+        self, images: jax.Array, *, train: bool = False, head: Literal[True] = True
+    ) -> jax.Array: ...
+
+    @overload
+    def __call__(
+        self, images: jax.Array, *, train: bool = False, head: Literal[False]
+    ) -> dict[str, jax.Array]: ...
+
     @nn.compact
-    def __call__(self, images, *, train: bool = False, head: bool = True):
+    def __call__(self, images, *, train=False, head=True):
         """Returns logits; without `head` what `features` returns."""
         check_images(images, self.in_channels, self.smallest)
         maps = {}
@@ -144,7 +158,7 @@ class Network(nn.Module):
             maps[f'C{stride.bit_length() - 1}'] = x
         return self.classify(x, train) if head else maps
 
-    def features(self, images, *, train: bool = False) -> dict[str, jax.Array]:
+    def features(self, images: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
         """Returns the last map of each stride, for detection, segmentation and retrieval.
 
         By FPN's names (arXiv 1612.03144): 'C3' has stride `2^3`, whatever the network.
@@ -180,7 +194,7 @@ class Network(nn.Module):
         )
         return Layers(conv, norm, norm)
 
-    def classify(self, x, train: bool):
+    def classify(self, x: jax.Array, train: bool) -> jax.Array:
         """Turns features, `[B, C]` or the map whose mean they are, into the result."""
         wide = jnp.promote_types(self.dtype, jnp.float32)
         x = x.astype(wide)

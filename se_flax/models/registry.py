@@ -68,7 +68,7 @@ def register(
     input_size: int = 224,
     num_classes: int = 1000,
     paper: PaperResult | None = None,
-    **fields,
+    **fields: Any,
 ) -> None:
     """Gives `module(**fields)` a name; ValueError if the name is taken."""
     if name in _ENTRIES:
@@ -85,7 +85,7 @@ def list_models(pattern: str = '*') -> list[str]:
     return [name for name in _ENTRIES if fnmatch.fnmatchcase(name, pattern)]
 
 
-def create_model(name: str, num_classes: int | None = None, **fields) -> Network:
+def create_model(name: str, num_classes: int | None = None, **fields: Any) -> Network:
     """Returns the Linen module of a registered name.
 
     Every network is called as `model.apply(variables, images, train=False)` with

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import ClassVar
 
 import jax
 from flax import linen as nn
@@ -40,7 +41,7 @@ class ResidualNetwork(Network):
     placement: str = 'standard'
     se_stages: Sequence[int] = (2, 3, 4, 5)
 
-    stages = (2, 3, 4, 5)
+    stages: ClassVar[Sequence[int]] = (2, 3, 4, 5)
 
     def __post_init__(self):
         super().__post_init__()
@@ -58,12 +59,14 @@ class ResidualNetwork(Network):
         """Returns what makes the SE blocks of a stage; None where it has none."""
         return self.se if stage in self.se_stages else None
 
-    def unit(self, unit: Callable[..., ResidualUnit], stage: int, layers: Layers):
+    def unit(
+        self, unit: Callable[..., ResidualUnit], stage: int, layers: Layers
+    ) -> Callable[..., ResidualUnit]:
         """Returns the constructor of a stage's units, told of layers and SE."""
         return partial(unit, layers=layers, se=self.se_of(stage), placement=self.placement)
 
     def stack(
-        self, x, stride: int, unit: Callable[..., ResidualUnit], layers: Layers
+        self, x: jax.Array, stride: int, unit: Callable[..., ResidualUnit], layers: Layers
     ) -> Iterator[tuple[int, jax.Array]]:
         """Applies `stage_sizes` units, stage by stage from stage 2 on, to a map of that stride.
 

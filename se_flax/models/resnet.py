@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from se_flax.errors import UserError, check_known
+from se_flax.models.network import Layers
 from se_flax.models.registry import PaperResult, register
 from se_flax.models.residual import ResidualNetwork, ResidualUnit
 from se_flax.nn import EXCITE, Affine, SqueezeExcite, max_pool, relu_of_sum
@@ -158,7 +159,7 @@ class ResNet(ResidualNetwork):
         )
         yield from self.stack(x, stride, block, layers)
 
-    def stem_map(self, x, strides, layers):
+    def stem_map(self, x: jax.Array, strides: int, layers: Layers) -> jax.Array:
         if self.stem == 'deep':
             x = nn.relu(layers.conv_norm('_stem1', x, self.width, 3, strides))
             x = nn.relu(layers.conv_norm('_stem2', x, self.width, 3))
@@ -188,10 +189,10 @@ _se('se_resnet101', stage_sizes=(3, 4, 23, 3), paper=_table2(22.38, 6.07, 7.60))
 _plain('resnet152', stage_sizes=(3, 8, 36, 3), paper=_table2(22.42, 6.34, 11.30))
 _se('se_resnet152', stage_sizes=(3, 8, 36, 3), paper=_table2(21.57, 5.73, 11.32))
 
-_32x4d = {'stride_in': '3x3', 'groups': 32, 'group_width': 4}
-_64x4d = {'stride_in': '3x3', 'groups': 64, 'group_width': 4}
-_32x8d = {'stride_in': '3x3', 'groups': 32, 'group_width': 8}
-_32x48d = {'stride_in': '3x3', 'groups': 32, 'group_width': 48}
+_32x4d: dict[str, Any] = {'stride_in': '3x3', 'groups': 32, 'group_width': 4}
+_64x4d: dict[str, Any] = {'stride_in': '3x3', 'groups': 64, 'group_width': 4}
+_32x8d: dict[str, Any] = {'stride_in': '3x3', 'groups': 32, 'group_width': 8}
+_32x48d: dict[str, Any] = {'stride_in': '3x3', 'groups': 32, 'group_width': 48}
 _plain('resnext50_32x4d', stage_sizes=(3, 4, 6, 3), **_32x4d, paper=_table2(22.11, 5.90, 4.24))
 _se('se_resnext50_32x4d', stage_sizes=(3, 4, 6, 3), **_32x4d, paper=_table2(21.10, 5.49, 4.25))
 _plain('resnext101_32x4d', stage_sizes=(3, 4, 23, 3), **_32x4d, paper=_table2(21.18, 5.57, 7.99))
@@ -204,7 +205,7 @@ _32x48d_paper = PaperResult(14.6, 2.4, 'Table 9, extra data')
 _plain('resnext101_32x48d', stage_sizes=(3, 4, 23, 3), **_32x48d, paper=_32x48d_paper)
 _se('se_resnext101_32x48d', stage_sizes=(3, 4, 23, 3), **_32x48d)
 
-_senet154 = partial(
+_senet154: Callable[..., None] = partial(
     register,
     module=ResNet,
     stage_sizes=(3, 8, 36, 3),

@@ -51,7 +51,7 @@ class Conv(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         channels, k = x.shape[-1], self.kernel_size
         k = (k, k) if isinstance(k, int) else tuple(k)
         check_multiple('channels in', channels, 'groups', self.groups)
@@ -69,7 +69,9 @@ class Conv(nn.Module):
         return y
 
 
-def convolve(x, kernel, strides: int, pads: Sequence[int], groups: int):
+def convolve(
+    x: jax.Array, kernel: jax.Array, strides: int, pads: Sequence[int], groups: int
+) -> jax.Array:
     """Convolves `[B, H, W, C]` with `[kh, kw, C / groups, features]`, padding `pads` on each side.
 
     XLA's own operation, but on CPUs a form whose gradients are fast there (`benchmarks/conv.py`).

@@ -60,7 +60,7 @@ CIFAR = Preprocessing(
 def parse_preprocessing(entry: Mapping[str, Any]) -> Preprocessing:
     """Makes a Preprocessing of what a file says; UserError for values that none can have."""
     view = Preprocessing(**entry)
-    view = view._replace(mean=tuple(view.mean), std=tuple(view.std))
+    view = view._replace(mean=without_lists(view.mean), std=without_lists(view.std))
     check_entry('image_size', view.image_size, is_size(view.image_size))
     check_entry('resize', view.resize, view.resize == 0 or is_size(view.resize))
     check_entry('interpolation', view.interpolation, isinstance(view.interpolation, str))

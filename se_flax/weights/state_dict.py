@@ -34,7 +34,7 @@ def from_torch(
     *,
     head: str = 'keep',
     in_channels: int | None = None,
-    **fields,
+    **fields: Any,
 ) -> dict[str, Any]:
     """Returns the variables of a registered network from a PyTorch state dict.
 
@@ -179,14 +179,14 @@ def _tensors(naming: Naming, model: Network, arrays: Mapping[str, np.ndarray]) -
         path = next((path for path in paths if path in shapes), paths[0] if paths else None)
         tensors.append(Tensor(key, path, array))
     tensors = _without_conv_biases(shapes, tensors)
-    return [_arranged(tensor, shapes.get(tensor.path, ())) for tensor in tensors]
+    return [_arranged(tensor, shapes.get(tensor.path or '', ())) for tensor in tensors]
 
 
 def _arranged(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     array = tensor.array
     if not (tensor.path or '').endswith('/kernel'):
         return tensor
-    chw = FLATTENED.get(tensor.path)
+    chw = FLATTENED.get(tensor.path or '')
     if chw and array.ndim == 2 and array.shape[1:] == shape[:1]:
         array = array.reshape(-1, *chw)
     return tensor._replace(array=to_kernel(array, shape))

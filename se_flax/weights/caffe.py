@@ -13,9 +13,10 @@ from se_flax.errors import UserError, check_known
 from se_flax.models import create_model
 from se_flax.models.bn_inception import BNInception
 from se_flax.models.resnet import ResNet
+from se_flax.models.variables import Tensor, misfits, variable_shapes
 from se_flax.weights.adapt import FIRST, adapt
 from se_flax.weights.caffe_file import read_caffemodel
-from se_flax.weights.fill import Tensor, fill, misfits, to_kernel, variable_shapes
+from se_flax.weights.fill import fill, to_kernel
 from se_flax.weights.info import CAFFE, WeightsInfo
 from se_flax.weights.naming import Naming, norm_of
 

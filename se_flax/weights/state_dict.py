@@ -8,9 +8,10 @@ import numpy as np
 from se_flax.errors import UserError
 from se_flax.models import create_model, list_models, model_info
 from se_flax.models.network import Network
+from se_flax.models.variables import Tensor, misfits, variable_shapes
 from se_flax.weights import inception_names, plain_names, resnet_names
 from se_flax.weights.adapt import FIRST, adapt, spread
-from se_flax.weights.fill import Tensor, as_float32, fill, misfits, to_kernel, variable_shapes
+from se_flax.weights.fill import as_float32, fill, to_kernel
 from se_flax.weights.info import CIFAR, WeightsInfo, without_lists
 from se_flax.weights.naming import Naming, norm_of, traits_of
 

@@ -10,8 +10,9 @@ from flax.traverse_util import flatten_dict
 
 from se_flax.errors import UserError, check_known
 from se_flax.models import create_model, list_models
+from se_flax.models.variables import Tensor, misfits, variable_shapes
 from se_flax.weights.adapt import adapt
-from se_flax.weights.fill import Tensor, as_float32, fill, misfits, variable_shapes
+from se_flax.weights.fill import as_float32, fill
 from se_flax.weights.info import (
     MAX_SIZE,
     Preprocessing,

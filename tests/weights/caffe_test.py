@@ -9,10 +9,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from se_flax.errors import MissingError, UserError
 from se_flax.models import create_model
+from se_flax.models.variables import variable_shapes
 from se_flax.weights import from_caffe
 from se_flax.weights.caffe import MODELS, NAMINGS, class_order
 from se_flax.weights.caffe_file import read_caffemodel
-from se_flax.weights.fill import variable_shapes
 
 SIZES = {'50': (3, 4, 6, 3), '101': (3, 4, 23, 3), '152': (3, 8, 36, 3)}
 DEEP = ('conv1_1/3x3_s2', 'conv1_2/3x3', 'conv1_3/3x3')

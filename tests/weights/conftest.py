@@ -7,7 +7,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from se_flax.models import create_model
-from se_flax.weights.fill import variable_shapes
+from se_flax.models.variables import variable_shapes
 
 LEAVES = (
     ('weight', 'params/{}/kernel'),

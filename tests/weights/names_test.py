@@ -9,8 +9,8 @@ import pytest
 
 from se_flax.errors import UserError
 from se_flax.models import create_model
+from se_flax.models.variables import misfits, variable_shapes
 from se_flax.weights import from_torch
-from se_flax.weights.fill import misfits, variable_shapes
 from se_flax.weights.state_dict import _detect, _other_traits, _tensors
 
 NETWORKS = {

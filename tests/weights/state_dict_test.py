@@ -7,8 +7,8 @@ from flax.traverse_util import flatten_dict
 
 from se_flax.errors import UserError
 from se_flax.models import create_model
+from se_flax.models.variables import Tensor
 from se_flax.weights import from_torch
-from se_flax.weights.fill import Tensor
 from se_flax.weights.state_dict import _arranged
 
 BASIC, BOTTLENECK = (2, 2, 2, 2), (3, 4, 6, 3)

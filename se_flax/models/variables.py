@@ -1,0 +1,61 @@
+"""The variables a network has, and what is wrong with those it is given."""
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from se_flax.models.network import Network
+
+SIZE = 96  # pixels; the parameters of no network depend on it, and none finds it too small
+SHOWN = 4
+
+
+class Tensor(NamedTuple):
+    """An array by its name in the file, and its place in the variables, if it has one."""
+
+    name: str
+    path: str | None
+    array: np.ndarray
+
+
+@lru_cache(maxsize=128)
+def variable_shapes(model: Network) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each variable by its path; computes nothing.
+
+    >>> from se_flax.models import create_model
+    >>> variable_shapes(create_model('resnet50'))['params/stage2_block1/conv1/kernel']
+    (1, 1, 64, 64)
+    """
+    images = jax.ShapeDtypeStruct((1, SIZE, SIZE, model.in_channels), model.dtype)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    return {path: leaf.shape for path, leaf in flatten_dict(variables, sep='/').items()}
+
+
+def misfits(shapes: dict[str, tuple[int, ...]], tensors: Iterable[Tensor]) -> str:
+    """Says what is missing, unexpected, doubled or mis-shaped; '' where each has its place."""
+    names: dict[str, list[str]] = {}
+    unexpected, misshaped = [], []
+    for tensor in tensors:
+        if tensor.path not in shapes:
+            unexpected.append(tensor.name)
+            continue
+        names.setdefault(tensor.path, []).append(tensor.name)
+        if tensor.array.shape != shapes[tensor.path]:
+            shape, wanted = list(tensor.array.shape), list(shapes[tensor.path])
+            misshaped.append(f'{tensor.name} is {shape}, {tensor.path} needs {wanted}')
+    found = {
+        'missing': [path for path in shapes if path not in names],
+        'unexpected': unexpected,
+        'for one place': [' and '.join(several) for several in names.values() if len(several) > 1],
+        'mis-shaped': misshaped,
+    }
+    return '; '.join(f'{len(v)} {what} ({_some(v)})' for what, v in found.items() if v)
+
+
+def _some(items: Sequence[str]) -> str:
+    more = f', and {len(items) - SHOWN} more' if len(items) > SHOWN else ''
+    return ', '.join(item[:200] for item in items[:SHOWN]) + more

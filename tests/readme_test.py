@@ -26,6 +26,11 @@ def test_python_blocks_run_from_top_to_bottom():
     assert names['logits'].shape == (1, 10)
     y = names['Block']().init_with_output(names['jax'].random.key(0), jnp.ones((2, 8, 8, 32)))[0]
     assert y.shape == (2, 8, 8, 32)
+    rngs, images = names['nnx'].Rngs(0), jnp.ones((4, 16, 16, 3))
+    assert names['NNXBlock'](32, rngs=rngs)(jnp.ones((2, 8, 8, 32))).shape == (2, 8, 8, 32)
+    step = names['nnx_model'], names['optimizer'], images, jnp.zeros(4, int)
+    losses = [names['train_step'](*step) for _ in range(3)]
+    assert losses[-1] < losses[0]
 
 
 def test_info_is_what_the_command_prints(capsys):

@@ -1,0 +1,86 @@
+"""The networks as Flax NNX modules, over Flax's own bridge from Linen. Imported only when asked."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen, nnx
+from flax.nnx.bridge.variables import linen_vars_to_nnx_attrs, nnx_attrs_to_linen_vars
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from se_flax import models
+from se_flax.errors import UserError
+from se_flax.models.variables import Tensor, misfits, variable_shapes
+
+
+class Network(nnx.bridge.ToNNX):
+    """A network of this library with its variables: `nnx.Param` and `nnx.BatchStat`.
+
+    Attributes are named as Linen's submodules: `model.head['kernel']`.
+    """
+
+    def __init__(self, module: linen.Module, variables: dict[str, Any], rngs: nnx.Rngs):
+        super().__init__(module, rngs)
+        for name, value in linen_vars_to_nnx_attrs(variables).items():
+            setattr(self, name, nnx.data(value))
+
+    def __call__(self, images, *, train: bool = False):
+        """Takes `[B, H, W, 3]` float images, returns `[B, num_classes]` logits, float32 or wider.
+
+        With `train`, a Python bool, it normalises by the batch, updates the running statistics and
+        draws from the rngs; without, it changes nothing.
+        """
+        if not train:
+            return super().__call__(images, rngs=nnx.Rngs(), mutable=False)
+        # The bridge replaces each Variable that it updates, which transforms of a fixed graph, such
+        # as `nnx.jit(..., graph_updates=False)`, would not see: so in a copy, and then in place.
+        copy = nnx.clone(self)
+        logits = super(Network, copy).__call__(images, train=True, mutable=['batch_stats'])
+        nnx.update(self, nnx.state(copy, (nnx.BatchStat, nnx.RngState)))
+        return logits
+
+
+def create_model(
+    name: str,
+    num_classes: int | None = None,
+    *,
+    rngs: nnx.Rngs,
+    variables: Mapping[str, Any] | None = None,
+    **fields,
+) -> Network:
+    """Returns the NNX module of a registered name.
+
+    Args:
+        name, num_classes, **fields: as for `se_flax.create_model`.
+        rngs: draws the initial parameters, and in training dropout and Shake-Shake's mixtures.
+            `nnx.Rngs(0)` seeds all, `nnx.Rngs(params=0, dropout=1, shake=2)` each on its own.
+        variables: Linen's `params` and `batch_stats` to start from, such as `load_weights` and
+            `from_torch` of `se_flax.weights` return.
+
+    Raises:
+        UserError: for an unknown name or field, for `rngs` of another type, and for variables that
+            are not this network's, with the first paths that are wrong.
+
+    >>> model = create_model('se_resnet8_cifar', num_classes=100, rngs=nnx.Rngs(0))
+    >>> model.head['kernel'].shape, model(jnp.ones((2, 32, 32, 3))).shape
+    ((64, 100), (2, 100))
+    """
+    module = models.create_model(name, num_classes, **fields)
+    if not isinstance(rngs, nnx.Rngs):
+        raise UserError(f'rngs is of type {type(rngs).__name__}; take nnx.Rngs(0)')
+    if variables is None:
+        size, channels = models.model_info(name).input_size, getattr(module, 'in_channels', 3)
+        images = jax.ShapeDtypeStruct((1, size, size, channels), module.dtype)
+        return Network(module, module.lazy_init(rngs.params(), images), rngs)
+    flat = flatten_dict(variables, sep='/')
+    tensors = [Tensor(path, path, array) for path, array in flat.items()]
+    if wrong := misfits(variable_shapes(module), tensors):
+        raise UserError(f'the variables do not fit {name}: {wrong}')
+    flat = {path: jnp.asarray(array) for path, array in flat.items()}
+    return Network(module, unflatten_dict(flat, sep='/'), rngs)
+
+
+def linen_variables(model: Network) -> dict[str, Any]:
+    """Returns the variables for Linen: `apply`, `save_weights`, `fold_batch_norm`."""
+    return nnx_attrs_to_linen_vars(nnx.state(model, (nnx.Param, nnx.BatchStat)))

@@ -1,4 +1,7 @@
-"""The networks as Flax NNX modules, over Flax's own bridge from Linen. Imported only when asked."""
+"""Networks as Flax NNX modules, over Flax's own bridge from Linen.
+
+`import se_flax` leaves this module out, as `flax.nnx` takes time to import.
+"""
 
 from collections.abc import Mapping
 from typing import Any

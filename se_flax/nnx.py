@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen, nnx
+from flax import nnx
 from flax.nnx.bridge.variables import linen_vars_to_nnx_attrs, nnx_attrs_to_linen_vars
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -23,25 +23,33 @@ class Network(nnx.bridge.ToNNX):
     Attributes are named as Linen's submodules: `model.head['kernel']`.
     """
 
-    def __init__(self, module: linen.Module, variables: dict[str, Any], rngs: nnx.Rngs):
+    def __init__(self, module: models.Network, variables: Mapping[str, Any], rngs: nnx.Rngs):
         super().__init__(module, rngs)
         for name, value in linen_vars_to_nnx_attrs(variables).items():
             setattr(self, name, nnx.data(value))
 
-    def __call__(self, images, *, train: bool = False):
-        """Takes `[B, H, W, 3]` float images, returns `[B, num_classes]` logits, float32 or wider.
+    def __call__(  # type: ignore[override]  # the bridge takes whatever the module takes
+        self, images: jax.Array, *, train: bool = False, head: bool = True
+    ) -> Any:
+        """Takes `[B, H, W, in_channels]` float images, returns `[B, num_classes]` logits.
 
         With `train`, a Python bool, it normalises by the batch, updates the running statistics and
         draws from the rngs; without, it changes nothing.
         """
         if not train:
-            return super().__call__(images, rngs=nnx.Rngs(), mutable=False)
+            return super().__call__(images, rngs=nnx.Rngs(), mutable=False, head=head)
         # The bridge replaces each Variable that it updates, which transforms of a fixed graph, such
         # as `nnx.jit(..., graph_updates=False)`, would not see: so in a copy, and then in place.
         copy = nnx.clone(self)
-        logits = super(Network, copy).__call__(images, train=True, mutable=['batch_stats'])
+        logits = super(Network, copy).__call__(
+            images, train=True, mutable=['batch_stats'], head=head
+        )
         nnx.update(self, nnx.state(copy, (nnx.BatchStat, nnx.RngState)))
         return logits
+
+    def features(self, images: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
+        """Returns the last map of each stride, as `se_flax.models.Network.features` does."""
+        return self(images, train=train, head=False)
 
 
 def create_model(
@@ -50,7 +58,7 @@ def create_model(
     *,
     rngs: nnx.Rngs,
     variables: Mapping[str, Any] | None = None,
-    **fields,
+    **fields: Any,
 ) -> Network:
     """Returns the NNX module of a registered name.
 
@@ -73,8 +81,8 @@ def create_model(
     if not isinstance(rngs, nnx.Rngs):
         raise UserError(f'rngs is of type {type(rngs).__name__}; take nnx.Rngs(0)')
     if variables is None:
-        size, channels = models.model_info(name).input_size, getattr(module, 'in_channels', 3)
-        images = jax.ShapeDtypeStruct((1, size, size, channels), module.dtype)
+        size = models.model_info(name).input_size
+        images = jax.ShapeDtypeStruct((1, size, size, module.in_channels), module.dtype)
         return Network(module, module.lazy_init(rngs.params(), images), rngs)
     flat = flatten_dict(variables, sep='/')
     tensors = [Tensor(path, path, array) for path, array in flat.items()]
@@ -86,4 +94,4 @@ def create_model(
 
 def linen_variables(model: Network) -> dict[str, Any]:
     """Returns the variables for Linen: `apply`, `save_weights`, `fold_batch_norm`."""
-    return nnx_attrs_to_linen_vars(nnx.state(model, (nnx.Param, nnx.BatchStat)))
+    return nnx_attrs_to_linen_vars(dict(nnx.state(model, (nnx.Param, nnx.BatchStat))))

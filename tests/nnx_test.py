@@ -275,3 +275,13 @@ def test_the_block_works_in_nnx():
     np.testing.assert_allclose(block(x), want, rtol=1e-6)
     assert not np.allclose(want, x)
     assert not jax.tree.leaves(nnx.state(block, nnx.Not(nnx.Param)))
+
+
+def test_features_are_those_of_linen():
+    fields = {'num_classes': 0, 'in_channels': 1}
+    model, images = create_model(NAME, rngs=nnx.Rngs(0), **fields), IMAGES[..., :1]
+    want = se_flax.create_model(NAME, **fields).apply(
+        linen_variables(model), images, method='features'
+    )
+    assert_equal(model.features(images), want, rtol=1e-5, atol=1e-5)  # run twice, in float32
+    assert model(images).shape == (8, want['C2'].shape[-1])

@@ -6,7 +6,6 @@ generator alone, and writes `out`, `[S, S, C]`. Both are uint8; three channels a
 
 import dataclasses
 import math
-from typing import Any
 
 import cv2
 import numpy as np
@@ -227,8 +226,7 @@ def jittered(image: np.ndarray, by: np.ndarray) -> np.ndarray:
     """Adds a number to each channel; sums are rounded and stay in 0 to 255."""
 
     def added(pixels, by):
-        values: Any = (*np.atleast_1d(by), 0.0)  # not in OpenCV's stubs
-        return cv2.add(pixels, values)
+        return cv2.add(pixels, (*np.atleast_1d(by), 0.0))
 
     return _by_channel(added, image, by)
 

@@ -2,17 +2,23 @@
 
 bfloat16, channels last, the batch that fills the card, turn by turn in one run: ours against timm
 eager and `torch.compile`. Then what SE costs, variants of the gate, of BatchNorm and of grouped
-convolution. Needs jax with CUDA, flax, optax, torch and timm, and no data; stays under 8 minutes by
-leaving out what comes last. Writes `benchmarks/results/gpu.json` and `gpu.md`.
+convolution. Needs jax with CUDA, flax, optax, torch and timm, and neither data nor an installed
+se_flax (`PYTHONPATH=.`). Stays under 8 minutes by leaving out what comes last. Writes
+`benchmarks/results/gpu.json` and `gpu.md` anew with each row.
+
+Each network is measured in a process of its own. What fails is a row that says why; where memory is
+too small, all sides get half the batch.
 
 `--quick` is for machines without a GPU: small networks and images, nothing written.
 """
 
 import argparse
+import math
 import os
 import statistics
 import sys
 import time
+import traceback
 from functools import partial
 
 os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # torch needs memory as well
@@ -20,8 +26,9 @@ os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # torch needs m
 import jax
 import jax.numpy as jnp
 import numpy as np
+from isolated import can_halve, measured, summary
 from record import save, versions
-from sides import compare, median_ratio, ours, pytorchs, rows
+from sides import RUNS, compare, median_ratio, ours, pytorchs, row_of
 from sides import markdown as table_of
 
 from se_flax.nn import Affine, SqueezeExcite
@@ -42,6 +49,7 @@ NETWORKS = (  # ours, timm's (None: it has none), batch of the training step
     ('timm_senet154', 'senet154', 96),
 )
 GROUPED = ((56, 128, 32), (28, 256, 32), (14, 512, 32), (7, 1024, 32))  # map, channels, groups
+QUICK, GROUPED_QUICK = (('mobilenet', 'mobilenetv1_100', 2),), ((4, 32, 8),)
 SECONDS = 450
 
 
@@ -61,42 +69,69 @@ VARIANTS = {  # of ours, what each changes
 
 
 def mine(name, batch, size, **fields):
-    fields = {'dtype': jnp.bfloat16, 'bn_group_size': min(32, batch), **fields}
+    fields = {'dtype': jnp.bfloat16, 'bn_group_size': math.gcd(32, batch), **fields}
     return ours(name, batch, size, **fields)
 
 
-def benchmark(name, twin, batch, size, device, rounds, times):
-    """Yields a row for training and one for inference."""
-    sides = {'ours': mine(name, batch, size)}
+def working(calls, batch):
+    """Returns what each call returns, and the errors of those that fail.
+
+    Raises what half the batch may avoid.
+    """
+    results, errors = {}, {}
+    for side, call in calls.items():
+        try:
+            results[side] = call()
+        except Exception as error:
+            if can_halve(error, batch):
+                raise
+            traceback.print_exc()
+            errors[side] = summary(error)
+    return results, errors
+
+
+def benchmark(twin, size, device, rounds, times, parts, batch):
+    """Yields the figures of a network's runs: of the sides that work, and why others do not."""
+    name = parts[0]['network']
+    calls = {'ours': partial(mine, name, batch, size)}
     if twin:
         theirs = partial(pytorchs, partial(timm.create_model, twin), batch, size)
-        theirs = partial(theirs, device=device, bfloat16=True)
-        sides['eager'] = theirs()
+        calls['eager'] = partial(theirs, device=device, bfloat16=True)
         if device == 'cuda':
-            sides['compiled'] = theirs(compiled=True)
-    yield from rows(name, sides, batch, size, (batch,), rounds, times)
+            calls['compiled'] = partial(calls['eager'], compiled=True)
+    sides, unmade = working(calls, batch)
+    for part in parts:
+        what = RUNS[part['run']]
+        once = {side: partial(functions[what], 1) for side, (functions, _) in sides.items()}
+        works, errors = working(once, batch)
+        ready = {side: sides[side] for side in works}
+        row = row_of(name, ready, part['run'], batch, size, rounds, times)
+        yield row | {'errors': unmade | errors}
 
 
-def variants(name, batch, size, rounds, times):
+def variants(size, rounds, times, parts, batch):
     """Yields the training step of ours in other forms, each beside the default."""
+    name = parts[0]['network']
     default, told = mine(name, batch, size)
-    sides = {'default': default['train']}
-    for title, fields in VARIANTS.items():
-        other, told_of_other = mine(name, batch, size, **fields)
-        sides['other'] = other['train']
+    for part in parts:
+        other, told_of_other = mine(name, batch, size, **VARIANTS[part['variant']])
+        sides = {'default': default['train'], 'other': other['train']}
         yield {
-            'network': name,
-            'variant': title,
-            'batch': batch,
             'time_ratio': median_ratio(compare(sides, rounds, times), 'other', ours='default'),
             'bytes_ratio': told_of_other['bytes'] / told['bytes'],
         }
+        del other, sides  # so that the next does not share the memory with it
 
 
-def grouped(batch, size, channels, groups, rounds, times):
-    """Returns the milliseconds of a grouped 3x3 with both gradients, in two forms."""
+def grouped(rounds, times, parts, batch):
+    """Yields the milliseconds of a grouped 3x3 with both gradients, in two forms."""
+    for part in parts:
+        yield {'ms': _grouped(**part, batch=batch, rounds=rounds, times=times)}
+
+
+def _grouped(map, channels, groups, batch, rounds, times):
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(batch, size, size, channels)), jnp.bfloat16)
+    x = jnp.asarray(rng.normal(size=(batch, map, map, channels)), jnp.bfloat16)
     kernel = jnp.asarray(rng.normal(size=(3, 3, channels // groups, channels)), jnp.bfloat16)
 
     def timed(form):
@@ -115,8 +150,14 @@ def grouped(batch, size, channels, groups, rounds, times):
         return run
 
     seconds = compare({'stock': timed(_stock), 'pieces': timed(_pieces)}, rounds, times)
-    ms = {form: 1e3 * statistics.median(t) for form, t in seconds.items()}
-    return {'map': size, 'channels': channels, 'groups': groups, 'batch': batch, 'ms': ms}
+    return {form: 1e3 * statistics.median(t) for form, t in seconds.items()}
+
+
+def machine(quick, parts, batch):
+    """Yields the device and its `matmul_rate`, None where that is no GPU and `quick` is not set."""
+    there = quick or (jax.default_backend() == 'gpu' and torch.cuda.is_available())
+    rate = matmul_rate(256 if quick else 8192, 10) if there else None
+    yield {'device': jax.devices()[0].device_kind, 'rate': rate}
 
 
 def matmul_rate(size, times):
@@ -134,20 +175,31 @@ def matmul_rate(size, times):
     return best
 
 
-def markdown(rate, done, others, layers):
+def markdown(rate, done):
+    """Returns the tables of all rows, and a list of what failed."""
     lines = [f'A bfloat16 matrix product runs at {rate / 1e9:,.0f} GFLOP/s here.', '']
-    lines += table_of(done)
-    if others:
-        lines += ['', '| training step of | other form | time / default | memory / default |']
-        lines += ['|---|---|---:|---:|']
+    lines += table_of([r for r in done['rows'] if r.get('seconds')])
+    if others := [r for r in done['variants'] if 'error' not in r]:
+        lines += [
+            '',
+            '| training step of | other form | batch | time / default | memory / default |',
+        ]
+        lines += ['|---|---|---:|---:|---:|']
         for r in others:
             ratios = f'{r["time_ratio"]:.3f} | {r["bytes_ratio"]:.3f}'
-            lines.append(f'| {r["network"]} | {r["variant"]} | {ratios} |')
-    if layers:
-        lines += ['', '| grouped 3x3, both gradients | stock, ms | pieces, ms |', '|---|---:|---:|']
+            lines.append(f'| {r["network"]} | {r["variant"]} | {r["batch"]} | {ratios} |')
+    if layers := [r for r in done['grouped'] if 'error' not in r]:
+        lines += ['', '| grouped 3x3, both gradients | batch | stock, ms | pieces, ms |']
+        lines += ['|---|---:|---:|---:|']
         for r in layers:
             what = f'{r["map"]}x{r["map"]}, {r["channels"]} channels, {r["groups"]} groups'
-            lines.append(f'| {what} | {r["ms"]["stock"]:.2f} | {r["ms"]["pieces"]:.2f} |')
+            ms = f'{r["ms"]["stock"]:.2f} | {r["ms"]["pieces"]:.2f}'
+            lines.append(f'| {what} | {r["batch"]} | {ms} |')
+    keys = ('network', 'run', 'variant', 'map', 'channels', 'groups', 'batch')
+    for r in sum(done.values(), []):
+        errors = {'all': r['error']} if 'error' in r else r.get('errors', {})
+        what = ', '.join(f'{key} {r[key]}' for key in keys if key in r)
+        lines += [f'\nFailed: {what}; {side}: `{error}`' for side, error in errors.items()]
     return '\n'.join(lines)
 
 
@@ -155,59 +207,48 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--quick', action='store_true', help='small, on a CPU, to no file')
     args = parser.parse_args()
-    begin = time.perf_counter()
-    if not args.quick and (jax.default_backend() != 'gpu' or not torch.cuda.is_available()):
-        sys.exit('benchmarks/gpu.py needs a GPU that both jax and torch see; --quick needs none')
-
+    deadline = time.monotonic() + SECONDS
     device = 'cpu' if args.quick else 'cuda'
-    networks, layers_of, size, rounds, times = NETWORKS, GROUPED, 224, 7, 10
+    networks, layers, size, rounds, times = NETWORKS, GROUPED, 224, 7, 10
     if args.quick:
-        networks, layers_of, size, rounds, times = (
-            (('mobilenet', 'mobilenetv1_100', 2),),
-            ((4, 32, 8),),
-            32,
-            2,
-            1,
-        )
-    gpu = jax.devices()[0].device_kind
+        networks, layers, size, rounds, times = QUICK, GROUPED_QUICK, 32, 2, 1
+
+    [here] = measured(partial(machine, args.quick), [{}], 0, deadline)
+    if 'error' in here:
+        sys.exit(f'benchmarks/gpu.py: {here["error"]}')
+    if not here['rate']:
+        sys.exit('benchmarks/gpu.py needs a GPU that both jax and torch see; --quick needs none')
     head = (
-        f'{gpu}; {versions("se_flax", "jax", "jaxlib", "flax", "torch", "timm")}; '
+        f'{here["device"]}; {versions("se_flax", "jax", "jaxlib", "flax", "torch", "timm")}; '
         f'Python {sys.version.split()[0]}; bfloat16, {size} pixels; '
         f'median (range) of {rounds} rounds of {times} steps'
     )
     print(head, flush=True)
-    rate = matmul_rate(256 if args.quick else 8192, 10)
-    done, others, layers = [], [], []
 
-    def write():
-        table = markdown(rate, done, others, layers)
-        if not args.quick:
-            figures = {'matmul_flops_per_s': rate, 'variants': others, 'grouped': layers}
-            save('gpu', head, table, done, **figures)
-        return table
-
-    def left(what):
-        enough = time.perf_counter() - begin < SECONDS
-        if not enough:
-            print(f'{what}: left out, the time is over', flush=True)
-        return enough
-
-    for i, (name, twin, batch) in enumerate(networks):
-        if left(name):
-            for row in benchmark(name, twin, batch, size, device, rounds, times):
-                done.append(row)
-                print(name, row['run'], row['seconds'], row['ratio'], flush=True)
-                write()
-            jax.clear_caches()
-        if i == 0:  # what decides defaults comes before the other networks
-            for layer in layers_of:
-                layers.append(grouped(batch, *layer, rounds, times))
-                print(layers[-1], flush=True)
+    jobs = []
+    for name, twin, batch in networks:
+        job = partial(benchmark, twin, size, device, rounds, times)
+        jobs.append(('rows', job, [{'network': name, 'run': run} for run in RUNS], batch))
+    name, _, batch = networks[0]
+    of_layers = [dict(zip(('map', 'channels', 'groups'), layer, strict=True)) for layer in layers]
+    of_variants = [{'network': name, 'variant': title} for title in VARIANTS]
+    jobs[1:1] = [  # what decides defaults comes before the other networks
+        ('grouped', partial(grouped, rounds, times), of_layers, batch),
+        ('variants', partial(variants, size, rounds, times), of_variants, batch),
+    ]
+    done = {'rows': [], 'variants': [], 'grouped': []}
+    for kind, job, parts, batch in jobs:
+        if args.quick and kind == 'variants':
+            continue
+        if time.monotonic() >= deadline:
+            print(f'left out, the time is over: {parts}', flush=True)
+        for row in measured(job, parts, batch, deadline):
+            done[kind].append(row)
+            print(row, flush=True)
             if not args.quick:
-                for row in variants(name, batch, size, rounds, times):
-                    others.append(row)
-                    print(row, flush=True)
-    print(write())
+                figures = {'matmul_flops_per_s': here['rate'], **done}
+                save('gpu', head, markdown(here['rate'], done), **figures)
+    print(markdown(here['rate'], done))
 
 
 if __name__ == '__main__':

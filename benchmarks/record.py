@@ -1,11 +1,12 @@
 """What a benchmark leaves in `benchmarks/results`: a head that says where, figures, a table."""
 
+import configparser
 import json
 import os
 import pathlib
 import platform
 import re
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 RESULTS = pathlib.Path(__file__).parent / 'results'
 
@@ -19,7 +20,18 @@ def processor() -> str:
 
 def versions(*packages: str) -> str:
     """Returns the packages with their versions."""
-    return ', '.join(f'{name} {version(name)}' for name in packages)
+    return ', '.join(f'{name} {_version(name)}' for name in packages)
+
+
+def _version(name):
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        if name != 'se_flax':
+            raise
+        config = configparser.ConfigParser()
+        config.read(pathlib.Path(__file__).parents[1] / 'setup.cfg')
+        return f'{config["metadata"]["version"]} (not installed)'
 
 
 def read_rows(name: str) -> list[dict]:
@@ -29,8 +41,10 @@ def read_rows(name: str) -> list[dict]:
 
 
 def save(name: str, head: str, table: str, rows: list[dict], **figures) -> None:
-    """Writes `NAME.json` and, with the head and the table, `NAME.md`."""
+    """Writes `NAME.json` and, with the head and the table, `NAME.md`, each whole or not at all."""
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps({'head': head, **figures, 'rows': rows}, indent=1)
-    (RESULTS / f'{name}.json').write_text(f'{text}\n')
-    (RESULTS / f'{name}.md').write_text(f'{head}\n\n{table}\n')
+    for kind, content in (('json', text), ('md', f'{head}\n\n{table}')):
+        new = RESULTS / f'{name}.{kind}.new'
+        new.write_text(f'{content}\n')
+        new.replace(RESULTS / f'{name}.{kind}')

@@ -3,7 +3,7 @@
 import statistics
 import sys
 import time
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ except ImportError as error:
 
 RATE, MOMENTUM = 1e-3, 0.9
 MEAN, STD = 127.5, 64.0
+RUNS = {'training step': 'train', 'inference': 'inference'}
 
 
 def _batch(batch, size):
@@ -34,7 +35,8 @@ def _batch(batch, size):
 def ours(name, batch, size, *, remat=False, **fields):
     """Returns functions for steps and for inference, and what compiling the step told.
 
-    The step is the trainer's own. `train(times)` and `inference(times, batch)` wait for the last.
+    The step is the trainer's own. `train(times)` and `inference(times, batch)` wait for the last;
+    None is the whole batch.
     What is told: `parameters`, `compile_s` and the `bytes` of arguments and temporaries.
     """
     model = create_model(name, **fields)
@@ -63,7 +65,7 @@ def ours(name, batch, size, *, remat=False, **fields):
             state, metrics = step(state, given)
         jax.block_until_ready((state, metrics))
 
-    def inference(times, batch):
+    def inference(times, batch=None):
         nonlocal infer
         if infer is None:  # not before, so that a step's memory holds no second network
             trained = {'params': state.params, 'batch_stats': state.batch_stats}
@@ -122,7 +124,7 @@ def pytorchs(build, batch, size, *, device='cpu', bfloat16=False, compiled=False
         wait()
 
     @torch.inference_mode()
-    def inference(times, batch):
+    def inference(times, batch=None):
         model.eval()
         for _ in range(times):
             logits(images[:batch])
@@ -165,33 +167,50 @@ def median_ratio(seconds, other, ours='ours'):
     return statistics.median(theirs / own for own, theirs in pairs)
 
 
-def rows(name, sides, batch, size, inference_batches, rounds, times=1):
-    """Yields a row for the training step and one for each batch of inference.
+def row_of(name, sides, run, batch, size, rounds, times=1):
+    """Returns the figures of a network's training step, or of inference with a batch.
 
-    `sides` has what `ours` and `pytorchs` returned, by name, 'ours' among them.
+    `sides` has what `ours` and `pytorchs` returned, by name; what is relative to 'ours' is left out
+    where that is missing.
     """
-    macs = count(create_model(name), size).macs
-    for what, number in (('train', batch), *(('inference', n) for n in inference_batches)):
-        runs = {
-            side: functions['train'] if what == 'train' else _of(functions['inference'], number)
+    what = RUNS[run]
+    seconds = compare(
+        {
+            side: functions['train'] if what == 'train' else _of(functions['inference'], batch)
             for side, (functions, _) in sides.items()
-        }
-        seconds = compare(runs, rounds, times)
-        middle = {side: statistics.median(t) for side, t in seconds.items()}
-        row = {
-            'network': name,
-            'run': {'train': 'training step', 'inference': 'inference'}[what],
-            'batch': number,
-            'size': size,
-            'seconds': middle,
-            'range': {side: (min(t), max(t)) for side, t in seconds.items()},
-            'ratio': {side: median_ratio(seconds, side) for side in sides if side != 'ours'},
-            'flops_per_s': 2 * (3 if what == 'train' else 1) * macs * number / middle['ours'],
-        }
-        if what == 'train':
-            for key in ('compile_s', 'bytes'):
-                row[key] = {side: told[key] for side, (_, told) in sides.items()}
-        yield row
+        },
+        rounds,
+        times,
+    )
+    others = [side for side in sides if side != 'ours'] if 'ours' in sides else []
+    row = {
+        'network': name,
+        'run': run,
+        'batch': batch,
+        'size': size,
+        'seconds': {side: statistics.median(t) for side, t in seconds.items()},
+        'range': {side: (min(t), max(t)) for side, t in seconds.items()},
+        'ratio': {side: median_ratio(seconds, side) for side in others},
+    }
+    if 'ours' in sides:
+        flops = 2 * (3 if what == 'train' else 1) * _macs(name, size)
+        row['flops_per_s'] = flops * batch / row['seconds']['ours']
+    if what == 'train':
+        for key in ('compile_s', 'bytes'):
+            row[key] = {side: told[key] for side, (_, told) in sides.items()}
+    return row
+
+
+def rows(name, sides, batch, size, inference_batches, rounds):
+    """Yields a row for the training step and one for each batch of inference."""
+    yield row_of(name, sides, 'training step', batch, size, rounds)
+    for number in inference_batches:
+        yield row_of(name, sides, 'inference', number, size, rounds)
+
+
+@cache
+def _macs(name, size):
+    return count(create_model(name), size).macs
 
 
 def _of(inference, batch):
@@ -216,7 +235,11 @@ def markdown(rows):
                 text = f'{1e3 * row["seconds"][side]:.4g} ({low:.4g}-{high:.4g})'
             cells.append(text)
         cells += [f'{row["ratio"][s]:.2f}' if s in row['ratio'] else '' for s in names[1:]]
-        cells += [f'{row["batch"] / row["seconds"]["ours"]:.4g}', f'{row["flops_per_s"] / 1e9:.4g}']
+        rates = ('', '')
+        if 'ours' in row['seconds']:
+            rates = row['batch'] / row['seconds']['ours'], row['flops_per_s'] / 1e9
+            rates = (f'{rate:.4g}' for rate in rates)
+        cells += rates
         for key, scale in (('bytes', 2**30), ('compile_s', 1)):
             figures = [row.get(key, {}).get(side) for side in names]
             cells.append(', '.join(f'{f / scale:.3g}' for f in figures if f is not None))

@@ -3,11 +3,12 @@
 from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from se_flax.errors import check_multiple
-from se_flax.models.network import Layer, Layers, Network, recalibrate
+from se_flax.models.network import Layer, Layers, Maps, Network, recalibrate
 from se_flax.models.registry import PaperResult, register
 from se_flax.nn import SqueezeExcite, avg_pool, max_pool
 
@@ -76,7 +77,7 @@ class BNInception(Network):
 
     smallest = 32
 
-    def trunk(self, x, train):
+    def trunk(self, x: jax.Array, train: bool) -> Maps:
         for side, size in zip(('height', 'width'), x.shape[1:3], strict=True):
             check_multiple(f'image {side}', size, 'total stride', 32)
         layers = self.layers(train)

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from se_flax.errors import UserError
-from se_flax.models.network import Layer, Layers, recalibrate
+from se_flax.models.network import Layer, Layers, Maps, recalibrate
 from se_flax.models.registry import PaperResult, register
 from se_flax.models.residual import ResidualNetwork, ResidualUnit
 from se_flax.nn import SqueezeExcite, avg_pool, max_pool, relu_of_sum
@@ -110,7 +111,7 @@ class InceptionResNetV2(ResidualNetwork):
         if len(self.stage_sizes) != 3:
             raise UserError(f'stage_sizes={self.stage_sizes} must have 3 numbers')
 
-    def trunk(self, x, train):
+    def trunk(self, x: jax.Array, train: bool) -> Maps:
         layers = self.layers(train)
 
         def conv(name, x, features, kernel_size, strides=1, padding=0):

@@ -2,9 +2,10 @@
 
 from functools import partial
 
+import jax
 from flax import linen as nn
 
-from se_flax.models.network import Layer, Layers, Network, recalibrate
+from se_flax.models.network import Layer, Layers, Maps, Network, recalibrate
 from se_flax.models.registry import PaperResult, register
 from se_flax.nn import SqueezeExcite
 
@@ -44,7 +45,7 @@ class MobileNet(Network):
     parameters of Table 3 fit. See `Network`.
     """
 
-    def trunk(self, x, train):
+    def trunk(self, x: jax.Array, train: bool) -> Maps:
         layers, stride = self.layers(train), 2
         x = nn.relu(layers.conv_norm('_stem', x, 32, 3, stride))
         for i, (features, strides) in enumerate(PAIRS, start=1):

@@ -14,6 +14,7 @@ from se_flax.errors import UserError, check_at_least, check_images
 from se_flax.nn import Affine, BatchNorm, Conv, FoldedNorm
 
 Layer = Callable[..., nn.Module]
+Maps = Iterator[tuple[int, jax.Array]]  # stride, map
 
 
 class Layers(NamedTuple):
@@ -135,7 +136,7 @@ class Network(nn.Module):
             raise UserError(f'dropout={self.dropout} must be at least 0 and below 1')
         object.__setattr__(self, 'dtype', _float_dtype(self.dtype))
 
-    def trunk(self, x: jax.Array, train: bool) -> Iterator[tuple[int, jax.Array]]:
+    def trunk(self, x: jax.Array, train: bool) -> Maps:
         """Yields (stride, map) on the way to the head; only the last map of a stride counts."""
         raise NotImplementedError
 

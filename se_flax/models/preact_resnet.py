@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from functools import partial
 
+import jax
 from flax import linen as nn
 
+from se_flax.models.network import Maps
 from se_flax.models.registry import PaperResult, register
 from se_flax.models.residual import ResidualNetwork, ResidualUnit
 from se_flax.nn import SqueezeExcite
@@ -75,7 +77,7 @@ class PreActResNet(ResidualNetwork):
 
     stages = (2, 3, 4)
 
-    def trunk(self, x, train):
+    def trunk(self, x: jax.Array, train: bool) -> Maps:
         layers = self.layers(train)
         x = layers.conv(16, 3, name='conv_stem')(x)  # 16 in the wide networks as well
         maps = self.stack(x, 1, self.block, layers)

@@ -1,6 +1,6 @@
 """Where SE sits in a residual unit, and in which stages."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -8,7 +8,7 @@ import jax
 from flax import linen as nn
 
 from se_flax.errors import UserError, check_at_least, check_known
-from se_flax.models.network import Layer, Layers, Network, recalibrate
+from se_flax.models.network import Layer, Layers, Maps, Network, recalibrate
 
 PLACEMENTS = ('standard', 'pre', 'post', 'identity', 'inside_3x3')
 
@@ -67,7 +67,7 @@ class ResidualNetwork(Network):
 
     def stack(
         self, x: jax.Array, stride: int, unit: Callable[..., ResidualUnit], layers: Layers
-    ) -> Iterator[tuple[int, jax.Array]]:
+    ) -> Maps:
         """Applies `stage_sizes` units, stage by stage from stage 2 on, to a map of that stride.
 
         Those of stage 2 have `width` filters; each further stage doubles them, and its first unit

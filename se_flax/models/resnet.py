@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from se_flax.errors import UserError, check_known
-from se_flax.models.network import Layers
+from se_flax.models.network import Layers, Maps
 from se_flax.models.registry import PaperResult, register
 from se_flax.models.residual import ResidualNetwork, ResidualUnit
 from se_flax.nn import EXCITE, Affine, SqueezeExcite, max_pool, relu_of_sum
@@ -142,7 +142,7 @@ class ResNet(ResidualNetwork):
     def smallest(self) -> int:
         return 1 if self.stem == 'cifar' else 3  # the unpadded pool's
 
-    def trunk(self, x, train):
+    def trunk(self, x: jax.Array, train: bool) -> Maps:
         layers, stride = self.layers(train), self.stem_strides or (1 if self.stem == 'cifar' else 2)
         x = self.stem_map(x, stride, layers)
         yield stride, x

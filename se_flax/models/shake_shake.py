@@ -3,9 +3,11 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from se_flax.models.network import Maps
 from se_flax.models.registry import PaperResult, register
 from se_flax.models.residual import ResidualNetwork, ResidualUnit
 from se_flax.nn import SqueezeExcite, relu_of_sum, shake
@@ -116,7 +118,7 @@ class ShakeResNet(ResidualNetwork):
 
     stages = (2, 3, 4)
 
-    def trunk(self, x, train):
+    def trunk(self, x: jax.Array, train: bool) -> Maps:
         layers = self.layers(train)
         pre_activated = self.branch is BasicBranch
         x = layers.conv_norm('_stem', x, self.stem, 3)

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from se_flax.models.network import Maps
 from se_flax.models.registry import PaperResult, register
 from se_flax.models.residual import ResidualNetwork, ResidualUnit
 from se_flax.nn import SqueezeExcite, avg_pool, max_pool, relu_of_sum
@@ -55,7 +57,7 @@ class ShuffleNet(ResidualNetwork):
 
     stages = tuple(FEATURES)
 
-    def trunk(self, x, train):
+    def trunk(self, x: jax.Array, train: bool) -> Maps:
         layers, groups = self.layers(train), 3
         x = nn.relu(layers.conv_norm('_stem', x, 24, 3, 2))
         yield 2, x

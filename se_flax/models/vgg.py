@@ -2,10 +2,11 @@
 
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from se_flax.models.network import Network, recalibrate
+from se_flax.models.network import Maps, Network, recalibrate
 from se_flax.models.registry import PaperResult, register
 from se_flax.nn import SqueezeExcite, adaptive_avg_pool, max_pool
 from se_flax.nn.conv import he_normal
@@ -16,15 +17,14 @@ STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels, convolut
 class VGG(Network):
     """VGG-16; SE stands behind the ReLU of each convolution (section 3.3). See `Network`.
 
-    Attributes:
-        dropout: share of the features dropped behind both hidden layers in training.
+    Both hidden layers are followed by dropout, and belong to the features without a head.
     """
 
     dropout: float = 0.5
 
     smallest = 32
 
-    def trunk(self, x, train):
+    def trunk(self, x: jax.Array, train: bool) -> Maps:
         layers = self.layers(train)
         for stage, (features, convs) in enumerate(STAGES, start=1):
             for i in range(1, convs + 1):
@@ -34,7 +34,7 @@ class VGG(Network):
             x = max_pool(x, 2, 2)
         yield 32, x
 
-    def classify(self, x, train):
+    def classify(self, x: jax.Array, train: bool) -> jax.Array:
         # The hidden layers are made for 7x7, the map of a 224 image.
         x = adaptive_avg_pool(x, 7).reshape(x.shape[0], -1)
         wide = jnp.promote_types(self.dtype, jnp.float32)

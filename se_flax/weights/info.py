@@ -57,7 +57,7 @@ CIFAR = Preprocessing(
 )
 
 
-def parse_preprocessing(entry: Mapping[str, Any]) -> Preprocessing:
+def parse_preprocessing(entry: Mapping[str, Any], channels: int = 3) -> Preprocessing:
     """Makes a Preprocessing of what a file says; UserError for values that none can have."""
     view = Preprocessing(**entry)
     view = view._replace(mean=without_lists(view.mean), std=without_lists(view.std))
@@ -65,9 +65,7 @@ def parse_preprocessing(entry: Mapping[str, Any]) -> Preprocessing:
     check_entry('resize', view.resize, view.resize == 0 or is_size(view.resize))
     check_entry('interpolation', view.interpolation, isinstance(view.interpolation, str))
     for name, of in (('mean', view.mean), ('std', view.std)):
-        real = len(of) == len(view.mean) > 0 and all(
-            type(v) in (int, float) and math.isfinite(v) for v in of
-        )
+        real = len(of) == channels and all(type(v) in (int, float) and math.isfinite(v) for v in of)
         check_entry(name, of, real and (name == 'mean' or min(of) > 0))
     return view
 

@@ -118,16 +118,13 @@ def _plain(info: WeightsInfo) -> dict[str, Any]:
 
 def _check(info: WeightsInfo, tensors: Mapping[str, np.ndarray]) -> list[Tensor]:
     try:
-        model = create_model(info.model, info.num_classes, **info.fields)
-        shapes = variable_shapes(model)
+        shapes = variable_shapes(create_model(info.model, info.num_classes, **info.fields))
     except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
         fields, reason = repr(dict(info.fields))[:100], str(error).partition('\n')[0][:200]
         raise UserError(f'{info.model} cannot have fields {fields}: {reason}') from None
     named = [Tensor(name, name, array) for name, array in tensors.items()]
     if wrong := misfits(shapes, named):
         raise UserError(f'the weights do not fit {info.model}: {wrong}')
-    mean = info.preprocessing.mean
-    check_entry('mean', mean, len(mean) == model.in_channels)
     return named
 
 
@@ -155,7 +152,10 @@ def _parse(text: str) -> WeightsInfo:
         raise UserError(f'version {version!r} of the format is not known; this reads {VERSION}')
     entry = {key: value for key, value in entry.items() if key != 'version'}
     try:
-        view, names = parse_preprocessing(entry['preprocessing']), tuple(entry['class_names'])
+        fields = entry['fields']
+        channels = fields.get('in_channels', 3) if isinstance(fields, dict) else 3
+        view = parse_preprocessing(entry['preprocessing'], channels)
+        names = tuple(entry['class_names'])
         info = WeightsInfo(**entry | {'preprocessing': view, 'class_names': names})
     except (TypeError, KeyError) as error:
         raise UserError(f'the metadata are not as they were written: {error}') from None

@@ -394,9 +394,10 @@ def _export(args: argparse.Namespace) -> None:
     )
     save_exported(args.out, exported)
     images, logits = exported.in_avals[0], exported.out_avals[0]
+    colours = {1: 'gray', 3: 'RGB'}.get(view.channels, f'{view.channels} channels')
     print(
         f'{args.out}: {trained.name} for {", ".join(exported.platforms)}; '
-        f'images {images.str_short()}, RGB, resized to {view.resize} ({view.interpolation}); '
+        f'images {images.str_short()}, {colours}, resized to {view.resize} ({view.interpolation}); '
         f'logits {logits.str_short()}'
     )
 

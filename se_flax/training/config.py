@@ -252,13 +252,12 @@ def check_config(config: ml_collections.ConfigDict, num_devices: int) -> None:
     check_known('dtype', config.dtype, DTYPES)
     check_known('sampling', config.sampling, SAMPLINGS)
     _check_range('in_channels', config.in_channels, least=1)
-    for name in _PAIRS:
-        if len(config[name]) != 2:
-            raise UserError(f'{name}={config[name]} must have 2 numbers')
-    for name in _A_CHANNEL:
-        if len(config[name]) != config.in_channels:
-            channels = f'in_channels={config.in_channels}'
-            raise UserError(f'{name}={config[name]} must have as many numbers as {channels}')
+    lengths = dict.fromkeys(_A_CHANNEL, config.in_channels) | dict.fromkeys(_PAIRS, 2)
+    for name, length in lengths.items():
+        if len(config[name]) != length:
+            numbers = f'{length} number{"s" if length > 1 else ""}'
+            why = f', as in_channels={length}' if name in _A_CHANNEL and length != 3 else ''
+            raise UserError(f'{name}={config[name]} must have {numbers}{why}')
     for name in ('batch_size', 'eval_batch_size', 'image_size', 'num_epochs', 'learning_rate'):
         _check_range(name, config[name], above=0)
     for name in _NOT_NEGATIVE:

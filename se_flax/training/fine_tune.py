@@ -44,15 +44,15 @@ def check_weights(config: ml_collections.ConfigDict) -> None:
 def start_from(config: ml_collections.ConfigDict, state: TrainState) -> TrainState:
     """Returns the state of step 0 with the parameters and statistics of `config.init_from`.
 
-    The head stays as it was drawn where the classes are others. Raises UserError where anything
-    else does not fit.
+    The head stays as it was drawn where the classes are others, or the file has none. Raises
+    UserError where anything else does not fit.
     """
     from se_flax.weights import load_weights
 
     channels = config.in_channels if config.adapt_channels else None
     _, variables = load_weights(config.init_from, in_channels=channels)
     params, drawn = variables['params'], state.params
-    if params[HEAD]['bias'].shape != drawn[HEAD]['bias'].shape:
+    if HEAD not in params or params[HEAD]['bias'].shape != drawn[HEAD]['bias'].shape:
         params[HEAD] = drawn[HEAD]
     loaded = state.starting_from({'params': params, 'batch_stats': variables['batch_stats']})
     if differ := _differing(loaded.variables, state.variables):

@@ -61,6 +61,31 @@ def test_other_classes_keep_a_new_head(weights):
     assert equal(state.batch_stats, variables['batch_stats'])
 
 
+def test_a_file_without_a_head_takes_a_new_one(weights):
+    path, variables = weights
+    del variables['params']['head']
+    view = Preprocessing(32, 0, 'bilinear', MEAN, STD)
+    save_weights(path, 'se_resnet8_cifar', variables, view, fields={'width': 16})
+    drawn = fresh(10)
+    state = start_from(config_for(path), drawn)
+    assert equal(state.params, variables['params'] | {'head': drawn.params['head']})
+
+
+def test_other_channels_are_adapted_when_asked_alone(weights):
+    path, variables = weights
+    gray = {'in_channels': 1, 'mean': (15.0,), 'std': (50.0,)}
+    with pytest.raises(UserError, match=r'3 channels, and in_channels=1; .*adapt_channels=True'):
+        check_weights(config_for(path, **gray))
+    config = config_for(path, **gray, adapt_channels=True)
+    check_weights(config)
+    state = start_from(config, fresh(10, in_channels=1))
+    kernel = variables['params']['conv_stem']['kernel']
+    np.testing.assert_allclose(
+        state.params['conv_stem']['kernel'], kernel.sum(2, keepdims=True), rtol=1e-6, atol=1e-7
+    )
+    assert equal(state.params['head'], variables['params']['head'])
+
+
 def test_weights_that_do_not_fit_are_refused(weights, tmp_path):
     path, _ = weights
     check_weights(config_for(path))

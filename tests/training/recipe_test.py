@@ -182,7 +182,11 @@ def test_the_optimizer_has_the_fields_of_the_config(momentum, nesterov):
         ({'model': 'seresnet8_cifar'}, UserError, 'did you mean se_resnet8_cifar'),
         ({'model_fields': {'widht': 3}}, UserError, 'did you mean width'),
         ({'model_fields': {'placement': 'past'}}, UserError, 'did you mean post'),
-        ({'model_fields': {'stage_sizes': 3}}, UserError, 'stage_sizes=3 must be a sequence of integers'),
+        (
+            {'model_fields': {'stage_sizes': 3}},
+            UserError,
+            'stage_sizes=3 must be a sequence of integers',
+        ),
         ({'model_fields': {'bn_group_size': 8}}, UserError, 'fields of the config itself'),
         ({'data': 'fashion_mini'}, UserError, 'fashion_mnist_mini'),
         ({'data': 'folder:/nowhere'}, MissingError, '/nowhere'),

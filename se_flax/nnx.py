@@ -82,8 +82,9 @@ def create_model(
         raise UserError(f'rngs is of type {type(rngs).__name__}; take nnx.Rngs(0)')
     if variables is None:
         size = models.model_info(name).input_size
-        images = jax.ShapeDtypeStruct((1, size, size, module.in_channels), module.dtype)
-        return Network(module, module.lazy_init(rngs.params(), images), rngs)
+        images = jnp.zeros((1, size, size, module.in_channels), module.dtype)
+        # Jitted, as XLA then leaves out the network and keeps what its parameters need.
+        return Network(module, jax.jit(module.init)(rngs.params(), images), rngs)
     flat = flatten_dict(variables, sep='/')
     tensors = [Tensor(path, path, array) for path, array in flat.items()]
     if wrong := misfits(variable_shapes(module), tensors):

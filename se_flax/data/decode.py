@@ -64,7 +64,7 @@ def _decode_tiff(image: bytes) -> np.ndarray:
 
     try:
         with tifffile.TiffFile(io.BytesIO(image)) as file:
-            page = file.pages[0]
+            page = file.pages.first
             pixels = np.atleast_3d(page.asarray())
             if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
                 pixels = np.moveaxis(pixels, 0, -1)

@@ -62,8 +62,10 @@ def make_init(
     `average` the state is an AveragedState.
     """
 
+    channels = getattr(model, 'in_channels', 3)  # of any module that is no Network
+
     def init(key):
-        image = jnp.zeros((1, image_size, image_size, model.in_channels), model.dtype)
+        image = jnp.zeros((1, image_size, image_size, channels), model.dtype)
         variables = model.init(key, image)
         return (AveragedState if average else TrainState)(
             step=jnp.zeros((), jnp.int32),

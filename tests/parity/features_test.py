@@ -1,6 +1,7 @@
 """The map of each stride against timm's `features_only`, and its rule for other channels."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import timm
@@ -12,7 +13,7 @@ from timm.models._features import FeatureHookNet
 from se_flax.models import create_model, model_info
 from se_flax.weights import from_torch
 
-from .compare import FAST_COMPILE, enliven, images, to_torch
+from .compare import FAST_COMPILE, enliven, images, to_torch, widened
 
 ONE_EACH = {'stage_sizes': (1, 1, 1, 1)}
 
@@ -35,21 +36,22 @@ def test_maps_are_those_of_timm(name):
     build, fields, size = NETWORKS[name]
     net = enliven(build(), size).eval()
     variables = from_torch(name, net.state_dict(), head='drop', **fields)
-    model, x = create_model(name, 0, **fields), images(size)
+    model, x = create_model(name, 0, dtype=jnp.float64, **fields), images(size)
     info = net.feature_info
     listed = [(f.stride, f.channels) for f in model_info(name).features]
     assert listed == [(entry['reduction'], entry['num_chs']) for entry in info]
     with torch.no_grad():
-        hooked = FeatureHookNet(net, out_indices=tuple(range(len(info))), out_map=None)
+        hooked = FeatureHookNet(net.double(), out_indices=tuple(range(len(info))), out_map=None)
         theirs = [y.movedim(1, -1).numpy() for y in hooked(to_torch(x))]
 
     def features(variables, x):
         return model.apply(variables, x, method='features')
 
-    ours = jax.jit(features, compiler_options=FAST_COMPILE)(variables, x)
+    with jax.enable_x64():
+        ours = jax.jit(features, compiler_options=FAST_COMPILE)(widened(variables), x)
     for got, want in zip(ours.values(), theirs, strict=True):
-        # Float32 through all layers before it, as for logits.
-        np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * np.abs(want).max())
+        # As for logits: `from_torch` puts biases into float32 means.
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-6 * np.abs(want).max())
 
 
 @pytest.mark.parametrize('channels', [1, 2, 4, 7])

@@ -405,17 +405,18 @@ def _export(args: argparse.Namespace) -> None:
 def _convert(args: argparse.Namespace) -> None:
     from se_flax.weights import convert, read_info
 
+    adapted = {'head': args.head, 'in_channels': args.in_channels}
     if as_path(args.source).is_dir():
         from se_flax.training.use import save_run_weights
 
-        save_run_weights(args.source, pathlib.Path(args.out))
+        save_run_weights(args.source, pathlib.Path(args.out), **adapted)
     else:
-        adapted = {'head': args.head, 'in_channels': args.in_channels}
         convert(args.source, args.model, args.out, **adapted)
     info = read_info(args.out)
     images = info.preprocessing
+    head = f'{info.num_classes:,} classes' if info.num_classes else 'no head'
     print(
-        f'{args.out}: {info.model} from {info.lineage}, {info.num_classes:,} classes; images of '
+        f'{args.out}: {info.model} from {info.lineage}, {head}; images of '
         f'{images.image_size} pixels, resized to {images.resize} ({images.interpolation})'
     )
 

@@ -239,12 +239,19 @@ def predict_weights(
     return _predict(open_weights(path), images, top, folded)
 
 
-def save_run_weights(workdir: str | os.PathLike, out: pathlib.Path) -> None:
+def save_run_weights(
+    workdir: str | os.PathLike,
+    out: pathlib.Path,
+    *,
+    head: str = 'keep',
+    in_channels: int | None = None,
+) -> None:
     """Writes the newest checkpoint's network, with what it expects, to a weights file.
 
-    Raises as `load_run` and `save_weights` do.
+    `head` and `in_channels` are as in `load_weights`. Raises as `load_run` and `save_weights` do.
     """
-    from se_flax.weights import Preprocessing, save_weights
+    from se_flax.weights import Preprocessing, WeightsInfo, save_weights
+    from se_flax.weights.adapt import adapt
 
     run = load_run(workdir)
     c = run.config
@@ -252,7 +259,14 @@ def save_run_weights(workdir: str | os.PathLike, out: pathlib.Path) -> None:
     fields = c.model_fields.to_dict()
     if c.in_channels != 3:
         fields['in_channels'] = c.in_channels
-    save_weights(out, c.model, run.variables, view, fields=fields, class_names=run.class_names)
+    classes = run.class_names
+    info = WeightsInfo(c.model, len(classes), 'se_flax', view, fields, classes)
+    info, variables = adapt(info, run.variables, head, in_channels)
+    save_weights(
+        *(out, info.model, variables, info.preprocessing),
+        fields=info.fields,
+        class_names=info.class_names,
+    )
 
 
 def _predict(

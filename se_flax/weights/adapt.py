@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from se_flax.errors import check_at_least, check_known
+from se_flax.errors import UserError, check_at_least, check_known
 from se_flax.weights.info import WeightsInfo
 
 HEADS = ('keep', 'drop')
@@ -14,13 +14,8 @@ HEAD = 'head'
 FIRST = ('conv_stem', 'conv_stem1', 'conv1', 'conv1_1', 'conv_1a')
 
 
-def first_conv(params: Mapping[str, Any]) -> str:
-    """Returns the name of the convolution that takes the images."""
-    return next(name for name in FIRST if name in params)
-
-
 def adapt(
-    info: WeightsInfo, variables: dict[str, Any], head: str, in_channels: int | None
+    info: WeightsInfo, variables: Mapping[str, Any], head: str, in_channels: int | None
 ) -> tuple[WeightsInfo, dict[str, Any]]:
     """Returns the weights without their head, for other channels, or both, and what they then are.
 
@@ -41,11 +36,13 @@ def adapt(
     if head == 'drop':
         params.pop(HEAD, None)
         info = info._replace(num_classes=0, class_names=())
-    name = first_conv(params)
-    kernel = params[name]['kernel']
     if in_channels is not None:
         check_at_least('in_channels', in_channels, 1)
-        params[name] = {**params[name], 'kernel': _for_channels(kernel, in_channels)}
+        name = next((name for name in FIRST if name in params), None)
+        if name is None:
+            raise UserError(f'{info.model} has no first convolution named {", ".join(FIRST)}')
+        kernel = _for_channels(params[name]['kernel'], in_channels)
+        params[name] = {**params[name], 'kernel': kernel}
         images = info.preprocessing
         mean, std = (spread(v, in_channels) for v in (images.mean, images.std))
         info = info._replace(

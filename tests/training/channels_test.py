@@ -10,6 +10,7 @@ from se_flax.errors import UserError
 from se_flax.training.config import base_config, check_config
 from se_flax.training.use import evaluate_run, evaluate_weights, open_run, predict, save_run_weights
 from se_flax.weights import read_info
+from se_flax.weights.safetensors_file import read_safetensors
 
 GRAY = ('in_channels=1', 'mean=72.4', 'std=89.6', 'fill=0')
 
@@ -32,6 +33,13 @@ def test_a_gray_run_trains_and_is_used(train_main, tmp_path, capsys):
     info = read_info(weights)
     assert info.fields['in_channels'] == 1
     assert info.preprocessing.mean == (72.4,)
+    cut = tmp_path / 'cut.safetensors'
+    options = ['--head=drop', '--in-channels=2', f'--out={cut}']
+    assert cli.main(['convert', str(workdir), *options]) == 0
+    info = read_info(cut)
+    assert (info.num_classes, info.class_names) == (0, ())
+    assert (info.fields['in_channels'], info.preprocessing.mean) == (2, (72.4, 72.4))
+    assert 'params/head/kernel' not in read_safetensors(cut)[1]
     again = evaluate_weights(weights, 'fashion_mnist_mini')
     assert again['top1'] == pytest.approx(result['top1'], abs=2e-3)  # other batches
     assert cli.main(['export', f'--weights={weights}', '--platforms=cpu', f'--out={out}']) == 0

@@ -8,6 +8,8 @@ import platform
 import re
 from importlib.metadata import PackageNotFoundError, version
 
+from se_flax.storage import atomic_write
+
 RESULTS = pathlib.Path(__file__).parent / 'results'
 
 
@@ -45,6 +47,4 @@ def save(name: str, head: str, table: str, rows: list[dict], **figures) -> None:
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps({'head': head, **figures, 'rows': rows}, indent=1)
     for kind, content in (('json', text), ('md', f'{head}\n\n{table}')):
-        new = RESULTS / f'{name}.{kind}.new'
-        new.write_text(f'{content}\n')
-        new.replace(RESULTS / f'{name}.{kind}')
+        atomic_write(RESULTS / f'{name}.{kind}', f'{content}\n'.encode())

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import export
 
-from se_flax.errors import UserError
+from se_flax.errors import UserError, check_at_least
 from se_flax.evaluation import normalize
 from se_flax.storage import atomic_write
 
@@ -48,8 +48,8 @@ def export_network(
     for platform in platforms:
         if platform not in PLATFORMS:
             raise UserError(f'unknown platform {platform!r}: cpu, cuda, rocm or tpu')
-    if batch_size is not None and batch_size < 1:
-        raise UserError(f'batch_size={batch_size} must be at least 1')
+    if batch_size is not None:
+        check_at_least('batch_size', batch_size, 1)
 
     def logits(images):
         images = normalize(images, mean, std, model.dtype)

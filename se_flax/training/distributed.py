@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from se_flax.errors import UserError
+from se_flax.errors import UserError, check_at_least
 
 Result = TypeVar('Result')
 PEER_LOST = 69  # EX_UNAVAILABLE of sysexits.h
@@ -74,8 +74,8 @@ def _number(flag: str, value: int | None, variable: str) -> int | None:
         if not text.isdecimal():
             raise UserError(f'{variable}={text} must be a whole number')
         value = int(text)
-    if value is not None and value < 0:
-        raise UserError(f'{flag}={value} must be at least 0')
+    if value is not None:
+        check_at_least(flag, value, 0)
     return value
 
 

@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 
 from se_flax.data import Dataset, DecodeError, EvalTransform, decode, open_dataset
-from se_flax.errors import MissingError, UserError, check_known
+from se_flax.errors import MissingError, UserError, check_at_least, check_known
 from se_flax.evaluation import normalize
 from se_flax.evaluation.ensemble import Network, Tally, judge_batches
 from se_flax.evaluation.predictions import Predictions
@@ -125,8 +125,7 @@ def evaluate_networks(
     config = _leading(networks)
     dataset = open_eval_set(networks, data, data_dir)
     batch_size = config.eval_batch_size if batch_size is None else batch_size
-    if batch_size < 1:
-        raise UserError(f'batch_size={batch_size} must be at least 1')
+    check_at_least('batch_size', batch_size, 1)
     mesh = data_mesh()
     batch_size = -(-batch_size // mesh.size) * mesh.size
     file = Predictions(predictions, dataset) if predictions else None

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from se_flax.errors import UserError, check_at_least, check_known
-from se_flax.weights.info import WeightsInfo
+from se_flax.weights.info import Preprocessing, WeightsInfo
 
 HEADS = ('keep', 'drop')
 HEAD = 'head'
@@ -41,28 +41,33 @@ def adapt(
         name = next((name for name in FIRST if name in params), None)
         if name is None:
             raise UserError(f'{info.model} has no first convolution named {", ".join(FIRST)}')
-        kernel = _for_channels(params[name]['kernel'], in_channels)
+        kernel = _adapted(params[name]['kernel'], in_channels)
         params[name] = {**params[name], 'kernel': kernel}
-        images = info.preprocessing
-        mean, std = (spread(v, in_channels) for v in (images.mean, images.std))
         info = info._replace(
-            preprocessing=images._replace(mean=mean, std=std),
+            preprocessing=for_channels(info.preprocessing, in_channels),
             fields={**info.fields, 'in_channels': in_channels},
         )
     return info, {**variables, 'params': params}
 
 
-def _for_channels(kernel, channels: int):
+def for_channels(view: Preprocessing, channels: int) -> Preprocessing:
+    """Returns the view with a mean and deviation for each of so many channels.
+
+    That of one is the mean of those there are; more repeat them.
+    """
+
+    def spread(values):
+        if channels == 1:
+            return (sum(values) / len(values),)
+        return tuple(values[i % len(values)] for i in range(channels))
+
+    return view._replace(mean=spread(view.mean), std=spread(view.std))
+
+
+def _adapted(kernel, channels: int):
     given = kernel.shape[2]
     if channels == given:
         return kernel
     if channels == 1:
         return kernel.sum(2, keepdims=True)
     return kernel[:, :, np.arange(channels) % given] * np.float32(given / channels)
-
-
-def spread(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """Returns a number for each of so many channels: the mean for one, else the values repeated."""
-    if channels == 1:
-        return (sum(values) / len(values),)
-    return tuple(values[i % len(values)] for i in range(channels))

@@ -67,6 +67,7 @@ NAMINGS = (
         CAFFE,
     ),
 )
+FIRST_KERNELS = tuple(f'params/{conv}/kernel' for conv in FIRST)
 HEAD = ('params/head/kernel', 'params/head/bias')
 
 
@@ -147,7 +148,7 @@ def _in_our_order(tensor: Tensor, shapes: Mapping[str, Any], num_classes: int) -
     path, array = tensor.path, tensor.array
     if path in HEAD and num_classes == len(class_order()) == len(array):
         array = array[class_order()]
-    if path in {f'params/{conv}/kernel' for conv in FIRST} and array.ndim == 4:
+    if path in FIRST_KERNELS and array.ndim == 4:
         array = array[:, ::-1]  # Caffe's images are BGR
     if path and path.endswith('/kernel'):
         array = to_kernel(array, shapes.get(path, ()))

@@ -10,7 +10,7 @@ from se_flax.models import create_model, list_models, model_info
 from se_flax.models.network import Network
 from se_flax.models.variables import Tensor, misfits, variable_shapes
 from se_flax.weights import inception_names, plain_names, resnet_names
-from se_flax.weights.adapt import FIRST, adapt, spread
+from se_flax.weights.adapt import FIRST, adapt, for_channels
 from se_flax.weights.fill import as_float32, fill, to_kernel
 from se_flax.weights.info import CIFAR, WeightsInfo, without_lists
 from se_flax.weights.naming import Naming, norm_of, traits_of
@@ -85,10 +85,8 @@ def read_state_dict(
         hint = f'; they fit {" or ".join(fitting)}' if fitting else ''
         raise UserError(f"{naming.lineage}'s weights do not fit {name}: {wrong}{hint}")
     small = model_info(name).input_size == CIFAR.image_size
-    preprocessing = CIFAR if small else naming.preprocessing
-    info = WeightsInfo(name, num_classes, naming.lineage, preprocessing, fields)
-    mean, std = (spread(v, model.in_channels) for v in preprocessing[-2:])
-    return info._replace(preprocessing=preprocessing._replace(mean=mean, std=std)), fill(tensors)
+    view = for_channels(CIFAR if small else naming.preprocessing, model.in_channels)
+    return WeightsInfo(name, num_classes, naming.lineage, view, fields), fill(tensors)
 
 
 def _arrays(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -218,13 +218,13 @@ def test_a_write_that_breaks_off_leaves_the_old_results(module, monkeypatch, tmp
     record = module('record')
     monkeypatch.setattr(record, 'RESULTS', tmp_path)
     record.save('gpu', 'head', 'table', [{'batch': 1}])
-    write = pathlib.Path.write_text
+    write = pathlib.Path.write_bytes
 
-    def break_off(path, text):
-        write(path, text[:9])
+    def break_off(path, data):
+        write(path, data[:9])
         raise OSError('no space')
 
-    monkeypatch.setattr(pathlib.Path, 'write_text', break_off)
+    monkeypatch.setattr(pathlib.Path, 'write_bytes', break_off)
     with pytest.raises(OSError, match='no space'):
         record.save('gpu', 'head', 'table', [{'batch': 2}])
     assert record.read_rows('gpu') == [{'batch': 1}]

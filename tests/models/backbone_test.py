@@ -11,48 +11,29 @@ from se_flax.errors import UserError
 from se_flax.models import create_model, fold_batch_norm, list_models, model_info
 from se_flax.nn import SqueezeExcite
 
-ONE_EACH = {'stage_sizes': (1, 1, 1)}
-BACKBONES = {  # a small one of each family: side of the images, fields
-    'se_resnet50': (64, {'stage_sizes': (1, 1, 1, 1)}),
-    'senet154': (64, {'stage_sizes': (1, 1, 1, 1)}),
-    'se_resnet8_cifar': (16, {}),
-    'se_vgg16': (32, {}),
-    'se_bn_inception': (64, {}),
-    'se_inception_resnet_v2': (75, ONE_EACH),
-    'se_mobilenet': (64, {}),
-    'se_shufflenet': (64, ONE_EACH),
-    'se_preact_resnet164': (16, ONE_EACH),
-    'se_shake_shake26_2x96d': (16, ONE_EACH),
-    'se_shake_even29_2x4x64d': (16, ONE_EACH),
-}
+from .network_test import FAMILIES, SMALLEST, family, random_variables
+
 COMPILED = partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 
 
 def backbone(name, **fields):
-    size, small = BACKBONES[name]
-    model = create_model(name, 0, **small, **fields)
+    """A headless network and images for it, 64 pixels where the stride is 32."""
+    model = family(name, **fields).clone(num_classes=0)
+    size = 16 if model_info(name).input_size == 32 else max(64, SMALLEST.get(name, 1))
     shape = (4, size, size, model.in_channels)
-    x = np.random.default_rng(0).normal(size=shape).astype('f')
-    return model, x
+    return model, np.random.default_rng(0).normal(size=shape).astype('f')
 
 
-def drawn(model, x):
-    """Variables of which none is at its initial value, by NumPy."""
-    rng = np.random.default_rng(1)
-
-    def draw(path, leaf):
-        if path[-1].key in ('scale', 'var'):
-            return rng.uniform(0.5, 2, leaf.shape).astype('f')
-        fan_in = np.prod(leaf.shape[:-1]) if path[-1].key == 'kernel' else 100
-        return rng.normal(0, (2 / fan_in) ** 0.5, leaf.shape).astype('f')
-
-    shapes = jax.eval_shape(model.init, jax.random.key(0), x)
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+def drawn(model):
+    """Variables of which none is at its initial value."""
+    return jax.tree.map(np.float32, random_variables(model, 96))
 
 
-@pytest.mark.parametrize('name', BACKBONES)
+@pytest.mark.parametrize('name', FAMILIES)
 def test_shapes_and_dtypes_are_those_that_are_listed(name):
     model, x = backbone(name, dtype=jnp.bfloat16)
+    if 'width' in FAMILIES[name]:  # the one that is listed
+        model = model.clone(width=create_model(name).width)
     variables = jax.eval_shape(model.init, jax.random.key(0), x)
     assert 'head' not in variables['params']
     maps = jax.eval_shape(partial(model.apply, method='features'), variables, x)
@@ -84,7 +65,7 @@ def test_the_head_takes_the_features(name):
     """A classifier's logits are its head applied to the headless network's features."""
     model, x = backbone(name)
     classifier = model.clone(num_classes=5)
-    variables = drawn(classifier, x)
+    variables = drawn(classifier)
     params = dict(variables['params'])
     head = params.pop('head')
     headless = {**variables, 'params': params}
@@ -110,11 +91,11 @@ def test_the_head_takes_the_features(name):
         np.testing.assert_allclose(pooled, last.mean((1, 2)), rtol=0, atol=1e-4 * scale)
 
 
-@pytest.mark.parametrize('name', ['se_resnet8_cifar', 'se_preact_resnet164'])
+@pytest.mark.parametrize('name', ['se_resnet20_cifar', 'se_preact_resnet164'])
 def test_training_through_features(name):
     """BatchNorm is updated as the classifier's is; under jit and checkpoint, and folded."""
     model, x = backbone(name)
-    variables = drawn(model, x)
+    variables = drawn(model)
 
     def loss(params, method, remat=False):
         def forward(params):

@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import logging
 import os
+from collections.abc import Callable
 
 import numpy as np
 
@@ -84,16 +85,19 @@ class DecodedDataset(Dataset):
         return self.original.key(i)
 
 
-def decode_all(dataset: Dataset, channels: int = 3) -> Dataset:
+def decode_all(
+    dataset: Dataset, decode: Callable[[bytes | np.ndarray], np.ndarray] = decode
+) -> Dataset:
     """Decodes every image once, by all cores; for sets whose pixels fit into memory.
 
-    An image that cannot be decoded stays encoded, so that a pipeline names it when it meets it.
+    `decode` is such as `View.decode`. An image that it refuses stays encoded, so that a pipeline
+    names it when it meets it.
     """
 
     def decoded(i):
         try:
             image, label = dataset.read(i)
-            return decode(image, channels), label
+            return decode(image), label
         except DecodeError:
             return None
 

@@ -20,14 +20,15 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import cv2
 import grain
 import numpy as np
 from absl import flags
 
 from se_flax.data.dataset import Dataset
-from se_flax.data.decode import DecodeError, decode
+from se_flax.data.decode import DecodeError
 from se_flax.data.sampling import ClassAware, Shuffle, make_sampler
-from se_flax.data.transforms import EvalTransform, TrainTransform
+from se_flax.data.transforms import EvalTransform, TrainTransform, View
 from se_flax.data.views import Squash
 from se_flax.errors import UserError, check_multiple
 
@@ -112,7 +113,7 @@ class _Chunk(NamedTuple):
     corrupt: dict[int, str]
 
     @classmethod
-    def empty(cls, rows: int, view: TrainTransform | EvalTransform | Squash) -> '_Chunk':
+    def empty(cls, rows: int, view: View) -> '_Chunk':
         image = np.zeros((rows, view.image_size, view.image_size, view.channels), np.uint8)
         return cls(image, np.zeros(rows, np.int32), np.zeros(rows, bool), {})
 
@@ -189,9 +190,9 @@ def _load(
     """Fills a row with an example; False, and noted in `corrupt`, where it cannot be decoded."""
     try:
         image, chunk.label[row] = task.dataset.read(index)
-        task.transform(decode(image, task.transform.channels), rng, chunk.image[row])
-    except DecodeError as error:
-        chunk.corrupt[index] = str(error)
+        task.transform(task.transform.decode(image), rng, chunk.image[row])
+    except (DecodeError, cv2.error, MemoryError) as error:  # the last two in resizing
+        chunk.corrupt[index] = str(error) or 'there is not enough memory for it'
         return False
     chunk.mask[row] = True
     return True

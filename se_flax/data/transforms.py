@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from se_flax.data.decode import MAX_PIXELS, decode
 from se_flax.errors import UserError, check_known
 
 # OpenCV samples without antialias: it reads 2x2 or 4x4 pixels also where it shrinks ('area'
@@ -27,10 +28,36 @@ PILLOW = {
 }
 INTERPOLATIONS = (*OPENCV, *PILLOW)
 CROPS = ('inception', 'pad', 'none')
+# Longer edge / shorter edge beyond which an image is first cropped to that: a line of 1 x 16000
+# pixels with its shorter edge resized to 256 has 3 GiB.
+EXTREME = 8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class View:
+    """What each transform has: how an image file is read before.
+
+    Attributes:
+        channels: C.
+        exif_orientation, max_pixels: see `se_flax.data.decode.decode`.
+    """
+
+    channels: int = 3
+    exif_orientation: bool = False
+    max_pixels: int = MAX_PIXELS
+
+    def decode(self, image: bytes | np.ndarray) -> np.ndarray:
+        """Returns the pixels of an image file; raises as `se_flax.data.decode.decode` does."""
+        return decode(
+            image,
+            self.channels,
+            exif_orientation=self.exif_orientation,
+            max_pixels=self.max_pixels,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainTransform:
+class TrainTransform(View):
     """Random crop, then flip, rotation, jitter and cutout, which draw nothing where they are off.
 
     `rotation=10, jitter=20` are those of the paper's released networks
@@ -58,7 +85,6 @@ class TrainTransform:
             0 for none.
         fill: a number a channel, 0 to 255.
         interpolation: one of INTERPOLATIONS.
-        channels: C.
     """
 
     image_size: int
@@ -72,7 +98,6 @@ class TrainTransform:
     cutout: int = 0
     fill: tuple[int, ...] = (0, 0, 0)
     interpolation: str = 'bilinear'
-    channels: int = 3
 
     def __post_init__(self):
         check_known('crop', self.crop, CROPS)
@@ -110,7 +135,7 @@ class TrainTransform:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalTransform:
+class EvalTransform(View):
     """The centre of the resized image; draws nothing.
 
     Raises UserError for an unknown `interpolation` and a `resize` below `image_size`.
@@ -120,13 +145,11 @@ class EvalTransform:
         resize: length the shorter edge is resized to, at least S; 0 keeps an image's size, except
             that one smaller than S is enlarged to S.
         interpolation: one of INTERPOLATIONS.
-        channels: C.
     """
 
     image_size: int
     resize: int = 0
     interpolation: str = 'bilinear'
-    channels: int = 3
 
     def __post_init__(self):
         check_known('interpolation', self.interpolation, INTERPOLATIONS)
@@ -192,10 +215,16 @@ def _by_channel(f, image: np.ndarray, *values) -> np.ndarray:
 
 def fit(image: np.ndarray, shorter: int, size: int, interpolation: str) -> np.ndarray:
     """Resizes the shorter edge to `shorter`, keeps the aspect, takes the central `size` square."""
+    least = min(image.shape[:2])
+    image = _centre(image, EXTREME * least)
     height, width = image.shape[:2]
-    least = min(height, width)
     image = resize(image, height * shorter // least, width * shorter // least, interpolation)
-    top, left = (round((edge - size) / 2) for edge in image.shape[:2])  # as torchvision
+    return _centre(image, size)
+
+
+def _centre(image: np.ndarray, size: int) -> np.ndarray:
+    """Returns the centre of so many pixels, or as many as there are, each way."""
+    top, left = (max(0, round((edge - size) / 2)) for edge in image.shape[:2])  # as torchvision
     return image[top : top + size, left : left + size]
 
 

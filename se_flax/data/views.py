@@ -4,12 +4,12 @@ import dataclasses
 
 import numpy as np
 
-from se_flax.data.transforms import INTERPOLATIONS, check_size, resize
+from se_flax.data.transforms import EXTREME, INTERPOLATIONS, View, check_size, resize
 from se_flax.errors import check_known
 
 
 @dataclasses.dataclass(frozen=True)
-class Squash:
+class Squash(View):
     """The whole image as a square; its aspect is lost.
 
     The shorter edge is resized first and the longer one then, as in the source of the twelve
@@ -18,12 +18,10 @@ class Squash:
     Attributes:
         image_size: side S of the output, in pixels.
         interpolation: one of `se_flax.data.transforms.INTERPOLATIONS`.
-        channels: C.
     """
 
     image_size: int
     interpolation: str = 'bilinear'
-    channels: int = 3
 
     def __post_init__(self):
         check_known('interpolation', self.interpolation, INTERPOLATIONS)
@@ -33,5 +31,6 @@ class Squash:
         """Writes `image` into `out`, `[S, S, C]`, both uint8; `rng` is not used."""
         size, (height, width) = self.image_size, image.shape[:2]
         least = min(height, width)
-        image = resize(image, height * size // least, width * size // least, self.interpolation)
+        edges = (min(edge * size // least, EXTREME * size) for edge in (height, width))
+        image = resize(image, *edges, self.interpolation)
         out[:] = resize(image, size, size, self.interpolation)

@@ -10,6 +10,7 @@ import numpy as np
 from jax.scipy.special import logsumexp
 
 from se_flax.data import EvalTransform
+from se_flax.data.transforms import View
 from se_flax.data.views import Squash
 from se_flax.errors import UserError, check_known
 
@@ -113,7 +114,8 @@ class Protocol:
                 f'none; take at least {size}'
             )
         if self.crops == 12:
-            return Scale(Squash(side, view.interpolation, view.channels), size)
+            reading = {f.name: getattr(view, f.name) for f in dataclasses.fields(View)}
+            return Scale(Squash(side, view.interpolation, **reading), size)
         return Scale(dataclasses.replace(view, image_size=side), size)
 
 

@@ -12,6 +12,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from se_flax.data import SAMPLINGS
+from se_flax.data.decode import MAX_PIXELS
 from se_flax.errors import UserError, check_known, check_multiple
 from se_flax.storage import AnyPath, as_path
 from se_flax.training.optimizer import SCHEDULES
@@ -38,6 +39,10 @@ _NOT_NEGATIVE = (
     *('watchdog_seconds', 'base_batch_size', 'warmup_factor', 'ema', 'freeze_bn_epochs'),
     'max_drops',
 )
+_POSITIVE = (
+    *('batch_size', 'eval_batch_size', 'image_size', 'max_pixels', 'num_epochs'),
+    'learning_rate',
+)
 _OPEN = 'model_fields'  # holds any field of the network's class
 
 
@@ -57,6 +62,8 @@ def base_config() -> ml_collections.ConfigDict:
     c.data_dir = ''  # of tfds; '' is its default, ~/tensorflow_datasets
     c.image_size = 224  # pixels, both sides
     c.in_channels = 3  # of the images; 1 reads them as gray, other numbers are those of the files
+    c.exif_orientation = False  # turns photos as cameras and phones note; public recipes do not
+    c.max_pixels = MAX_PIXELS  # height x width of a file; a larger one counts as unreadable
     c.mean = (123.675, 116.28, 103.53)  # of a channel, 0 to 255
     c.std = (1.0, 1.0, 1.0)
     c.crop = 'inception'  # 'inception', 'pad' (shift by up to `pad` pixels) or 'none'
@@ -258,7 +265,7 @@ def check_config(config: ml_collections.ConfigDict, num_devices: int) -> None:
             numbers = f'{length} number{"s" if length > 1 else ""}'
             why = f', as in_channels={length}' if name in _A_CHANNEL and length != 3 else ''
             raise UserError(f'{name}={config[name]} must have {numbers}{why}')
-    for name in ('batch_size', 'eval_batch_size', 'image_size', 'num_epochs', 'learning_rate'):
+    for name in _POSITIVE:
         _check_range(name, config[name], above=0)
     for name in _NOT_NEGATIVE:
         _check_range(name, config[name], least=0)

@@ -1,7 +1,7 @@
 """From the fields of a config to the objects of a run."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -154,7 +154,7 @@ def make_step(config: ml_collections.ConfigDict, plan: Plan, mesh: Mesh | None =
 def open_split(config: ml_collections.ConfigDict, split: str) -> Dataset:
     """Opens 'train' or 'eval' of the config's data set, decoded into memory where it says so."""
     dataset = open_dataset(config.data, split, config.data_dir or None)
-    return decode_all(dataset, config.in_channels) if config.cache else dataset
+    return decode_all(dataset, eval_transform(config).decode) if config.cache else dataset
 
 
 def train_transform(config: ml_collections.ConfigDict) -> TrainTransform:
@@ -171,15 +171,23 @@ def train_transform(config: ml_collections.ConfigDict) -> TrainTransform:
         cutout=config.cutout,
         fill=config.fill,
         interpolation=config.interpolation,
-        channels=config.in_channels,
+        **_reading(config),
     )
 
 
 def eval_transform(config: ml_collections.ConfigDict) -> EvalTransform:
     """Returns the one view of an image in evaluation and prediction."""
     return EvalTransform(
-        config.image_size, config.eval_resize, config.interpolation, config.in_channels
+        config.image_size, config.eval_resize, config.interpolation, **_reading(config)
     )
+
+
+def _reading(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    return {
+        'channels': config.in_channels,
+        'exif_orientation': config.exif_orientation,
+        'max_pixels': config.max_pixels,
+    }
 
 
 def total_steps(config: ml_collections.ConfigDict, steps_per_epoch: float) -> int:

@@ -69,7 +69,13 @@ def open_weights(path: pathlib.Path, dtype: str | None = None) -> Trained:
     dtype = _dtype(dtype or DTYPES[0])
     model = create_model(info.model, info.num_classes, **{**info.fields, 'dtype': dtype})
     images = info.preprocessing
-    view = EvalTransform(images.image_size, images.resize, images.interpolation, model.in_channels)
+    view = EvalTransform(
+        images.image_size,
+        images.resize,
+        images.interpolation,
+        channels=model.in_channels,
+        exif_orientation=images.exif_orientation,
+    )
     config = base_config()
     config.eval_batch_size = WEIGHTS_BATCH * jax.device_count()
     network = Network(model, variables, view, images.mean, images.std)
@@ -254,7 +260,10 @@ def save_run_weights(
 
     run = load_run(workdir)
     c = run.config
-    view = Preprocessing(c.image_size, c.eval_resize, c.interpolation, tuple(c.mean), tuple(c.std))
+    view = Preprocessing(
+        *(c.image_size, c.eval_resize, c.interpolation, tuple(c.mean), tuple(c.std)),
+        exif_orientation=c.exif_orientation,
+    )
     fields = c.model_fields.to_dict()
     if c.in_channels != 3:
         fields['in_channels'] = c.in_channels

@@ -15,7 +15,7 @@ class Preprocessing(NamedTuple):
     The shorter edge is resized to `resize` pixels (0 leaves it), the centre of `image_size` pixels
     is cut out, and each channel becomes `(x - mean) / std`. `interpolation` is one of
     `se_flax.data.transforms.INTERPOLATIONS`; the `_antialias` ones are Pillow's, which the PyTorch
-    code bases use.
+    code bases use. With `exif_orientation` an image is first turned as its EXIF data say.
     """
 
     image_size: int
@@ -23,6 +23,7 @@ class Preprocessing(NamedTuple):
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    exif_orientation: bool = False
 
 
 class WeightsInfo(NamedTuple):
@@ -63,6 +64,7 @@ def parse_preprocessing(entry: Mapping[str, Any], channels: int = 3) -> Preproce
     view = view._replace(mean=without_lists(view.mean), std=without_lists(view.std))
     check_entry('image_size', view.image_size, is_size(view.image_size))
     check_entry('resize', view.resize, view.resize == 0 or is_size(view.resize))
+    check_entry('exif_orientation', view.exif_orientation, type(view.exif_orientation) is bool)
     check_entry('interpolation', view.interpolation, isinstance(view.interpolation, str))
     for name, of in (('mean', view.mean), ('std', view.std)):
         real = len(of) == channels and all(type(v) in (int, float) and math.isfinite(v) for v in of)

@@ -55,7 +55,7 @@ def test_other_programs_can_read_it(weights, save, tmp_path):
         **{'version': 1, 'model': 'resnet8_cifar', 'num_classes': 10, 'lineage': 'se_flax'},
         'preprocessing': {
             **{'image_size': 32, 'resize': 36, 'interpolation': 'bicubic_antialias'},
-            **{'mean': [1.5, 2.0, 3.25], 'std': [50.0, 60.0, 70.5]},
+            **{'mean': [1.5, 2.0, 3.25], 'std': [50.0, 60.0, 70.5], 'exif_orientation': False},
         },
         **{'fields': {'width': 4}, 'class_names': []},
     }

@@ -1,0 +1,51 @@
+"""Lines of pixels: what a transform needs of memory is bounded by the image and its result."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from se_flax.data.transforms import INTERPOLATIONS, fit
+
+SHAPES = ((1, 16_000), (16_000, 1), (1, 60_000), (60_000, 1), (3, 1_000_000))
+PEAK = """
+import resource, sys
+import numpy as np
+from se_flax.data.transforms import EvalTransform, TrainTransform
+from se_flax.data.views import Squash
+
+height, width, interpolation = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+image = np.full((height, width, 3), 7, np.uint8)
+out = np.zeros((224, 224, 3), np.uint8)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for view in (
+    EvalTransform(224, 256, interpolation),
+    EvalTransform(224, 0, interpolation),
+    TrainTransform(224, interpolation=interpolation),
+    TrainTransform(224, 'pad', pad=4, interpolation=interpolation),
+    TrainTransform(224, 'none', interpolation=interpolation),
+    Squash(224, interpolation),
+):
+    view(image, np.random.default_rng(0), out)
+    assert (out == 7).mean() > 0.9, view  # 'pad' brings in black
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.parametrize('interpolation', ['bilinear', 'bicubic_antialias'])
+def test_memory_is_bounded(interpolation):
+    for height, width in SHAPES:
+        command = [sys.executable, '-c', PEAK, str(height), str(width), interpolation]
+        done = subprocess.run(command, text=True, capture_output=True)
+        assert done.returncode == 0, done.stderr
+        assert int(done.stdout) < 60_000, (height, width)  # KiB; it was 3 GiB
+
+
+@pytest.mark.parametrize('interpolation', INTERPOLATIONS)
+def test_the_centre_of_a_line_is_that_of_the_whole_line(interpolation):
+    """Up to half a pixel of the line, by which the first crop may move it."""
+    line = np.linspace(0, 255, 400).round().astype(np.uint8)[None, :, None].repeat(3, 2)
+    row = fit(line, 16, 16, interpolation)[0, :, 0].astype(int)
+    assert np.abs(row - line[0, 200, 0]).max() <= 2  # neighbours differ by less than 1
+    assert (fit(line.swapaxes(0, 1), 16, 16, interpolation)[:, 0, 0] == row).all()

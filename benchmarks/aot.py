@@ -120,7 +120,7 @@ def lower_step(model: str, mesh: jax.sharding.Mesh, images: int, **fields):
     num_steps = total_steps(config, steps_per_epoch)
     schedule, optimizer = make_training(config, num_steps, steps_per_epoch)
     plan = Plan(
-        make_model(config, 1000), schedule, optimizer, None, None, None, None, num_steps,
+        config, make_model(config, 1000), schedule, optimizer, None, None, None, None, num_steps,
         steps_per_epoch, {}, frozen_from(config, num_steps, steps_per_epoch),
     )  # fmt: skip
     state = jax.eval_shape(make_start(config, plan.model, optimizer, mesh), jax.random.key(0))

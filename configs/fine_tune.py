@@ -1,28 +1,27 @@
-"""Fine-tuning of public weights on a folder of images, for one GPU; not a recipe of the paper.
+"""Fine-tuning of weights on a folder of images, for one GPU; not a recipe of the paper.
 
     python train_main.py --config=configs/fine_tune.py --config.data=folder:PATH \
         --config.init_from=seresnet50.safetensors --workdir=runs/fine_tune
 
-The weights: se-flax convert hub:timm/seresnet50.a1_in1k --out seresnet50.safetensors
+The weights: se-flax convert hub:timm/seresnet50.a1_in1k --out seresnet50.safetensors, or
+se-flax convert WORKDIR of a run of one's own. They say which network it is and what images it
+expects; a field that says otherwise is used where it can be.
 The result depends on the data; nothing is published.
 """
 
 import ml_collections
 
-from se_flax.training.config import base_config
+from se_flax.training.config import OF_WEIGHTS, base_config
 
 
-def get_config(model: str = 'timm_seresnet50') -> ml_collections.ConfigDict:
+def get_config() -> ml_collections.ConfigDict:
     c = base_config()
-    c.model = model
+    for name in OF_WEIGHTS:
+        c[name] = None  # as the weights say
     c.bn_group_size = 0  # statistics of the whole batch: it is small, and often a single device's
 
-    c.image_size = 224
-    c.mean = (123.675, 116.28, 103.53)  # timm's; a run is refused where the weights want others
-    c.std = (58.395, 57.12, 57.375)
     c.crop = 'inception'
     c.crop_area = (0.25, 1.0)  # milder than from scratch
-    c.eval_resize = 256
 
     c.batch_size = 64
     c.num_epochs = 20.0

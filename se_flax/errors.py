@@ -2,7 +2,7 @@
 
 import difflib
 import numbers
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
@@ -12,6 +12,44 @@ class UserError(ValueError):
 
 class MissingError(UserError, FileNotFoundError):
     """A file, folder or data set that is not there; the message says how to get it."""
+
+
+class Problems:
+    """Mistakes that are told together.
+
+    Attributes:
+        wrong: the names they are about.
+    """
+
+    def __init__(self) -> None:
+        self.wrong: set[str] = set()
+        self._errors: dict[str, UserError] = {}
+
+    def add(self, names: Iterable[str], error: UserError) -> None:
+        """Keeps a mistake that is about some names."""
+        self.wrong.update(names)
+        self._errors.setdefault(str(error), error)
+
+    def check(
+        self, names: Iterable[str], act: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Returns what `act` does; None where it raises UserError, which is kept.
+
+        It is not called where a name is wrong already, as more would be said of one mistake.
+        """
+        if self.wrong.isdisjoint(names):
+            try:
+                return act(*args, **kwargs)
+            except UserError as error:
+                self.add(names, error)
+        return None
+
+    def tell(self) -> None:
+        """Raises the one mistake, or a UserError that lists them; none passes."""
+        if len(self._errors) == 1:
+            raise next(iter(self._errors.values()))
+        if self._errors:
+            raise UserError(f'{len(self._errors)} mistakes:\n  ' + '\n  '.join(self._errors))
 
 
 def check_known(what: str, key: Any, known: Iterable[Any]) -> None:

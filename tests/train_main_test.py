@@ -47,7 +47,7 @@ def fails(tmp_path, capfd):
             "config field batch_size has type int, got 'many'",
         ),
         (
-            ['--config.batch_size=100'],
+            ['--config.batch_size=100', '--config.bn_group_size=0'],
             'batch_size=100 is not a multiple of the number of devices=8; take 96 or 104',
         ),
         (

@@ -14,7 +14,8 @@ from se_flax.analysis.study import PLAIN, SE, Cell, Study
 from se_flax.errors import MissingError, UserError, check_known
 from se_flax.models import list_models
 from se_flax.storage import AnyPath, as_path, atomic_write
-from se_flax.training.config import MACHINE_FIELDS, assign, load_config
+from se_flax.training.config import MACHINE_FIELDS, assign, make_config
+from se_flax.training.fine_tune import fill_from_weights
 
 PLAN, RUNS = 'plan.json', 'runs'
 # Of networks with SE; on another, `se` would put blocks into it.
@@ -43,9 +44,7 @@ class Plan(NamedTuple):
 
     def cell_config(self, cell: Cell, seed: int | None = None) -> ml_collections.ConfigDict:
         """Returns the config of a run, locked; raises UserError for an unknown model or field."""
-        config = load_config(self.config)
-        for name, text in self.assignments:
-            assign(config, name, text)
+        config = fill_from_weights(make_config(self.config, self.assignments))
         if cell.model not in (None, SE):
             twin = config.model.removeprefix('se_')
             if cell.model == PLAIN and twin == config.model:

@@ -11,23 +11,26 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from se_flax.data import Dataset, EvalTransform, TrainTransform, decode_all, open_dataset
-from se_flax.errors import UserError
-from se_flax.models import Network, create_model
+from se_flax.errors import Problems, UserError
+from se_flax.models import Network
 from se_flax.parallel import data_mesh
-from se_flax.training.config import INTERVALS, check_config
-from se_flax.training.fine_tune import check_weights
+from se_flax.training.config import INTERVALS, check_fields, check_values, make_network
+from se_flax.training.fine_tune import check_weights, fill_from_weights, keeps_head
 from se_flax.training.optimizer import make_optimizer, make_schedule
 from se_flax.training.state import TrainState, make_init
 from se_flax.training.step import TrainStep, make_train_step
+
+TRACED_CLASSES = 10  # of a network that is checked before the data are opened
 
 
 class Plan(NamedTuple):
     """What a run consists of.
 
-    `every` has the steps between two logs, evals and checkpoints; BatchNorm is frozen from step
-    `frozen_from` on.
+    `config` has what its weights file knows in place of None; `every` has the steps between two
+    logs, evals and checkpoints; BatchNorm is frozen from step `frozen_from` on.
     """
 
+    config: ml_collections.ConfigDict
     model: Network
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
@@ -47,27 +50,44 @@ class Plan(NamedTuple):
 
 
 def make_plan(config: ml_collections.ConfigDict, num_devices: int) -> Plan:
-    """Makes all that a config names; so all that can be wrong in it is found here.
+    """Makes all that a config names; so all that is wrong in it is found here, and told at once.
 
-    Raises UserError, and MissingError for data that are not there, before anything is compiled.
+    Names come before data. Raises UserError, and MissingError for data that are not there, before
+    anything is compiled.
     """
-    check_config(config, num_devices)
-    views = train_transform(config), eval_transform(config)
-    train_set, eval_set = open_split(config, 'train'), open_split(config, 'eval')
+    problems = Problems()
+    check_fields(config, problems)
+    of_weights = 'init_from', 'image_size', 'in_channels', 'adapt_channels'
+    config = problems.check(of_weights, fill_from_weights, config) or config
+    check_values(config, num_devices, problems)
+    network = 'model', 'model_fields', 'image_size', 'in_channels', 'dtype', 'bn_group_size'
+    problems.check(network, lambda: _check_model(make_model(config, TRACED_CLASSES), config))
+    if config.get('init_from'):
+        check_weights(config, problems)
+    crops = 'image_size', 'crop_area', 'crop_aspect', 'fill', 'in_channels'
+    train_view = problems.check(['crop', 'interpolation', *crops], train_transform, config)
+    eval_view = problems.check(['eval_resize', 'interpolation', *crops], eval_transform, config)
+    data = 'data', 'data_dir'
+    train_set = problems.check(data, open_split, config, 'train')
+    eval_set = problems.check(data, open_split, config, 'eval')
+    problems.tell()
+    if config.init_from:
+        keeps_head(config, train_set.class_names)
+    if config.cache:
+        train_set, eval_set = (decode_all(s, eval_transform(config).decode) for s in (train_set, eval_set))
     steps_per_epoch = len(train_set) / config.batch_size
     num_steps = total_steps(config, steps_per_epoch)
     frozen = frozen_from(config, num_steps, steps_per_epoch)
     every = {what: interval(config, what, steps_per_epoch) for what in INTERVALS}
     model = make_model(config, train_set.num_classes)
-    _check_model(model, config)
-    if config.init_from:
-        check_weights(config)
     return Plan(
+        config,
         model,
         *make_training(config, num_steps, steps_per_epoch),
         train_set,
         eval_set,
-        *views,
+        train_view,
+        eval_view,
         num_steps,
         steps_per_epoch,
         every,
@@ -95,7 +115,7 @@ def make_model(config: ml_collections.ConfigDict, num_classes: int) -> Network:
             f'model_fields has {", ".join(sorted(twice))}: num_classes is that of the data, '
             'in_channels, dtype and bn_group_size are fields of the config itself'
         )
-    return create_model(config.model, **ours, **fields)
+    return make_network(config.model, **ours, **fields)
 
 
 def _check_model(model: nn.Module, config: ml_collections.ConfigDict) -> None:
@@ -103,7 +123,7 @@ def _check_model(model: nn.Module, config: ml_collections.ConfigDict) -> None:
     shape = (1, config.image_size, config.image_size, config.in_channels)
     image = jax.ShapeDtypeStruct(shape, model.dtype)
     try:
-        jax.eval_shape(model.init, jax.random.key(0), image)
+        jax.eval_shape(lambda image: model.init(jax.random.key(0), image), image)
     except UserError:
         raise
     except (TypeError, ValueError, ArithmeticError) as error:
@@ -152,9 +172,8 @@ def make_step(config: ml_collections.ConfigDict, plan: Plan, mesh: Mesh | None =
 
 
 def open_split(config: ml_collections.ConfigDict, split: str) -> Dataset:
-    """Opens 'train' or 'eval' of the config's data set, decoded into memory where it says so."""
-    dataset = open_dataset(config.data, split, config.data_dir or None)
-    return decode_all(dataset, eval_transform(config).decode) if config.cache else dataset
+    """Opens 'train' or 'eval' of the config's data set."""
+    return open_dataset(config.data, split, config.data_dir or None)
 
 
 def train_transform(config: ml_collections.ConfigDict) -> TrainTransform:

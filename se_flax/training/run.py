@@ -1,6 +1,7 @@
 """A whole run: a config and a workdir to a trained network, from where it stopped the last time."""
 
 import contextlib
+import logging
 import math
 import os
 import time
@@ -20,7 +21,8 @@ from se_flax.training import workdir
 from se_flax.training.checkpoint import Checkpointer
 from se_flax.training.curves import plot_curves
 from se_flax.training.distributed import all_or_none, on_first, tell_all
-from se_flax.training.fine_tune import start_from
+from se_flax.training.doubts import doubts
+from se_flax.training.fine_tune import start_from, told_of_start
 from se_flax.training.loop import train
 from se_flax.training.metrics_log import MetricsWriter, read_rows
 from se_flax.training.plateau import observe
@@ -31,6 +33,8 @@ from se_flax.training.step import jit_train_step
 from se_flax.training.stopwatch import Stopwatch
 from se_flax.training.summary import run_summary
 from se_flax.training.watchdog import Watchdog
+
+log = logging.getLogger(__name__)
 
 
 class NonFiniteError(ArithmeticError):
@@ -63,12 +67,14 @@ def run(
         NonFiniteError: names the step; no checkpoint has its state.
         Preempted: after `stop_requested`, with the step that was saved.
     """
-    if config.compilation_cache:
-        cache = os.path.expanduser(config.compilation_cache)
-        jax.config.update('jax_compilation_cache_dir', cache)
+    # First, as a compilation settles it; what is wrong with a config is told by `make_plan`.
+    cache = getattr(config, 'compilation_cache', None)
+    if cache and isinstance(cache, str):
+        jax.config.update('jax_compilation_cache_dir', os.path.expanduser(cache))
     directory = as_path(directory)
     mesh = data_mesh()
     plan = all_or_none(partial(make_plan, config, mesh.size))
+    config = plan.config
     first = jax.process_index() == 0
     claim = partial(workdir.claim, directory, config, plan.train_set.class_names)
     on_first(claim)
@@ -81,11 +87,15 @@ def run(
     key = jax.random.key(config.seed)
     abstract = jax.eval_shape(init, key)
     checkpoints = Checkpointer(directory / workdir.CHECKPOINTS, keep=config.keep_checkpoints)
-    state, best = checkpoints.restore(abstract) or (_start(config, init, key), {})
+    state, best = checkpoints.restore(abstract) or (_start(plan, init, key), {})
     start = int(state.step)
     if first:
+        for doubt in doubts(plan):
+            log.warning('%s', doubt)
         print(parameter_overview.get_parameter_overview(state.params))
         print(_summary(config, plan, state))
+        if config.init_from and not start:
+            print(told_of_start(config, plan.train_set.class_names))
     print(f'Workdir: {directory}, {f"going on from step {start}" if start else "a new run"}.')
 
     step = jit_train_step(make_step(config, plan, mesh), mesh, abstract)
@@ -205,9 +215,11 @@ def _conclude(directory: AnyPath, best: dict[str, Any]) -> None:
     workdir.finish(directory, result)
 
 
-def _start(config: ml_collections.ConfigDict, init, key: jax.Array) -> TrainState:
+def _start(plan: Plan, init, key: jax.Array) -> TrainState:
     state = init(key)
-    return start_from(config, state) if config.init_from else state
+    if not plan.config.init_from:
+        return state
+    return start_from(plan.config, state, plan.train_set.class_names)
 
 
 def _summary(config: ml_collections.ConfigDict, plan: Plan, state: TrainState) -> str:

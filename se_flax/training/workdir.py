@@ -18,6 +18,9 @@ from se_flax.training.recipe import make_model, make_start, make_training
 
 CONFIG, DONE, CHECKPOINTS = 'config.json', 'DONE', 'checkpoints'
 
+# What runs from before there was a field did.
+ADDED = {'keep_head': False}
+
 
 class Run(NamedTuple):
     """A trained network: its config, module, variables, the step they are of, class names."""
@@ -37,7 +40,7 @@ def claim(workdir: AnyPath, config: ml_collections.ConfigDict, class_names: Sequ
     """
     ours = json.loads(config.to_json()) | {'class_names': list(class_names)}
     if (workdir / CONFIG).exists():
-        theirs = _read(workdir)
+        theirs = ADDED | _read(workdir)
         differing = [
             f'{name} is {theirs.get(name)!r} there and {ours.get(name)!r} now'
             for name in sorted(ours.keys() | theirs.keys())

@@ -8,6 +8,9 @@ import shlex
 
 import pytest
 
+from se_flax.analysis import ablate
+from se_flax.analysis.plan import Plan
+from se_flax.analysis.study import STUDIES
 from se_flax.errors import UserError
 from se_flax.training.config import (
     INTERVALS,
@@ -18,6 +21,7 @@ from se_flax.training.config import (
     load_config,
     parse_args,
 )
+from se_flax.training.run import run
 
 ROOT = pathlib.Path(__file__).parents[2]
 QUICKSTART = 'configs/quickstart.py'
@@ -243,3 +247,94 @@ def test_none_in_a_file_is_refused():
     config.batch_size = None
     with pytest.raises(UserError, match='batch_size=None'):
         check_config(config, num_devices=1)
+
+
+FILE = """
+from se_flax.training.config import base_config
+
+def get_config(model='se_resnet8_cifar'):
+    c = base_config()
+    c.model, c.data = model, 'fashion_mnist_mini'
+    {}
+    return c
+"""
+
+
+@pytest.mark.parametrize(
+    ('line', 'told'),
+    [
+        ('c.learning_rat = 5', ["unknown config field 'learning_rat': did you mean learning_rate"]),
+        ("c.optimizer = 'adam'", ["unknown config field 'optimizer': did you mean"]),
+        (
+            'c.model_fields.widht = 8',
+            ["unknown field of se_resnet8_cifar 'widht': did you mean wi"],
+        ),
+        ("c.model_fields.width = 'big'", ["width='big' must be an integer"]),
+        ('c.optimizer.momentum = 0.9', ["{file}:7: AttributeError: ''optimizer' Did you mean"]),
+        ("c.batch_size = 'many'", ['{file}:7: TypeError: ', 'batch_size']),
+        ('del c.momentum', ['no config field momentum; a config starts from base_config()']),
+        ('c.num_steps = c.seed = None', ['seed=None: it needs a value']),
+        ("c.drop_epochs = ('30', 60)", ["drop_epochs has type tuple, got ('30', 60)"]),
+        ('c.num_threads = True', ['num_threads has type int, got True']),
+        ('c = c.to_dict()', ['get_config() of {file} returns no config but dict']),
+        ('return', ['get_config() of {file} returns no config but NoneType']),
+        ('if c', ["{file}:7: SyntaxError: expected ':'"]),
+        ('import no_such_module', ['{file}:7: ModuleNotFoundError: No module']),
+        ('c.mean = None', ['mean: told by a weights file, so it needs --config.init_from=FILE']),
+        (
+            "c.learning_rat = 5; c.schedule = 'cosin'; c.batch_size = 0; c.model_fields.widht = 8",
+            ['4 mistakes:\n  ', 'learning_rate', 'cosine', 'batch_size=0 must', 'widht'],
+        ),
+    ],
+)
+def test_a_mistake_in_a_file_is_told_in_a_line(line, told, tmp_path):
+    """The same for a run, a study and a caller in Python."""
+    file = tmp_path / 'mine.py'
+    file.write_text(FILE.format(line))
+
+    def run_from_python():
+        return run(load_config(str(file)), tmp_path / 'run')
+
+    def study():
+        ablate.check(Plan(STUDIES['squeeze'], str(file), (), 1, tmp_path))
+
+    for start in (lambda: parse_args([f'--config={file}'], default=''), run_from_python, study):
+        with pytest.raises(UserError) as error:
+            start()
+        message = str(error.value)
+        assert all(text.format(file=file) in message for text in told), message
+        lines = message.splitlines()
+        assert lines[0].startswith(f'{len(lines) - 1} mistakes') or len(lines) == 1
+        assert not (tmp_path / 'run').exists()
+
+
+def test_assignments_and_the_file_are_told_together(tmp_path):
+    file = tmp_path / 'mine.py'
+    file.write_text(FILE.format('c.learning_rat = 5'))
+    argv = [f'--config={file}', '--config.momentun=1', '--config.seed=x', '--config.crop=pads']
+    with pytest.raises(UserError) as error:
+        parse_args(argv, default='')
+    told = str(error.value).splitlines()
+    assert told[0] == '4 mistakes:'
+    for word in ('momentum', "seed has type int, got 'x'", 'learning_rate', 'did you mean pad'):
+        assert sum(word in line for line in told) == 1
+
+
+@pytest.mark.parametrize('argument', [None, 3, {'seed': 1}])
+def test_what_is_no_config_is_refused(argument, tmp_path):
+    with pytest.raises(UserError, match='no config but'):
+        run(argument, tmp_path / 'run')
+
+
+def test_names_come_before_data(tmp_path):
+    argv = ['--config=configs/imagenet.py:se_resnet5', f'--config.data_dir={tmp_path}']
+    with pytest.raises(UserError, match=r"^unknown model 'se_resnet5': did you mean se_resnet50"):
+        parse_args(argv, default='')
+    config = load_config('configs/imagenet.py')
+    config.update({'data_dir': str(tmp_path), 'model_fields': {'placement': 'behind'}})
+    with pytest.raises(UserError) as error:
+        run(config, tmp_path / 'run')
+    first, model, data = str(error.value).splitlines()
+    assert first == '2 mistakes:'
+    assert "'behind'" in model
+    assert "data set 'imagenet2012' is not in" in data

@@ -253,6 +253,14 @@ def test_a_workdir_of_another_config_is_left_alone(reference, train_main, capfd)
     assert train_main(reference, '--config.num_threads=3') == 0  # not what, only how fast
 
 
+def test_a_run_from_before_a_field_goes_on(reference, tmp_path, train_main):
+    workdir = unfinished(reference, tmp_path / 'run')
+    config = json.loads((workdir / 'config.json').read_text())
+    del config['keep_head']
+    (workdir / 'config.json').write_text(json.dumps(config))
+    assert train_main(workdir) == 0
+
+
 # Not finite
 
 

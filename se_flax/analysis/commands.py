@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from se_flax import tables
-from se_flax.analysis.study import STUDIES, Study, grid, networks
-from se_flax.errors import UserError, check_known
+from se_flax.analysis.study import NETWORKS, STUDIES, Study, grid, networks
+from se_flax.errors import Problems, UserError, check_known
 from se_flax.storage import as_path, atomic_write, is_remote
 
+EXAMPLE = 'se-flax ablate squeeze --config configs/quickstart.py --out runs/squeeze'
 CHANNELS = 50  # of a block in the figures, as in the paper's
 # The four classes of Figures 6 and 7: goldfish, pug, plane (an airliner) and cliff.
 PAPER_CLASSES = ('n01443537', 'n02110958', 'n02690373', 'n09246464')
@@ -29,9 +30,11 @@ def add_commands(commands: Any, command: Callable[..., argparse.ArgumentParser])
         '--config.FIELD=VALUE sets a field of the config for all cells, as in training. The same '
         'command again goes on; with more --seeds it adds them.'
     )
-    ablate.add_argument('study', metavar='STUDY', help=f'{", ".join(STUDIES)}, networks or grid')
-    ablate.add_argument('--config', required=True, metavar='FILE[:ARGUMENT]', help='has SE')
-    ablate.add_argument('--out', required=True, metavar='DIR')
+    ablate.add_argument(
+        'study', nargs='?', metavar='STUDY', help='without one they are listed, as is their start'
+    )
+    ablate.add_argument('--config', metavar='FILE[:ARGUMENT]', help='has SE')
+    ablate.add_argument('--out', metavar='DIR')
     ablate.add_argument('--seeds', type=int, default=3, metavar='K', help='of a cell; default: 3')
     ablate.add_argument('--networks', type=_words, default=(), metavar='NAME,NAME')
     ablate.add_argument(
@@ -93,6 +96,13 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(filter(None, text.split(',')))
 
 
+def _studies() -> str:
+    rows = [(name, study.title) for name, study in STUDIES.items()]
+    rows += [('networks', f'{NETWORKS}: --networks NAME,NAME')]
+    rows += [('grid', 'all combinations of any fields: --vary FIELD=VALUE,VALUE')]
+    return f'{tables.aligned(rows, left=2)}\n\nto start one: {EXAMPLE}'
+
+
 def _study(args: argparse.Namespace) -> Study:
     check_known('study', args.study, [*STUDIES, 'networks', 'grid'])
     if args.networks and args.study != 'networks':
@@ -115,14 +125,24 @@ def _ablate(args: argparse.Namespace) -> int:
     from se_flax.training.loop import Preempted
     from se_flax.training.preemption import EXIT_CODE, stop_signals
 
+    if args.study is None:
+        print(_studies())
+        return 0
+    problems = Problems()
+    assignments = problems.check((), parse_assignments, args.rest)
+    study = problems.check((), _study, args)
     if args.seeds < 1:
-        raise UserError(f'--seeds {args.seeds}: at least 1, and 3 for an interval worth reading')
-    if is_remote(args.out) or is_remote(args.runs or ''):
-        raise UserError('a study is in folders of a disk, whose logs can grow; not in a bucket')
+        text = f'--seeds {args.seeds}: at least 1, and 3 for an interval worth reading'
+        problems.add((), UserError(text))
+    if is_remote(args.out or '') or is_remote(args.runs or ''):
+        text = 'a study is in folders of a disk, whose logs can grow; not in a bucket'
+        problems.add((), UserError(text))
+    if not (args.config and args.out):
+        problems.add((), UserError(f'a study needs --config and --out, such as {EXAMPLE}'))
+    problems.tell()
     directory = as_path(args.out)
     runs = as_path(args.runs) if args.runs else directory / RUNS
-    assignments = tuple(parse_assignments(args.rest))
-    plan = Plan(_study(args), args.config, assignments, args.seeds, runs)
+    plan = Plan(study, args.config, tuple(assignments), args.seeds, runs)
     steps = check(plan)
     shard_of(plan.tasks(), args.shard, os.environ)  # before anything is written
     plan = save_plan(directory, plan)

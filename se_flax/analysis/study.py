@@ -7,6 +7,7 @@ from typing import NamedTuple
 from se_flax.errors import UserError, check_known
 from se_flax.models import list_models, model_info
 
+NETWORKS = 'Networks with and without SE (Tables 2 to 5)'
 PLAIN, SE = 'without SE', 'with SE'
 
 
@@ -102,7 +103,7 @@ def networks(names: Sequence[str]) -> Study:
             paper = model_info(twin).paper
             errors = paper and (paper.top1_error, paper.top5_error)
             cells.append(Cell(twin, model=twin, paper=errors, baseline=name))
-    return Study('Networks with and without SE (Tables 2 to 5)', tuple(cells))
+    return Study(NETWORKS, tuple(cells))
 
 
 def grid(axes: Sequence[str]) -> Study:

@@ -16,7 +16,7 @@ from clu import parameter_overview
 from se_flax.data import eval_batches, train_batches
 from se_flax.evaluation import evaluate, make_eval_step
 from se_flax.parallel import data_mesh, shard_batch
-from se_flax.storage import AnyPath, as_path
+from se_flax.storage import AnyPath, as_path, atomic_write
 from se_flax.training import workdir
 from se_flax.training.checkpoint import Checkpointer
 from se_flax.training.curves import plot_curves
@@ -92,8 +92,10 @@ def run(
     if first:
         for doubt in doubts(plan):
             log.warning('%s', doubt)
-        print(parameter_overview.get_parameter_overview(state.params))
+        table = parameter_overview.get_parameter_overview(state.params)
+        atomic_write(directory / workdir.PARAMETERS, f'{table}\n'.encode())
         print(_summary(config, plan, state))
+        print(f'Parameters: {len(jax.tree.leaves(state.params))} arrays, see {workdir.PARAMETERS}.')
         if config.init_from and not start:
             print(told_of_start(config, plan.train_set.class_names))
     print(f'Workdir: {directory}, {f"going on from step {start}" if start else "a new run"}.')

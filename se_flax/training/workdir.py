@@ -17,6 +17,7 @@ from se_flax.training.config import MACHINE_FIELDS, base_config
 from se_flax.training.recipe import make_model, make_start, make_training
 
 CONFIG, DONE, CHECKPOINTS = 'config.json', 'DONE', 'checkpoints'
+PARAMETERS = 'parameters.txt'
 
 # What runs from before there was a field did.
 ADDED = {'keep_head': False}

@@ -261,6 +261,14 @@ def test_a_run_from_before_a_field_goes_on(reference, tmp_path, train_main):
     assert train_main(workdir) == 0
 
 
+def test_the_table_of_parameters_is_a_file(tmp_path, train_main, capfd):
+    assert train_main(tmp_path, '--config.num_steps=1') == 0
+    out = capfd.readouterr().out
+    assert 'arrays, see parameters.txt' in out
+    assert 'stage2_block1' not in out
+    assert 'stage2_block1/conv1/kernel' in (tmp_path / 'parameters.txt').read_text()
+
+
 # Not finite
 
 

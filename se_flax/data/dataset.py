@@ -2,9 +2,10 @@
 
 import concurrent.futures
 import dataclasses
+import hashlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -47,6 +48,13 @@ class Dataset:
         """Names example `i` in messages."""
         return f'{self.name}/{self.split}/{i}'
 
+    def fingerprint(self) -> str:
+        """Returns a short hash that other examples, or another order of them, hardly share.
+
+        Of names and sizes, without reading an example, so the same wherever the data lie.
+        """
+        return digest([self.name, self.split, str(len(self)), *self.class_names])
+
     def labels(self) -> np.ndarray:
         """Returns the label of each example, int32 `[N]`; -1, logged, where it cannot be read.
 
@@ -68,6 +76,12 @@ class Dataset:
             return -1
 
 
+def digest(names: Iterable[str]) -> str:
+    """Returns 16 hexadecimal digits of SHA-256 over names in their order."""
+    text = '\0'.join(names)
+    return hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:16]
+
+
 @dataclasses.dataclass(frozen=True)
 class DecodedDataset(Dataset):
     """A data set whose pixels are in memory; what could not be decoded is left as it was."""
@@ -83,6 +97,9 @@ class DecodedDataset(Dataset):
 
     def key(self, i: int) -> str:
         return self.original.key(i)
+
+    def fingerprint(self) -> str:
+        return self.original.fingerprint()
 
 
 def decode_all(

@@ -1,11 +1,15 @@
 """Image folders: `PATH/train/<class>/*.jpg` and `PATH/val/<class>/*.jpg`."""
 
+import concurrent.futures
+import contextlib
 import dataclasses
+import itertools
+import os
 import pathlib
 
 import numpy as np
 
-from se_flax.data.dataset import Dataset
+from se_flax.data.dataset import SPAN, Dataset, digest
 from se_flax.data.decode import DecodeError
 from se_flax.errors import MissingError, UserError, check_known
 
@@ -32,6 +36,15 @@ class FolderDataset(Dataset):
     def key(self, i: int) -> str:
         return str(self.files[i][0])
 
+    def fingerprint(self) -> str:
+        def of_span(start):
+            files = self.files[start : start + SPAN]
+            return [f'{self.class_names[i]}/{path.name} {_size(path)}' for path, i in files]
+
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:  # network disks take their time
+            spans = pool.map(of_span, range(0, len(self), SPAN))
+            return digest(itertools.chain.from_iterable(spans))
+
     def labels(self) -> np.ndarray:
         return np.array([label for _, label in self.files], np.int32)
 
@@ -53,6 +66,12 @@ def open_folder(name: str, split: str, path: str) -> FolderDataset:
             raise UserError(f'no images in {folder}: it holds none of *{", *".join(SUFFIXES)}')
         files += [(image, class_names.index(folder.name)) for image in images]
     return FolderDataset(name, split, tuple(class_names), files)
+
+
+def _size(path: pathlib.Path) -> int:
+    with contextlib.suppress(OSError):  # a link to nowhere is a matter of `read`
+        return os.stat(path).st_size
+    return -1
 
 
 def _split_folder(root: pathlib.Path, split: str) -> pathlib.Path:

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
 
 from se_flax.data import imagenet
-from se_flax.data.dataset import Dataset
+from se_flax.data.dataset import Dataset, digest
 from se_flax.data.decode import DecodeError
 from se_flax.data.fashion_mnist import FashionMnistMini
 from se_flax.data.folder import open_folder
@@ -44,6 +44,7 @@ class TfdsDataset(Dataset):
     """A split of a prepared tfds data set, read from its files without TensorFlow."""
 
     records: Records = dataclasses.field(repr=False)
+    shards: tuple[str, ...] = dataclasses.field(repr=False, default=())  # names and sizes
 
     def __len__(self) -> int:
         return len(self.records)
@@ -54,6 +55,9 @@ class TfdsDataset(Dataset):
         except (RuntimeError, OSError) as error:  # ArrayRecord raises the former
             raise DecodeError(str(error)) from error
         return parse_example(record)
+
+    def fingerprint(self) -> str:
+        return digest([super().fingerprint(), *self.shards])
 
 
 def open_dataset(name: str, split: str, data_dir: str | None = None) -> Dataset:
@@ -131,7 +135,8 @@ def _open_tfds(name: str, split: str, builder: tfds.core.DatasetBuilder) -> Tfds
             f'the files of {name!r} hold {len(records)} {tfds_split} records, its '
             f'dataset_info.json says {info.splits[tfds_split].num_examples}; prepare it again'
         )
-    return TfdsDataset(name, split, tuple(info.features['label'].names), records)
+    shards = tuple(f'{path.name} {path.stat().length}' for path in paths)
+    return TfdsDataset(name, split, tuple(info.features['label'].names), records, shards)
 
 
 def _candidates(split: str) -> tuple[str, ...]:

@@ -74,7 +74,7 @@ def make_plan(config: ml_collections.ConfigDict, num_devices: int) -> Plan:
     if config.init_from:
         keeps_head(config, train_set.class_names)
     if config.cache:
-        train_set, eval_set = (decode_all(s, eval_transform(config).decode) for s in (train_set, eval_set))
+        train_set, eval_set = (decode_all(s, eval_view.decode) for s in (train_set, eval_set))
     steps_per_epoch = len(train_set) / config.batch_size
     num_steps = total_steps(config, steps_per_epoch)
     frozen = frozen_from(config, num_steps, steps_per_epoch)

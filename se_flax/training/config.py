@@ -24,7 +24,7 @@ from se_flax.training.optimizer import SCHEDULES
 # May differ between two starts of the same run: they change where and how fast, not what.
 MACHINE_FIELDS = (
     *('data_dir', 'num_threads', 'num_workers', 'compilation_cache'),
-    *('shard_optimizer', 'heartbeat_seconds', 'watchdog_seconds'),
+    *('shard_optimizer', 'heartbeat_seconds', 'watchdog_seconds', 'allow_changed_data'),
 )
 FLAGS = (
     *('--config', '--workdir', '--config.FIELD=VALUE'),
@@ -80,6 +80,7 @@ def base_config() -> ml_collections.ConfigDict:
 
     c.data = ''  # one of `se-flax data check`, or folder:PATH
     c.data_dir = ''  # of tfds; '' is its default, ~/tensorflow_datasets
+    c.allow_changed_data = False  # goes on where examples were added, removed or replaced
     c.image_size = ref(224)  # pixels, both sides
     c.in_channels = ref(3)  # of the images; 1 reads them as gray, others are those of the files
     c.exif_orientation = False  # turns photos as cameras and phones note; public recipes do not

@@ -82,6 +82,10 @@ def run(
     if tell_all(workdir.finished(directory) is not None):
         print(f'{directory} has a finished run, see {workdir.DONE} there; another needs --workdir.')
         return workdir.result(directory)
+    data = workdir.fingerprints(training=plan.train_set, evaluation=plan.eval_set)
+    claim_data = partial(workdir.claim_data, directory, data)
+    on_first(partial(claim_data, allow_changes=config.allow_changed_data))
+    all_or_none(partial(claim_data, allow_changes=False))
 
     init = make_start(config, plan.model, plan.optimizer, mesh)
     key = jax.random.key(config.seed)

@@ -1,6 +1,7 @@
 """The folder of a run: what it was told, whether it has ended, and how to read it back."""
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 
+from se_flax.data import Dataset
 from se_flax.errors import MissingError, UserError
 from se_flax.models import Network
 from se_flax.parallel import data_mesh
@@ -16,8 +18,9 @@ from se_flax.training.checkpoint import load
 from se_flax.training.config import MACHINE_FIELDS, base_config
 from se_flax.training.recipe import make_model, make_start, make_training
 
+log = logging.getLogger(__name__)
 CONFIG, DONE, CHECKPOINTS = 'config.json', 'DONE', 'checkpoints'
-PARAMETERS = 'parameters.txt'
+DATA, PARAMETERS = 'data.json', 'parameters.txt'
 
 # What runs from before there was a field did.
 ADDED = {'keep_head': False}
@@ -59,6 +62,43 @@ def claim(workdir: AnyPath, config: ml_collections.ConfigDict, class_names: Sequ
     workdir.mkdir(parents=True, exist_ok=True)
     text = json.dumps(ours, indent=2, sort_keys=True) + '\n'
     atomic_write(workdir / CONFIG, text.encode())
+
+
+def fingerprints(**sets: Dataset) -> dict[str, dict[str, Any]]:
+    """Returns what `claim_data` compares of data sets, by their names."""
+    return {
+        name: {'examples': len(dataset), 'fingerprint': dataset.fingerprint()}
+        for name, dataset in sets.items()
+    }
+
+
+def claim_data(workdir: AnyPath, ours: Mapping[str, Any], *, allow_changes: bool) -> None:
+    """Writes data.json into a new workdir, or checks that a run goes on with the same data.
+
+    Args:
+        workdir: of the run.
+        ours: see `fingerprints`.
+        allow_changes: tells other data in a warning, and has them written.
+
+    Raises UserError for other data, with the number of examples then and now.
+    """
+    path = workdir / DATA
+    theirs = json.loads(path.read_text()) if path.exists() else {}
+    changed = [
+        f'{name}, {theirs[name]["examples"]:,} examples then and {now["examples"]:,} now'
+        for name, now in ours.items()
+        if theirs.get(name, now) != now
+    ]
+    if changed:
+        text = f'the data of {workdir} have changed: {"; ".join(changed)}'
+        if not allow_changes:
+            raise UserError(
+                f'{text}. All examples would come in another order: put the old ones back, take '
+                f'another --workdir, or go on all the same with --config.allow_changed_data=true'
+            )
+        log.warning('%s', text)
+    if ours != theirs:
+        atomic_write(path, (json.dumps(ours, indent=2) + '\n').encode())
 
 
 def finish(workdir: AnyPath, result: Mapping[str, Any]) -> None:

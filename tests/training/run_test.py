@@ -261,6 +261,34 @@ def test_a_run_from_before_a_field_goes_on(reference, tmp_path, train_main):
     assert train_main(workdir) == 0
 
 
+def test_changed_data_are_told_and_taken_on_request(tmp_path, train_main, pictures, capfd, caplog):
+    workdir, (data, *arguments) = tmp_path / 'run', pictures(broken=[])
+    arguments = [data, *arguments, '--config.checkpoint_every_steps=1']
+    assert train_main(workdir, *arguments) == 0
+    (workdir / 'DONE').unlink()
+    assert train_main(workdir, *arguments) == 0  # the same data
+    known = (workdir / 'data.json').read_bytes()
+    (workdir / 'DONE').unlink()
+    folder = tmp_path / 'pictures' / 'train' / 'class 3'
+    shutil.copy(folder / '0.png', folder / '7.png')
+    assert train_main(workdir, *arguments) == 2
+    told = capfd.readouterr().err
+    assert (
+        f'error: the data of {workdir} have changed: training, 20 examples then and 21 now' in told
+    )
+    assert '--config.allow_changed_data=true' in told
+    assert 'evaluation' not in told
+    assert (workdir / 'data.json').read_bytes() == known
+    assert train_main(workdir, *arguments, '--config.allow_changed_data=true') == 0
+    assert '20 examples then and 21 now' in caplog.text
+    (workdir / 'DONE').unlink()
+    assert train_main(workdir, *arguments) == 0  # the new ones are known now
+    (workdir / 'DONE').unlink()
+    (workdir / 'data.json').unlink()  # a run from before there was such a file
+    assert train_main(workdir, *arguments) == 0
+    assert json.loads((workdir / 'data.json').read_text())['training']['examples'] == 21
+
+
 def test_the_table_of_parameters_is_a_file(tmp_path, train_main, capfd):
     assert train_main(tmp_path, '--config.num_steps=1') == 0
     out = capfd.readouterr().out

@@ -5,6 +5,7 @@ but it has no file that grows, and a folder is a part of its objects' names.
 """
 
 import contextlib
+import logging
 import os
 import pathlib
 from typing import TypeAlias
@@ -18,23 +19,34 @@ AnyPath: TypeAlias = pathlib.Path | epath.Path
 
 
 def as_path(path: str | os.PathLike) -> AnyPath:
-    """Returns the path of a local folder or of one in a bucket.
+    """Returns the path of a local folder, with `~` as one's home, or of one in a bucket.
 
-    Raises UserError for another kind of address, and where its package is not installed.
+    Raises UserError for another kind of address, where its package is not installed, and for a
+    bucket that cannot be reached.
     """
     if isinstance(path, AnyPath):
         return path
     text = os.fspath(path)
     scheme, separator, _ = text.partition('://')
     if not separator:
-        return pathlib.Path(path)
+        return pathlib.Path(path).expanduser()
     check_known('kind of address', scheme, PACKAGES)
     path = epath.Path(text)
+    package = logging.getLogger(PACKAGES[scheme])
+    package.addFilter(_never)  # it logs the traceback of what it raises
     try:
         path.exists()  # what opens it is looked for at the first use
     except ImportError as error:
         raise UserError(f'{text}: {error}; try pip install {PACKAGES[scheme]}') from None
+    except Exception as error:  # of the network or of the package, each has its own
+        raise UserError(f'cannot reach {text}: {" ".join(str(error).split())}') from error
+    finally:
+        package.removeFilter(_never)
     return path
+
+
+def _never(record: logging.LogRecord) -> bool:
+    return False
 
 
 def is_remote(path: AnyPath | str) -> bool:

@@ -5,7 +5,8 @@ import pathlib
 
 import pytest
 
-from se_flax.storage import atomic_write
+from se_flax.errors import UserError
+from se_flax.storage import as_path, atomic_write
 
 
 def test_writes_and_replaces(tmp_path):
@@ -45,3 +46,11 @@ def test_data_is_on_the_disk_before_the_rename_and_the_rename_before_return(tmp_
     )
     atomic_write(tmp_path / 'file', b'data')
     assert calls == [str(tmp_path / '.file.new'), 'rename', str(tmp_path)]
+
+
+def test_a_tilde_is_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert as_path('~/runs/a') == tmp_path / 'runs' / 'a'
+    assert as_path('runs/~') == pathlib.Path('runs/~')
+    with pytest.raises(UserError, match="unknown kind of address 'gz'"):
+        as_path('gz://bucket/~')

@@ -85,6 +85,16 @@ def test_a_mistake_is_told_in_a_line(arguments, message, fails, tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
+def test_a_tilde_in_a_path_is_the_home(tmp_path, monkeypatch, fails):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    told = fails('--workdir=~/run', '--config.init_from=~/no.safetensors', '--config.seed=1')
+    assert f'{tmp_path}/no.safetensors' in told
+    told = fails('--config.data=cifar10', '--config.data_dir=~/sets')
+    assert f'not in {tmp_path}/sets' in told
+    assert not (tmp_path / '~').exists()
+
+
 def test_a_mistake_prints_no_traceback():
     command = [sys.executable, ROOT / 'train_main.py', '--config.batchsize=64']
     done = subprocess.run(command, text=True, capture_output=True)

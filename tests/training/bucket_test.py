@@ -1,10 +1,12 @@
 """A run whose workdir is in a bucket: `gs://`, served by an emulator on this machine."""
 
 import json
+import logging
 import socket
 import sys
 
 import pytest
+from etils import epath
 
 from se_flax.training.metrics_log import TIMING, read_rows
 
@@ -89,6 +91,19 @@ def test_killed_and_damaged_it_goes_on_exactly(bucket, start_train_main, referen
 def test_an_address_of_no_bucket_is_refused(train_main, capsys):
     assert train_main('gz://bucket/run') == 2
     assert "unknown kind of address 'gz': did you mean gs" in capsys.readouterr().err
+
+
+def test_a_bucket_out_of_reach_is_told_in_a_line(train_main, capsys, caplog, monkeypatch):
+    """As gcsfs does it after half a minute of trying: it logs a traceback, then raises."""
+
+    def exists(path):
+        logging.getLogger('gcsfs').error('out of retries', exc_info=OSError())
+        raise OSError('Cannot connect\nto host')
+
+    monkeypatch.setattr(type(epath.Path(WORKDIR)), 'exists', exists)
+    assert train_main(WORKDIR) == 2
+    assert capsys.readouterr().err == f'error: cannot reach {WORKDIR}: Cannot connect to host\n'
+    assert caplog.text == ''
 
 
 def test_what_opens_a_bucket_is_named_where_it_is_missing(train_main, capsys, monkeypatch):

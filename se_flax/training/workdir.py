@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +23,12 @@ log = logging.getLogger(__name__)
 CONFIG, DONE, CHECKPOINTS = 'config.json', 'DONE', 'checkpoints'
 DATA, PARAMETERS = 'data.json', 'parameters.txt'
 
+LENGTH = ('num_epochs', 'num_steps')
+LONGER = (
+    'The learning rate depends on the length of a run, so it cannot be made longer. To train on '
+    'from its weights: se-flax convert {} --out FILE.safetensors, then this command with '
+    '--config.init_from=FILE.safetensors --config.keep_head=true --workdir=NEW'
+)
 # What runs from before there was a field did.
 ADDED = {'keep_head': False}
 
@@ -46,14 +53,17 @@ def claim(workdir: AnyPath, config: ml_collections.ConfigDict, class_names: Sequ
     if (workdir / CONFIG).exists():
         theirs = ADDED | _read(workdir)
         differing = [
-            f'{name} is {theirs.get(name)!r} there and {ours.get(name)!r} now'
+            name
             for name in sorted(ours.keys() | theirs.keys())
             if ours.get(name) != theirs.get(name) and name not in MACHINE_FIELDS
         ]
         if differing:
+            told = [f'{n} is {theirs.get(n)!r} there and {ours.get(n)!r} now' for n in differing]
+            way_out = 'Take another --workdir, or move that folder away'
+            if set(differing) <= set(LENGTH):
+                way_out = LONGER.format(shlex.quote(str(workdir)))
             raise UserError(
-                f'{workdir} holds a run with another config: {"; ".join(differing)}. '
-                f'Take another --workdir, or move that folder away'
+                f'{workdir} holds a run with another config: {"; ".join(told)}. {way_out}'
             )
         return
     # A kill in the write below leaves only what `atomic_write` starts with.

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from se_flax import cli
 from se_flax.training import run as run_module
 from se_flax.training.metrics_log import read_rows
 
@@ -295,6 +296,22 @@ def test_the_table_of_parameters_is_a_file(tmp_path, train_main, capfd):
     assert 'arrays, see parameters.txt' in out
     assert 'stage2_block1' not in out
     assert 'stage2_block1/conv1/kernel' in (tmp_path / 'parameters.txt').read_text()
+
+
+def test_a_longer_run_is_told_how_to_start(reference, tmp_path, train_main, capfd):
+    longer = '--config.num_steps=26'
+    assert train_main(reference, longer) == 2
+    told = capfd.readouterr().err
+    assert 'num_steps is 24 there and 26 now. The learning rate depends on the length' in told
+    [convert] = re.findall(r'se-flax (convert .*), then', told)
+    file = tmp_path / 'FILE.safetensors'
+    assert cli.main([str(file) if w == file.name else w for w in shlex.split(convert)]) == 0
+    [start] = re.findall(r'this command with (.*) --workdir=NEW\n', told)
+    start = start.replace(file.name, str(file)).split()
+    assert train_main(tmp_path / 'NEW', longer, *start) == 0
+    assert f'Weights: {file} (se_resnet8_cifar, from se_flax); head kept.' in capfd.readouterr().out
+    assert train_main(reference, longer, '--config.seed=1') == 2
+    assert 'Take another --workdir' in capfd.readouterr().err
 
 
 # Not finite

@@ -20,6 +20,7 @@ def main(argv: list[str]) -> int:
     from se_flax.training.config import parse_args
     from se_flax.training.distributed import LOST, PEER_LOST, connect, lost_a_peer
     from se_flax.training.loop import Preempted
+    from se_flax.training.memory import IN_TRAINING, explain
     from se_flax.training.preemption import EXIT_CODE, stop_signals
     from se_flax.training.run import NonFiniteError, run
 
@@ -38,6 +39,9 @@ def main(argv: list[str]) -> int:
         print(f'interrupted, the steps since the last checkpoint are lost; {go_on}')
         return 128 + signal.SIGINT
     except RuntimeError as error:
+        if line := explain(error, IN_TRAINING):
+            print(f'error: {line}', file=sys.stderr)
+            return 2
         if not lost_a_peer(error):
             raise
         print(error, f'error: {LOST}', sep='\n', file=sys.stderr)

@@ -40,6 +40,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, OSError) as error:  # OSError: a full disk, a folder that is not ours
         print(f'error: {error}', file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        from se_flax.training.memory import IN_TRAINING, IN_USE, explain
+
+        line = explain(error, IN_TRAINING if 'study' in args else IN_USE)
+        if line is None:
+            raise
+        print(f'error: {line}', file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         return 130

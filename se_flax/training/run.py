@@ -11,11 +11,13 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 from clu import parameter_overview
+from jax.sharding import Mesh
 
 from se_flax.data import eval_batches, train_batches
 from se_flax.evaluation import evaluate, make_eval_step
-from se_flax.parallel import data_mesh, shard_batch
+from se_flax.parallel import data_mesh, shard_batch, split
 from se_flax.storage import AnyPath, as_path, atomic_write
 from se_flax.training import workdir
 from se_flax.training.checkpoint import Checkpointer
@@ -24,6 +26,7 @@ from se_flax.training.distributed import all_or_none, on_first, tell_all
 from se_flax.training.doubts import doubts
 from se_flax.training.fine_tune import start_from, told_of_start
 from se_flax.training.loop import train
+from se_flax.training.memory import IN_TRAINING, check_step
 from se_flax.training.metrics_log import MetricsWriter, read_rows
 from se_flax.training.plateau import observe
 from se_flax.training.progress import Progress
@@ -76,20 +79,25 @@ def run(
     plan = all_or_none(partial(make_plan, config, mesh.size))
     config = plan.config
     first = jax.process_index() == 0
-    claim = partial(workdir.claim, directory, config, plan.train_set.class_names)
-    on_first(claim)
-    all_or_none(claim)  # the others compare theirs with it
+    told = workdir.told(config, plan.train_set.class_names)
+    all_or_none(partial(workdir.check, directory, told))
     if tell_all(workdir.finished(directory) is not None):
         print(f'{directory} has a finished run, see {workdir.DONE} there; another needs --workdir.')
         return workdir.result(directory)
     data = workdir.fingerprints(training=plan.train_set, evaluation=plan.eval_set)
-    claim_data = partial(workdir.claim_data, directory, data)
-    on_first(partial(claim_data, allow_changes=config.allow_changed_data))
-    all_or_none(partial(claim_data, allow_changes=False))
+    change = config.allow_changed_data
+    all_or_none(partial(workdir.check_data, directory, data, allow_changes=change))
 
     init = make_start(config, plan.model, plan.optimizer, mesh)
     key = jax.random.key(config.seed)
     abstract = jax.eval_shape(init, key)
+    # Ahead of the first step and of the workdir, which a batch that does not fit leaves free.
+    jitted: Any = jit_train_step(make_step(config, plan, mesh), mesh, abstract)
+    step = jitted.lower(abstract, _batch(config, mesh)).compile()
+    all_or_none(partial(check_step, step, IN_TRAINING))
+    on_first(partial(workdir.claim, directory, told, data))
+    all_or_none(partial(workdir.check, directory, told))  # the others compare theirs with it
+    all_or_none(partial(workdir.check_data, directory, data))
     checkpoints = Checkpointer(directory / workdir.CHECKPOINTS, keep=config.keep_checkpoints)
     state, best = checkpoints.restore(abstract) or (_start(plan, init, key), {})
     start = int(state.step)
@@ -104,7 +112,6 @@ def run(
             print(told_of_start(config, plan.train_set.class_names))
     print(f'Workdir: {directory}, {f"going on from step {start}" if start else "a new run"}.')
 
-    step = jit_train_step(make_step(config, plan, mesh), mesh, abstract)
     eval_step = make_eval_step(plan.model, mesh, mean=config.mean, std=config.std)
     loading = {
         'num_threads': config.num_threads or None,
@@ -226,6 +233,13 @@ def _start(plan: Plan, init, key: jax.Array) -> TrainState:
     if not plan.config.init_from:
         return state
     return start_from(plan.config, state, plan.train_set.class_names)
+
+
+def _batch(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns what `shard_batch` makes of a batch, without its numbers."""
+    image = (config.batch_size, config.image_size, config.image_size, config.in_channels)
+    shapes = {'image': (image, np.uint8), 'label': (image[:1], np.int32)}
+    return {k: jax.ShapeDtypeStruct(*of, sharding=split(mesh)) for k, of in shapes.items()}
 
 
 def _summary(config: ml_collections.ConfigDict, plan: Plan, state: TrainState) -> str:

@@ -43,72 +43,75 @@ class Run(NamedTuple):
     class_names: tuple[str, ...]
 
 
-def claim(workdir: AnyPath, config: ml_collections.ConfigDict, class_names: Sequence[str]) -> None:
-    """Writes config.json into a new workdir, or checks that it is this run's.
+def told(config: ml_collections.ConfigDict, class_names: Sequence[str]) -> dict[str, Any]:
+    """Returns what config.json has of a run."""
+    return json.loads(config.to_json()) | {'class_names': list(class_names)}
 
-    Raises UserError where the folder belongs to a run that was told something else; names the
-    fields that differ.
+
+def check(workdir: AnyPath, ours: Mapping[str, Any]) -> None:
+    """Raises UserError unless a workdir is new, or of a run that was told the same, see `told`.
+
+    It names the fields that differ.
     """
-    ours = json.loads(config.to_json()) | {'class_names': list(class_names)}
-    if (workdir / CONFIG).exists():
-        theirs = ADDED | _read(workdir)
-        differing = [
-            name
-            for name in sorted(ours.keys() | theirs.keys())
-            if ours.get(name) != theirs.get(name) and name not in MACHINE_FIELDS
-        ]
-        if differing:
-            told = [f'{n} is {theirs.get(n)!r} there and {ours.get(n)!r} now' for n in differing]
-            way_out = 'Take another --workdir, or move that folder away'
-            if set(differing) <= set(LENGTH):
-                way_out = LONGER.format(shlex.quote(str(workdir)))
-            raise UserError(
-                f'{workdir} holds a run with another config: {"; ".join(told)}. {way_out}'
-            )
+    if not (workdir / CONFIG).exists():
+        # A kill of `claim` leaves only what `atomic_write` starts with.
+        if workdir.is_dir() and {p.name for p in workdir.iterdir()} - {f'.{CONFIG}.new'}:
+            raise UserError(f'{workdir} is not empty and holds no {CONFIG}; take another --workdir')
         return
-    # A kill in the write below leaves only what `atomic_write` starts with.
-    if workdir.is_dir() and {p.name for p in workdir.iterdir()} - {f'.{CONFIG}.new'}:
-        raise UserError(f'{workdir} is not empty and holds no {CONFIG}; take another --workdir')
-    workdir.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(ours, indent=2, sort_keys=True) + '\n'
-    atomic_write(workdir / CONFIG, text.encode())
+    theirs = ADDED | _read(workdir)
+    differing = [
+        name
+        for name in sorted(ours.keys() | theirs.keys())
+        if ours.get(name) != theirs.get(name) and name not in MACHINE_FIELDS
+    ]
+    if differing:
+        each = [f'{n} is {theirs.get(n)!r} there and {ours.get(n)!r} now' for n in differing]
+        way_out = 'Take another --workdir, or move that folder away'
+        if set(differing) <= set(LENGTH):
+            way_out = LONGER.format(shlex.quote(str(workdir)))
+        raise UserError(f'{workdir} holds a run with another config: {"; ".join(each)}. {way_out}')
 
 
 def fingerprints(**sets: Dataset) -> dict[str, dict[str, Any]]:
-    """Returns what `claim_data` compares of data sets, by their names."""
+    """Returns what data.json has of data sets, by their names."""
     return {
         name: {'examples': len(dataset), 'fingerprint': dataset.fingerprint()}
         for name, dataset in sets.items()
     }
 
 
-def claim_data(workdir: AnyPath, ours: Mapping[str, Any], *, allow_changes: bool) -> None:
-    """Writes data.json into a new workdir, or checks that a run goes on with the same data.
+def check_data(workdir: AnyPath, ours: Mapping[str, Any], *, allow_changes: bool = False) -> None:
+    """Raises UserError unless a run goes on with the data it was started with.
 
-    Args:
-        workdir: of the run.
-        ours: see `fingerprints`.
-        allow_changes: tells other data in a warning, and has them written.
-
-    Raises UserError for other data, with the number of examples then and now.
+    It says how many examples there were and are. With `allow_changes` that is a warning.
     """
     path = workdir / DATA
-    theirs = json.loads(path.read_text()) if path.exists() else {}
+    theirs = json.loads(path.read_text()) if path.exists() else {}  # none in older runs
     changed = [
         f'{name}, {theirs[name]["examples"]:,} examples then and {now["examples"]:,} now'
         for name, now in ours.items()
         if theirs.get(name, now) != now
     ]
-    if changed:
-        text = f'the data of {workdir} have changed: {"; ".join(changed)}'
-        if not allow_changes:
-            raise UserError(
-                f'{text}. All examples would come in another order: put the old ones back, take '
-                f'another --workdir, or go on all the same with --config.allow_changed_data=true'
-            )
-        log.warning('%s', text)
-    if ours != theirs:
-        atomic_write(path, (json.dumps(ours, indent=2) + '\n').encode())
+    if not changed:
+        return
+    text = f'the data of {workdir} have changed: {"; ".join(changed)}'
+    if not allow_changes:
+        raise UserError(
+            f'{text}. All examples would come in another order: put the old ones back, take '
+            f'another --workdir, or go on all the same with --config.allow_changed_data=true'
+        )
+    log.warning('%s', text)
+
+
+def claim(workdir: AnyPath, ours: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+    """Writes config.json into a new workdir, and data.json where the data are others."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    if not (workdir / CONFIG).exists():
+        text = json.dumps(ours, indent=2, sort_keys=True) + '\n'
+        atomic_write(workdir / CONFIG, text.encode())
+    text = json.dumps(data, indent=2) + '\n'
+    if not (workdir / DATA).exists() or (workdir / DATA).read_text() != text:
+        atomic_write(workdir / DATA, text.encode())
 
 
 def finish(workdir: AnyPath, result: Mapping[str, Any]) -> None:

@@ -1,0 +1,67 @@
+"""Running out of memory, told in a line: what was asked for, what there is, what takes less."""
+
+import contextlib
+import os
+import pathlib
+import re
+from typing import Any
+
+import jax
+
+from se_flax.errors import UserError
+
+IN_TRAINING = (
+    'less take --config.batch_size (with base_batch_size the rate follows), '
+    '--config.accumulate=2, --config.remat=true and --config.dtype=bfloat16'
+)
+IN_USE = 'less takes --batch-size'
+_UNITS = {'': 1, 'K': 1 << 10, 'M': 1 << 20, 'G': 1 << 30, 'T': 1 << 40}
+
+
+def explain(error: BaseException, helps: str) -> str | None:
+    """Returns the line for an error of XLA's that means too little memory; None for another one."""
+    text = str(error)
+    if not isinstance(error, jax.errors.JaxRuntimeError) or 'RESOURCE_EXHAUSTED' not in text:
+        return None
+    # CPUs and GPUs: "allocating 123 bytes", "allocate 1.5GiB"; TPUs: "Used 25.2G of 15.5G hbm".
+    found = re.search(r'(?:allocat\w+|Used|request for) ([\d.]+)\s*([KMGT]?)i?(?:B|b|\b)', text)
+    asked = float(found[1]) * _UNITS[found[2]] if found else None
+    return _line(asked, available(), helps)
+
+
+def check_step(compiled: jax.stages.Compiled, helps: str) -> None:
+    """Raises UserError where a device has less memory than a compiled step takes.
+
+    Where the compiler, or the device, does not say, it passes.
+    """
+    stats: Any = None
+    with contextlib.suppress(jax.errors.JaxRuntimeError, NotImplementedError):
+        stats = compiled.memory_analysis()
+    limit = available()
+    if stats is None or limit is None:
+        return
+    needed = (
+        stats.argument_size_in_bytes
+        + stats.output_size_in_bytes
+        - stats.alias_size_in_bytes
+        + stats.temp_size_in_bytes
+    )
+    if needed > limit:
+        raise UserError(_line(needed, limit, helps))
+
+
+def available() -> float | None:
+    """Returns the bytes of a device of this process; CPU devices share those of the machine."""
+    device = jax.local_devices()[0]
+    if device.platform != 'cpu':
+        return (device.memory_stats() or {}).get('bytes_limit')
+    limits = [os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')]
+    with contextlib.suppress(OSError, ValueError):  # no cgroup, or one without a limit, 'max'
+        limits.append(int(pathlib.Path('/sys/fs/cgroup/memory.max').read_text()))
+    return min(limits) / jax.local_device_count()
+
+
+def _line(asked: float | None, limit: float | None, helps: str) -> str:
+    wanted = f', {asked / 1e9:,.1f} GB asked for' if asked else ''
+    there = f', a device has {limit / 1e9:,.1f} GB' if limit else ''
+    return f'out of memory{wanted}{there}; {helps}'

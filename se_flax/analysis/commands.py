@@ -13,6 +13,10 @@ from se_flax.errors import Problems, UserError, check_known
 from se_flax.storage import as_path, atomic_write, is_remote
 
 EXAMPLE = 'se-flax ablate squeeze --config configs/quickstart.py --out runs/squeeze'
+FLAGS = (
+    *('--config', '--config.FIELD=VALUE', '--out', '--seeds', '--networks', '--vary'),
+    *('--shard', '--runs'),
+)
 CHANNELS = 50  # of a block in the figures, as in the paper's
 # The four classes of Figures 6 and 7: goldfish, pug, plane (an airliner) and cliff.
 PAPER_CLASSES = ('n01443537', 'n02110958', 'n02690373', 'n09246464')
@@ -129,7 +133,7 @@ def _ablate(args: argparse.Namespace) -> int:
         print(_studies())
         return 0
     problems = Problems()
-    assignments = problems.check((), parse_assignments, args.rest)
+    assignments = problems.check((), parse_assignments, args.rest, FLAGS)
     study = problems.check((), _study, args)
     if args.seeds < 1:
         text = f'--seeds {args.seeds}: at least 1, and 3 for an interval worth reading'

@@ -362,13 +362,13 @@ def check_values(
     for value in () if 'std' in problems.wrong else c.std:
         check(['std'], _check_range, 'std', value, above=0)
     for name in _PAIRS:
-        check([name], _check_length, c, name, 2)
+        check([name], _check_length, name, c.get(name), 2)
     for name in _A_CHANNEL:
         if 'in_channels' not in problems.wrong:
-            check([name], _check_length, c, name, c.in_channels)
+            check([name], _check_length, name, c.get(name), c.in_channels)
     if num_devices:
         for name in ('batch_size', 'eval_batch_size'):
-            check([name], _check_divides, c, name, 'the number of devices', num_devices)
+            check([name], check_multiple, name, c.get(name), 'the number of devices', num_devices)
     group = 'batch_size', 'bn_group_size'
     if problems.wrong.isdisjoint(group) and c.bn_group_size:
         check(group, check_multiple, group[0], c.batch_size, group[1], c.bn_group_size)
@@ -401,15 +401,11 @@ def _check_type(config: ml_collections.ConfigDict, name: str, of: type) -> None:
         raise UserError(f'config field {name} has type {of.__name__}, got {value!r}')
 
 
-def _check_length(config: ml_collections.ConfigDict, name: str, length: int) -> None:
-    if len(config[name]) != length:
+def _check_length(name: str, values: Sequence[float], length: int) -> None:
+    if len(values) != length:
         count = f'{length} number{"s" if length > 1 else ""}'
         why = f', as in_channels={length}' if name in _A_CHANNEL and length != 3 else ''
-        raise UserError(f'{name}={config[name]} must have {count}{why}')
-
-
-def _check_divides(config: ml_collections.ConfigDict, name: str, of_what: str, number: int) -> None:
-    check_multiple(name, config[name], of_what, number)
+        raise UserError(f'{name}={values} must have {count}{why}')
 
 
 def _check_accumulate(config: ml_collections.ConfigDict, num_devices: int) -> None:

@@ -92,6 +92,8 @@ def run(
     key = jax.random.key(config.seed)
     abstract = jax.eval_shape(init, key)
     # Ahead of the first step and of the workdir, which a batch that does not fit leaves free.
+    if first:
+        print(f'Compiling the step of {config.model}.', flush=True)
     jitted: Any = jit_train_step(make_step(config, plan, mesh), mesh, abstract)
     step = jitted.lower(abstract, _batch(config, mesh)).compile()
     all_or_none(partial(check_step, step, IN_TRAINING))

@@ -20,6 +20,7 @@ import pytest
 from se_flax import cli
 from se_flax.analysis import plots
 from se_flax.analysis.excitation import measure_gates, se_blocks
+from se_flax.analysis.study import STUDIES
 from se_flax.data import open_dataset
 from se_flax.nn import EXCITE
 from se_flax.training.metrics_log import read_rows
@@ -174,6 +175,34 @@ def test_a_mistake_is_one_line_and_nothing_is_made(arguments, words, tmp_path, c
     assert told.count('\n') == 1
     assert words in told
     assert list(tmp_path.iterdir()) == []
+
+
+def test_names_are_told_before_what_is_missing(capsys):
+    assert cli.main(['ablate', 'squeze', '--config.seeed=1', '--sed=3']) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == 'error: 3 mistakes:'
+    assert told[1] == "  unknown argument '--sed': did you mean --seeds?"
+    assert told[2] == "  unknown study 'squeze': did you mean squeeze or nosqueeze?"
+    assert told[3].startswith('  a study needs --config and --out, such as se-flax ablate squeeze ')
+    assert cli.main(['ablate', 'squeeze', '--config', QUICKSTART]) == 2
+    assert capsys.readouterr().err.startswith('error: a study needs --config and --out, such as')
+
+
+def test_without_a_name_the_studies_are_listed(capsys):
+    assert cli.main(['ablate']) == 0
+    told = capsys.readouterr().out
+    for name, study in STUDIES.items():
+        assert re.search(f'^{name} +{re.escape(study.title)}$', told, re.M)
+    assert re.search('^grid .*--vary', told, re.M)
+    [start] = re.findall('^to start one: se-flax (.*)$', told, re.M)
+    assert cli._parser().parse_args(start.split()).study in STUDIES
+
+
+def test_a_cell_and_the_config_are_checked_as_in_training(tmp_path, capsys):
+    command = ['ablate', 'squeeze', '--config', QUICKSTART, '--out', str(tmp_path / 'out')]
+    assert cli.main([*command, '--config.schedul=step', '--config.crop=pads']) == 2
+    told = capsys.readouterr().err
+    assert all(text in told for text in ('2 mistakes', 'did you mean schedule', 'did you mean pad'))
 
 
 def test_excitation_of_a_run(study, tmp_path, capsys):

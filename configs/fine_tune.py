@@ -20,6 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
         c[name] = None  # as the weights say
     c.bn_group_size = 0  # statistics of the whole batch: it is small, and often a single device's
 
+    c.exif_orientation = True  # folders are of photos from phones and cameras
     c.crop = 'inception'
     c.crop_area = (0.25, 1.0)  # milder than from scratch
 

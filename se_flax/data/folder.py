@@ -1,11 +1,16 @@
-"""Image folders: `PATH/train/<class>/*.jpg` and `PATH/val/<class>/*.jpg`."""
+"""Image folders: `PATH/train/<class>/` and `PATH/val/<class>/`, or `PATH/<class>/` alone."""
 
+import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import hashlib
 import itertools
+import logging
 import os
 import pathlib
+import unicodedata
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -13,15 +18,25 @@ from se_flax.data.dataset import SPAN, Dataset, digest
 from se_flax.data.decode import DecodeError
 from se_flax.errors import MissingError, UserError, check_known
 
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff')
-FOLDERS = {'train': ('train',), 'eval': ('val', 'validation', 'test', 'eval')}
+logger = logging.getLogger(__name__)
+SUFFIXES = (  # of what `decode` reads
+    *('.jpg', '.jpeg', '.jpe', '.jfif', '.mpo', '.png', '.apng', '.webp', '.gif', '.avif'),
+    *('.bmp', '.dib', '.tif', '.tiff', '.jp2', '.j2k', '.ppm', '.pgm', '.pbm'),
+)
+FOLDERS = {'train': ('train',), 'eval': ('val', 'valid', 'validation', 'test', 'eval')}
+# What file managers, archivers and network disks leave; and all hidden names.
+LEFTOVERS = {
+    *('@eadir', '#recycle', '#snapshot', '$recycle.bin', '__macosx', '__pycache__'),
+    *('desktop.ini', 'lost+found', 'system volume information', 'thumbs.db'),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class FolderDataset(Dataset):
-    """Image files, sorted by class and name."""
+    """Image files, sorted by class and name; each a path below `root`, and its label."""
 
-    files: list[tuple[pathlib.Path, int]] = dataclasses.field(repr=False)
+    root: str
+    files: list[tuple[str, int]] = dataclasses.field(repr=False)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -29,17 +44,17 @@ class FolderDataset(Dataset):
     def read(self, i: int) -> tuple[bytes | np.ndarray, int]:
         path, label = self.files[i]
         try:
-            return path.read_bytes(), label
+            return pathlib.Path(self.root, path).read_bytes(), label
         except OSError as error:
-            raise DecodeError(str(error)) from error
+            raise DecodeError(error.strerror) from error
 
     def key(self, i: int) -> str:
-        return str(self.files[i][0])
+        return printable(os.path.join(self.root, self.files[i][0]))
 
     def fingerprint(self) -> str:
         def of_span(start):
             files = self.files[start : start + SPAN]
-            return [f'{self.class_names[i]}/{path.name} {_size(path)}' for path, i in files]
+            return [f'{normal(path)} {self._size(path)}' for path, _ in files]
 
         with concurrent.futures.ThreadPoolExecutor(16) as pool:  # network disks take their time
             spans = pool.map(of_span, range(0, len(self), SPAN))
@@ -48,43 +63,157 @@ class FolderDataset(Dataset):
     def labels(self) -> np.ndarray:
         return np.array([label for _, label in self.files], np.int32)
 
+    def _size(self, path: str) -> int:
+        with contextlib.suppress(OSError):  # a link to nowhere is a matter of `read`
+            return os.stat(os.path.join(self.root, path)).st_size
+        return -1
 
-def open_folder(name: str, split: str, path: str) -> FolderDataset:
+
+def open_folder(
+    name: str, split: str, path: str, *, eval_split: float = 0.0, seed: int = 0
+) -> FolderDataset:
     """Opens one split of an image folder.
 
-    The classes are the sorted folders of `train`, for both splits. The eval images are in the
-    first of `val`, `validation`, `test` and `eval` that is there. Raises MissingError for a
-    folder that is not there, and UserError for a class without images or one that `train` lacks.
+    The classes are the sorted folders of `train`, for both splits; a class has the images in its
+    folder at any depth. The eval images are in the first of `val`, `valid`, `validation`, `test`
+    and `eval` that is there. Hidden names and what file managers leave are ignored; other files
+    that are no images are counted in a warning. Names are compared in Unicode's normal form.
+
+    Args:
+        name: of the data set, in messages.
+        split: 'train' or 'eval'.
+        path: of the folder.
+        eval_split: share of each class's images, at least one, that is drawn by `seed` for 'eval'
+            where there is no folder of them; the classes then are the folders of `train`, or of
+            `path` itself. An image that is added later moves hardly another one.
+        seed: of `eval_split`.
+
+    Raises:
+        MissingError: for a folder that is not there.
+        UserError: for a class without images, or one that `train` lacks.
     """
+    if '://' in path:
+        raise UserError(f'{name}: images are read from disks and mounts, not from {path}')
     root = pathlib.Path(path).expanduser()
-    class_names = [folder.name for folder in _class_folders(_split_folder(root, 'train'))]
+    if not root.is_dir():
+        raise MissingError(f'no folder {root}')
+    if eval_split:
+        return _open_share(name, split, root, eval_split, seed)
+    folder, train = (_split_folder(root, of) for of in (split, 'train'))
+    class_names = _class_folders(train)
+    files = _files(folder, class_names)
+    return FolderDataset(name, split, tuple(class_names), str(folder), files)
+
+
+def _open_share(
+    name: str, split: str, root: pathlib.Path, share: float, seed: int
+) -> FolderDataset:
+    if there := [of for of in FOLDERS['eval'] if (root / of).is_dir()]:
+        raise UserError(f'eval_split={share}, but {root / there[0]} has images; take eval_split=0')
+    folder = root / 'train' if (root / 'train').is_dir() else root
+    class_names = _class_folders(folder)
     files = []
-    for folder in _class_folders(_split_folder(root, split)):
-        check_known(f'class in {folder.parent}', folder.name, class_names)
-        images = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES]
+    for _, group in itertools.groupby(_files(folder, class_names), key=lambda file: file[1]):
+        of_class = list(group)
+        count = min(max(1, round(share * len(of_class))), len(of_class) - 1)
+        drawn = set(sorted(of_class, key=lambda file: _draw(seed, file[0]))[:count])
+        files += [file for file in of_class if (file in drawn) == (split == 'eval')]
+    if not files:
+        raise UserError(f'eval_split={share} draws nothing from {folder}: no class has two images')
+    return FolderDataset(name, split, tuple(class_names), str(folder), files)
+
+
+def _draw(seed: int, path: str) -> bytes:
+    """A number that neither the machine nor the other images change."""
+    return hashlib.sha256(f'{seed} {normal(path)}'.encode(errors='surrogateescape')).digest()
+
+
+def find_images(folder: str | os.PathLike, others: collections.Counter[str]) -> Iterator[str]:
+    """Yields the image files below a folder, at any depth, by their relative paths in order.
+
+    Ignores what `open_folder` does; `others` counts other files by their suffix.
+    """
+    for path in sorted(_walk(os.fspath(folder)), key=normal):
+        if (suffix := os.path.splitext(path)[1].lower()) in SUFFIXES:
+            yield path
+        else:
+            others[suffix or 'without a suffix'] += 1
+
+
+def tell_left_out(folder: str | os.PathLike, others: collections.Counter[str]) -> None:
+    """Warns in a line of the files that are not used."""
+    if others:
+        kinds = ', '.join(f'{n:,} {kind}' for kind, n in others.most_common(5))
+        where = printable(os.fspath(folder))
+        logger.warning('%s: %s files are left out: %s', where, f'{others.total():,}', kinds)
+
+
+def _walk(folder: str, within: str = '', above: tuple[str, ...] = ()) -> Iterator[str]:
+    here = os.path.join(folder, within)
+    real = os.path.realpath(here)
+    if real in above:  # a link to a folder that it is in
+        return
+    with os.scandir(here) as entries:
+        for entry in entries:
+            path = os.path.join(within, entry.name)
+            if is_leftover(entry.name):
+                continue
+            if entry.is_dir():
+                yield from _walk(folder, path, (*above, real))
+            else:
+                yield path
+
+
+def is_leftover(name: str) -> bool:
+    """Tells whether a file or folder is hidden, or left by a file manager and the like."""
+    return name.startswith('.') or name.lower() in LEFTOVERS
+
+
+def normal(text: str) -> str:
+    """Returns text in Unicode's normal form C: macOS spells names in form D."""
+    return unicodedata.normalize('NFC', text)
+
+
+def printable(path: str) -> str:
+    """Returns a path with escapes for the bytes that are not UTF-8."""
+    return os.fsencode(path).decode('utf-8', 'backslashreplace')
+
+
+def _files(folder: pathlib.Path, class_names: list[str]) -> list[tuple[str, int]]:
+    files, others = [], collections.Counter()
+    labels = {name: label for label, name in enumerate(class_names)}
+    for name, folders in _class_folders(folder).items():
+        check_known(f'class in {folder}', name, class_names)
+        images = [
+            os.path.join(of, image) for of in folders for image in find_images(folder / of, others)
+        ]
         if not images:
-            raise UserError(f'no images in {folder}: it holds none of *{", *".join(SUFFIXES)}')
-        files += [(image, class_names.index(folder.name)) for image in images]
-    return FolderDataset(name, split, tuple(class_names), files)
-
-
-def _size(path: pathlib.Path) -> int:
-    with contextlib.suppress(OSError):  # a link to nowhere is a matter of `read`
-        return os.stat(path).st_size
-    return -1
+            kinds = ', '.join(SUFFIXES)
+            raise UserError(f'no images in {folder / name}: it holds no file of {kinds}')
+        files += [(image, labels[name]) for image in images]
+    loose = [p.name for p in folder.iterdir() if not (p.is_dir() or is_leftover(p.name))]
+    if loose:
+        others['beside the folders of the classes'] += len(loose)
+    tell_left_out(folder, others)
+    return files
 
 
 def _split_folder(root: pathlib.Path, split: str) -> pathlib.Path:
     for folder in FOLDERS[split]:
         if (root / folder).is_dir():
             return root / folder
-    if not root.is_dir():
-        raise MissingError(f'no folder {root}')
-    raise MissingError(f'no folder {" or ".join(FOLDERS[split])} in {root}')
+    raise MissingError(
+        f'no folder {" or ".join(FOLDERS[split])} in {root}; to draw one tenth of the images for '
+        'evaluation: --config.eval_split=0.1'
+    )
 
 
-def _class_folders(folder: pathlib.Path) -> list[pathlib.Path]:
-    folders = sorted(path for path in folder.iterdir() if path.is_dir())
-    if not folders:
+def _class_folders(folder: pathlib.Path) -> dict[str, list[str]]:
+    """Returns the folders of each class; one may be there in two spellings of Unicode."""
+    found = collections.defaultdict(list)
+    for path in folder.iterdir():
+        if path.is_dir() and not is_leftover(path.name):
+            found[printable(normal(path.name))].append(path.name)
+    if not found:
         raise UserError(f'{folder} is empty: it must hold a folder of images for each class')
-    return folders
+    return {name: sorted(found[name]) for name in sorted(found)}

@@ -60,23 +60,29 @@ class TfdsDataset(Dataset):
         return digest([super().fingerprint(), *self.shards])
 
 
-def open_dataset(name: str, split: str, data_dir: str | None = None) -> Dataset:
+def open_dataset(
+    name: str, split: str, data_dir: str | None = None, *, eval_split: float = 0.0, seed: int = 0
+) -> Dataset:
     """Opens one split, 'train' or 'eval', of a data set.
 
     `name` is 'fashion_mnist_mini' (in the install), 'synthetic', 'folder:PATH' (`open_folder`),
     or a tfds data set such as 'imagenet2012' or 'imagenet_resized/64x64', prepared as ArrayRecord
     or TFRecord files under `data_dir` (by default where tfds looks: TFDS_DATA_DIR, or
     `~/tensorflow_datasets`). A tfds set's eval split is 'validation', else 'test'; its
-    features are an Image `image` and a ClassLabel `label`.
+    features are an Image `image` and a ClassLabel `label`. A folder without images for 'eval' has
+    the share `eval_split` of them drawn by `seed`.
 
     Raises UserError for an unknown name or split, and MissingError, which says how to prepare it,
     for a data set that is not there.
     """
     check_known('split', split, SPLITS)
+    if eval_split and not name.startswith(FOLDER):
+        raise UserError(f'eval_split={eval_split} belongs to folder:PATH, and {name!r} is none')
     if name == SYNTHETIC:
         return open_synthetic(split)
     if name.startswith(FOLDER):
-        return open_folder(name, split, name.removeprefix(FOLDER))
+        path = name.removeprefix(FOLDER)
+        return open_folder(name, split, path, eval_split=eval_split, seed=seed)
     return _open_tfds(name, split, find_builder(name, data_dir))
 
 

@@ -52,7 +52,7 @@ _NOT_NEGATIVE = (
     *('num_workers', 'watchdog_seconds', 'base_batch_size', 'warmup_factor', 'freeze_bn_epochs'),
     'max_drops',
 )
-_SHARES = ('momentum', 'label_smoothing', 'warmup', 'ema')
+_SHARES = ('eval_split', 'momentum', 'label_smoothing', 'warmup', 'ema')
 _LIMITS = {
     **dict.fromkeys((*_POSITIVE, *_EPOCHS), {'above': 0}),
     **dict.fromkeys((*_AT_LEAST_1, *_STEPS), {'least': 1}),
@@ -79,6 +79,7 @@ def base_config() -> ml_collections.ConfigDict:
     c.dtype = 'float32'  # of the maps; 'bfloat16' on accelerators, 'float64' for tests
 
     c.data = ''  # one of `se-flax data check`, or folder:PATH
+    c.eval_split = 0.0  # share of a folder without `val` that is drawn for evaluation
     c.data_dir = ''  # of tfds; '' is its default, ~/tensorflow_datasets
     c.allow_changed_data = False  # goes on where examples were added, removed or replaced
     c.image_size = ref(224)  # pixels, both sides

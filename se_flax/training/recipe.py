@@ -173,7 +173,13 @@ def make_step(config: ml_collections.ConfigDict, plan: Plan, mesh: Mesh | None =
 
 def open_split(config: ml_collections.ConfigDict, split: str) -> Dataset:
     """Opens 'train' or 'eval' of the config's data set."""
-    return open_dataset(config.data, split, config.data_dir or None)
+    return open_dataset(
+        config.data,
+        split,
+        config.data_dir or None,
+        eval_split=config.eval_split,
+        seed=config.seed,
+    )
 
 
 def train_transform(config: ml_collections.ConfigDict) -> TrainTransform:

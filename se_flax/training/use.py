@@ -163,7 +163,16 @@ def open_eval_set(
     Raises UserError for a set with other classes than a network, or another number of them.
     """
     data = data or _own_data(networks)
-    dataset = open_dataset(data, 'eval', data_dir or _leading(networks).data_dir or None)
+    data_dir = data_dir or _leading(networks).data_dir or None
+    runs = [n.config for n in networks if n.config.data == data]
+    drawn = {(c.eval_split, c.seed if c.eval_split else 0) for c in runs} or {(0.0, 0)}
+    if len(drawn) > 1:
+        raise UserError(
+            f'the runs have drawn different images of {data} for evaluation, so that some of them '
+            'were trained on those of others; evaluate them one by one'
+        )
+    [(eval_split, seed)] = drawn
+    dataset = open_dataset(data, 'eval', data_dir, eval_split=eval_split, seed=seed)
     for trained in networks:
         _check_classes(trained, data, dataset.class_names)
     return dataset

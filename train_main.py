@@ -17,6 +17,7 @@ def main(argv: list[str]) -> int:
     """
     # Not above: these take seconds, in which SIGTERM and Ctrl-C are to end it without a traceback.
     from se_flax.errors import UserError
+    from se_flax.terminal import after_broken_pipe, escape_unprintable
     from se_flax.training.config import parse_args
     from se_flax.training.distributed import LOST, PEER_LOST, connect, lost_a_peer
     from se_flax.training.loop import Preempted
@@ -24,6 +25,7 @@ def main(argv: list[str]) -> int:
     from se_flax.training.preemption import EXIT_CODE, stop_signals
     from se_flax.training.run import NonFiniteError, run
 
+    escape_unprintable()
     logging.basicConfig(format='%(levelname)s: %(message)s')
     go_on = f'to go on: {shlex.join(sys.orig_argv)}'
     try:
@@ -49,6 +51,8 @@ def main(argv: list[str]) -> int:
     except NonFiniteError as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        return after_broken_pipe()
     except (UserError, OSError) as error:  # OSError: a full disk, a folder that is not ours
         print(f'error: {error}', file=sys.stderr)
         return 2

@@ -1,6 +1,7 @@
 """The console script `se-flax`."""
 
 import argparse
+import contextlib
 import logging
 import pathlib
 import sys
@@ -10,8 +11,9 @@ from functools import partial
 from se_flax.analysis.commands import add_commands
 from se_flax.errors import UserError, check_known
 from se_flax.models import list_models, model_info
-from se_flax.storage import as_path
+from se_flax.storage import as_path, check_writable
 from se_flax.tables import aligned, markdown
+from se_flax.terminal import after_broken_pipe, escape_unprintable
 
 # Packages and the extras that bring them; `train` brings the others.
 EXTRAS = {
@@ -26,9 +28,10 @@ EXTRAS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 for a mistake of the user, told in a line.
 
-    130 is that of Ctrl-C; `ablate` also has 1 for a run that failed and 75 for a stop that was
-    asked for.
+    130 is that of Ctrl-C, 141 that of output that nobody reads; `ablate` also has 1 for a run that
+    failed and 75 for a stop that was asked for.
     """
+    escape_unprintable()
     logging.basicConfig(format='%(levelname)s: %(message)s')
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
@@ -36,7 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.rest and 'study' not in args:  # only a study takes --config.FIELD=VALUE
         parser.error(f'unrecognized arguments: {" ".join(args.rest)}')
     try:
-        return args.run(args) or 0
+        code = args.run(args) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        return after_broken_pipe()
     except (UserError, OSError) as error:  # OSError: a full disk, a folder that is not ours
         print(f'error: {error}', file=sys.stderr)
         return 2
@@ -84,7 +91,8 @@ def _parser() -> argparse.ArgumentParser:
         ('prepare', _data_prepare, 'prepare a data set'),
     ):
         sub = command(verbs, name, run, text)
-        sub.add_argument('name', metavar='NAME')
+        optional = {} if name == 'prepare' else {'nargs': '?', 'help': 'default: all known'}
+        sub.add_argument('name', metavar='NAME', **optional)
         sub.add_argument('--data-dir', help="default: tfds's, ~/tensorflow_datasets")
         if name == 'prepare':
             _add_preparing(sub)
@@ -92,7 +100,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluating(command(commands, 'evaluate', _evaluate, 'error rates of trained networks'))
     predict = command(commands, 'predict', _predict, 'the most probable classes of images')
     _add_network(predict)
-    predict.add_argument('images', nargs='+', type=pathlib.Path, metavar='IMAGE')
+    predict.add_argument('images', nargs='+', metavar='IMAGE', help='files, and folders of them')
+    predict.add_argument('--batch-size', type=int, metavar='B', help='images at once; default: 32')
+    predict.add_argument(
+        '--csv', type=pathlib.Path, metavar='FILE', help='.csv or .jsonl, in place of the screen'
+    )
 
     convert = command(
         commands, 'convert', _convert, 'make a weights file of public weights or a run'
@@ -283,9 +295,12 @@ def _info(args: argparse.Namespace) -> None:
 
 
 def _data_check(args: argparse.Namespace) -> None:
-    from se_flax.data import check
+    from se_flax.data import check, list_known
 
-    print(check(args.name, args.data_dir))
+    if args.name:
+        print(check(args.name, args.data_dir))
+    else:
+        print(aligned(list_known(args.data_dir), left=2))
 
 
 def _data_prepare(args: argparse.Namespace) -> None:
@@ -304,6 +319,7 @@ def _data_prepare(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
+    from se_flax.evaluation.predictions import Predictions
     from se_flax.evaluation.progress import Progress
     from se_flax.evaluation.protocols import Protocol
     from se_flax.training.use import evaluate_networks, fold, open_run, open_weights
@@ -311,6 +327,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     if not args.networks:
         raise UserError('nothing to evaluate: --workdir DIR or --weights FILE.safetensors')
     protocol = Protocol(args.size, args.resize, args.crops, args.average)
+    predictions = Predictions(args.predictions) if args.predictions else None
     with Progress() as progress:
         open_network = {'--workdir': open_run, '--weights': open_weights}
         networks = [open_network[option](path, args.dtype) for option, path in args.networks]
@@ -321,7 +338,7 @@ def _evaluate(args: argparse.Namespace) -> None:
             args.data_dir,
             protocol,
             batch_size=args.batch_size,
-            predictions=args.predictions,
+            predictions=predictions,
             seen=progress.show,
         )
     if args.per_class:
@@ -333,7 +350,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     if views > 1:
         print(f'{views} views an image, their {protocol.average} averaged')
     print(_errors(result))
-    if args.predictions:
+    if predictions:
+        predictions.write()
         print(f'predictions: {args.predictions}')
 
 
@@ -368,23 +386,40 @@ def _percent(share: float) -> str:
 
 
 def _predict(args: argparse.Namespace) -> None:
-    from se_flax.training.use import predict, predict_weights
+    from se_flax.evaluation.predictions import Predictions
+    from se_flax.evaluation.progress import Progress
+    from se_flax.training.use import fold, open_run, open_weights, predict
 
-    if args.workdir:
-        guessed = predict(args.workdir, args.images, folded=args.fold)
-    else:
-        guessed = predict_weights(args.weights, args.images, folded=args.fold)
-    for image, guesses in zip(args.images, guessed, strict=True):
-        print(image)
-        print(aligned([(f'  {name}', f'{100 * p:.2f} %') for name, p in guesses]))
+    predictions = Predictions(args.csv, labelled=False) if args.csv else None
+    trained = open_run(args.workdir) if args.workdir else open_weights(args.weights)
+    trained = fold(trained) if args.fold else trained
+    total = unread = 0
+    with Progress() if args.csv else contextlib.nullcontext() as progress:
+        answers = predict(
+            trained,
+            args.images,
+            batch_size=args.batch_size,
+            predictions=predictions,
+            **({'seen': progress.show} if progress else {}),
+        )
+        for image, guesses in answers:
+            total += 1
+            unread += guesses is None
+            if guesses and not predictions:
+                rows = [(f'  {name}', f'{100 * p:.2f} %') for name, p in guesses]
+                print(image, aligned(rows), sep='\n', flush=True)
+    if predictions:
+        predictions.write()
+        print(f'{args.csv}: {total - unread:,} images')
+    if unread:
+        raise UserError(f'{unread:,} of {total:,} images cannot be read')
 
 
 def _export(args: argparse.Namespace) -> None:
     from se_flax.export import export_network, save_exported
     from se_flax.training.use import fold, open_run, open_weights
 
-    if not args.out.parent.is_dir():
-        raise UserError(f'no folder {args.out.parent} for {args.out.name}')
+    check_writable(args.out)
     if args.workdir:
         trained = open_run(args.workdir, args.dtype)
     else:
@@ -405,7 +440,7 @@ def _export(args: argparse.Namespace) -> None:
     colours = {1: 'gray', 3: 'RGB'}.get(view.channels, f'{view.channels} channels')
     print(
         f'{args.out}: {trained.name} for {", ".join(exported.platforms)}; '
-        f'images {images.str_short()}, {colours}, resized to {view.resize} ({view.interpolation}); '
+        f'images {images.str_short()}, {colours}, {_resized(view)}; '
         f'logits {logits.str_short()}'
     )
 
@@ -425,8 +460,14 @@ def _convert(args: argparse.Namespace) -> None:
     head = f'{info.num_classes:,} classes' if info.num_classes else 'no head'
     print(
         f'{args.out}: {info.model} from {info.lineage}, {head}; images of '
-        f'{images.image_size} pixels, resized to {images.resize} ({images.interpolation})'
+        f'{images.image_size} pixels, {_resized(images)}'
     )
+
+
+def _resized(view) -> str:
+    if not view.resize:
+        return 'not resized'
+    return f'the shorter edge resized to {view.resize} ({view.interpolation})'
 
 
 if __name__ == '__main__':

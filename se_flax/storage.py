@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from etils import epath
 
-from se_flax.errors import UserError, check_known
+from se_flax.errors import MissingError, UserError, check_known
 
 PACKAGES = {'gs': 'gcsfs', 's3': 's3fs', 'az': 'adlfs'}  # what fsspec opens each with
 AnyPath: TypeAlias = pathlib.Path | epath.Path
@@ -68,6 +68,22 @@ def atomic_write(path: AnyPath, data: bytes) -> None:
     sync(temporary)
     temporary.replace(path)
     sync(path.parent)  # the rename itself lives in the folder
+
+
+def check_writable(path: AnyPath) -> None:
+    """Raises MissingError, UserError or OSError where `atomic_write` would fail.
+
+    For the start of long work: what the work is for must not be lost at its end.
+    """
+    if is_remote(path):
+        return
+    if not path.parent.is_dir():
+        raise MissingError(f'no folder {path.parent} for {path.name}')
+    if path.is_dir():
+        raise UserError(f'{path} is a folder, not a file to write')
+    temporary = path.with_name(f'.{path.name}.new')
+    temporary.touch()
+    temporary.unlink()
 
 
 def sync(path: AnyPath) -> None:

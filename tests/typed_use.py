@@ -35,7 +35,7 @@ from se_flax.training.optimizer import make_optimizer, make_schedule
 from se_flax.training.run import run
 from se_flax.training.state import TrainState, make_init
 from se_flax.training.step import TrainStep, jit_train_step, make_train_step
-from se_flax.training.use import evaluate_run, predict
+from se_flax.training.use import evaluate_run, open_run, predict
 from se_flax.training.workdir import load_run
 from se_flax.weights import (
     WeightsInfo,
@@ -142,5 +142,6 @@ def runs() -> None:
     assert_type(trained.model, Network)
     assert_type(trained.step, int)
     assert_type(evaluate_run('runs/mine'), dict[str, Any])
-    for classes in predict('runs/mine', [pathlib.Path('shirt.png')]):
-        assert_type(classes, list[tuple[str, float]])
+    for image, classes in predict(open_run('runs/mine'), [pathlib.Path('shirt.png')]):
+        assert_type(image, str)
+        assert_type(classes, list[tuple[str, float]] | None)

@@ -10,7 +10,7 @@ from typing import Any
 from se_flax import tables
 from se_flax.analysis.study import NETWORKS, STUDIES, Study, grid, networks
 from se_flax.errors import Problems, UserError, check_known
-from se_flax.storage import as_path, atomic_write, is_remote
+from se_flax.storage import as_path, atomic_write, check_writable, is_remote
 
 EXAMPLE = 'se-flax ablate squeeze --config configs/quickstart.py --out runs/squeeze'
 FLAGS = (
@@ -199,14 +199,15 @@ def _excitation(args: argparse.Namespace) -> None:
     classes = {name: names.index(name) for name in args.classes or default}
     if len(classes) > len(COLOURS):
         raise UserError(f'--classes has {len(classes)} classes, a figure fits {len(COLOURS)}')
+    out = as_path(args.out) if args.out else as_path(args.workdir or '.') / EXCITATION
+    out.mkdir(parents=True, exist_ok=True)
+    check_writable(out / 'excitation.md')
     blocks = se_blocks(network.model, network.variables, network.view.image_size)
     loading = {'batch_size': config.eval_batch_size, 'num_threads': config.num_threads or None}
     with Progress() as progress:
         gates = measure_gates(network, blocks, dataset, args.samples, seen=progress.show, **loading)
     with Progress() as progress:
         removal = remove_last_stage(network, blocks, gates, dataset, seen=progress.show, **loading)
-    out = as_path(args.out) if args.out else as_path(args.workdir or '.') / EXCITATION
-    out.mkdir(parents=True, exist_ok=True)
     figure = [gates[blocks.index(block)] for block in shown(blocks)]
     save(draw_between(figure, classes, CHANNELS), out / 'between_classes.png')
     pair = dict(list(classes.items())[:2])
@@ -226,6 +227,8 @@ def _complexity(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f'--{name.replace("_", "-")} {value}: at least 1')
+    if args.out:
+        check_writable(as_path(args.out))
     counts = count_table()
     print(tables.aligned(counts), end='\n\n', flush=True)
     timings = []

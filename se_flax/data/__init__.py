@@ -3,7 +3,7 @@
 from se_flax.data.dataset import Dataset, decode_all
 from se_flax.data.decode import DecodeError, decode
 from se_flax.data.pipeline import eval_batches, train_batches
-from se_flax.data.prepare import check, prepare
+from se_flax.data.prepare import check, list_known, prepare
 from se_flax.data.sampling import SAMPLINGS
 from se_flax.data.sources import open_dataset
 from se_flax.data.transforms import INTERPOLATIONS, EvalTransform, TrainTransform
@@ -19,6 +19,7 @@ __all__ = [
     'decode',
     'decode_all',
     'eval_batches',
+    'list_known',
     'open_dataset',
     'prepare',
     'train_batches',

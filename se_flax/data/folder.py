@@ -10,7 +10,7 @@ import logging
 import os
 import pathlib
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -138,6 +138,29 @@ def find_images(folder: str | os.PathLike, others: collections.Counter[str]) -> 
             yield path
         else:
             others[suffix or 'without a suffix'] += 1
+
+
+def image_files(paths: Sequence[str | os.PathLike], class_names: tuple[str, ...]) -> FolderDataset:
+    """Returns images without labels: files, and all those below folders.
+
+    Raises MissingError for a path that is not there, and UserError for a folder without images.
+    """
+    files = []
+    for path in map(os.fspath, paths):
+        if os.path.isdir(path):
+            others = collections.Counter()
+            found = [os.path.join(path, image) for image in find_images(path, others)]
+            tell_left_out(path, others)
+            if not found:
+                raise UserError(f'no images in {path}: it holds no file of {", ".join(SUFFIXES)}')
+            files += found
+        elif os.path.exists(path):
+            files.append(path)
+        else:
+            folder = pathlib.Path(path).parent
+            near = [p.name for p in sorted(folder.glob('*')) if p.is_file()][:5]
+            raise MissingError(f'no image {path}; that folder has {", ".join(near) or "no files"}')
+    return FolderDataset('images', 'eval', class_names, '', [(path, 0) for path in files])
 
 
 def tell_left_out(folder: str | os.PathLike, others: collections.Counter[str]) -> None:

@@ -225,7 +225,7 @@ def write_shard(
             image = os.pread(file.fileno(), size, offset)
             try:
                 image = encode(image, max_side, quality)
-            except DecodeError as error:
+            except (ValueError, cv2.error, MemoryError) as error:  # DecodeError, or of an encoder
                 raise UserError(f'{name.decode()} of {tar} is no image: {error}') from error
             writer.write(serialize(image, label, name))
     writer.close()
@@ -239,8 +239,9 @@ def _is_plain(image: bytes) -> bool:
         return False
     try:
         return simplejpeg.decode_jpeg_header(image, strict=False)[2] not in ('CMYK', 'YCCK')
-    except (ValueError, KeyError) as error:  # the latter for the colours of a damaged header
-        raise DecodeError('its JPEG header is damaged') from error
+    except (ValueError, KeyError):  # the latter for the colours of a damaged header
+        decode(image)  # raises, unless the header is only odd
+        return True
 
 
 def _incomplete(data_dir: str | os.PathLike) -> pathlib.Path:

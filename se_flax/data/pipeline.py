@@ -87,17 +87,18 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int | None = None,
-    max_corrupt: float = 0.01,
+    max_corrupt: float | None = 0.01,
 ) -> Iterator[Batch]:
     """Makes this process's part of the batches that hold each example once, in order.
 
     A batch is that of `train_batches` with a `'mask': bool [b]`, False for padding and for a
     record that cannot be decoded. Each process makes `ceil(N / batch_size)` batches of one shape.
+    Without `max_corrupt` any number of them may be.
 
     Raises as `train_batches` does.
     """
     layout = _Layout.of(batch_size, process_index, process_count)
-    allowed = _allowed(dataset, max_corrupt)
+    allowed = len(dataset) if max_corrupt is None else _allowed(dataset, max_corrupt)
     num_steps = -(-len(dataset) // batch_size)
     chunks = _run(_EvalChunk(dataset, transform, layout), layout, 0, num_steps, num_threads)
     batches = _account(chunks, dataset, allowed, 'left out')

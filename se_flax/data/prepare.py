@@ -8,6 +8,7 @@ from tensorflow_datasets.core.download.download_manager import NonMatchingChecks
 from se_flax.data import imagenet
 from se_flax.data.fashion_mnist import DEBIAN_FOLDER, FashionMnist
 from se_flax.data.sources import (
+    COMMON,
     EMBEDDED,
     FOLDER,
     IMAGENET,
@@ -31,6 +32,22 @@ def check(name: str, data_dir: str | None = None) -> str:
         f'{name}: {len(train):,} training and {len(evaluation):,} evaluation images, '
         f'{train.num_classes} classes, {where}'
     )
+
+
+def list_known(data_dir: str | None = None) -> list[tuple[str, str]]:
+    """Returns the data sets that most people use, and what `check` says of each."""
+    rows = []
+    for name in COMMON:
+        try:
+            said = check(name, data_dir).removeprefix(f'{name}: ')
+        except MissingError:
+            said = f'not there: se-flax data prepare {name}'
+            if name == IMAGENET:
+                said += ' --from DIR_WITH_THE_TWO_TARS'
+            elif name.startswith(FOLDER):
+                said = 'images in PATH/train/<class> and PATH/val/<class>'
+        rows.append((name, said))
+    return rows
 
 
 def prepare(

@@ -89,7 +89,7 @@ def judge_batches(
     *,
     batch_size: int,
     num_threads: int | None = None,
-    max_corrupt: float = 0.01,
+    max_corrupt: float | None = 0.01,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields `make_judge`'s results of each batch, the mean over all networks and views.
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from se_flax.data import Dataset
-from se_flax.errors import MissingError, check_known
-from se_flax.storage import atomic_write
+from se_flax.errors import check_known
+from se_flax.storage import atomic_write, check_writable
 
 FORMATS = ('.csv', '.jsonl')
 
@@ -24,21 +24,23 @@ class Predictions:
     list `top`. Examples that cannot be decoded have no row. The text is held until `write`: about
     200 bytes an example.
 
-    Raises MissingError, or UserError for another suffix, before anything is predicted.
+    Raises UserError for another suffix, and as `check_writable` does, before anything is predicted.
+
+    Args:
+        path: of the file.
+        labelled: whether the labels are known, else the rows have none.
     """
 
-    def __init__(self, path: pathlib.Path, dataset: Dataset):
+    def __init__(self, path: pathlib.Path, *, labelled: bool = True):
         check_known('kind of predictions file', path.suffix, FORMATS)
-        if not path.parent.is_dir():
-            raise MissingError(f'no folder {path.parent} for {path.name}')
-        self._path = path
-        self._dataset = dataset
+        check_writable(path)
+        self._path, self._labelled = path, labelled
         self._text = io.StringIO()
         self._csv = csv.writer(self._text, lineterminator='\n') if path.suffix == '.csv' else None
 
-    def add(self, first: int, results: dict[str, np.ndarray]) -> None:
+    def add(self, dataset: Dataset, first: int, results: dict[str, np.ndarray]) -> None:
         """Adds `make_judge`'s results of the batch whose first example has the index `first`."""
-        for row in self._rows(first, results):
+        for row in self._rows(dataset, first, results):
             top = row.pop('top')
             if self._csv is None:
                 self._text.write(json.dumps(row | {'top': top}) + '\n')
@@ -52,16 +54,18 @@ class Predictions:
         """Writes the file, whole or not at all."""
         atomic_write(self._path, self._text.getvalue().encode())
 
-    def _rows(self, first: int, results: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
-        names = self._dataset.class_names
+    def _rows(
+        self, dataset: Dataset, first: int, results: dict[str, np.ndarray]
+    ) -> Iterator[dict[str, Any]]:
+        names = dataset.class_names
         for row in np.flatnonzero(results['mask']):
             label = int(results['label'][row])
+            truth = {'label': label, 'label_name': names[label]} if self._labelled else {}
             best = zip(results['top'][row].tolist(), results['probability'][row], strict=True)
             yield {
                 'index': first + int(row),
-                'key': self._dataset.key(first + int(row)),
-                'label': label,
-                'label_name': names[label],
+                'key': dataset.key(first + int(row)),
+                **truth,
                 'top': [
                     {'class': i, 'name': names[i], 'probability': float(f'{p:.6g}')}
                     for i, p in best

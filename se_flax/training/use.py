@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
+from jax.sharding import Mesh
 
-from se_flax.data import Dataset, DecodeError, EvalTransform, decode, open_dataset
-from se_flax.errors import MissingError, UserError, check_at_least, check_known
-from se_flax.evaluation import normalize
+from se_flax.data import Dataset, EvalTransform, open_dataset
+from se_flax.data.folder import image_files
+from se_flax.errors import UserError, check_at_least, check_known
 from se_flax.evaluation.ensemble import Network, Tally, judge_batches
 from se_flax.evaluation.predictions import Predictions
 from se_flax.evaluation.protocols import Protocol
@@ -23,6 +23,7 @@ from se_flax.training.recipe import eval_transform
 from se_flax.training.workdir import load_run
 
 WEIGHTS_BATCH = 64  # a device's, in evaluating a weights file
+PREDICT_BATCH = 32  # a device's, in predicting; the first answers are there soon
 DTYPES = ('float32', 'bfloat16')
 OWN_VIEW = Protocol()
 
@@ -109,7 +110,7 @@ def evaluate_networks(
     protocol: Protocol = OWN_VIEW,
     *,
     batch_size: int | None = None,
-    predictions: pathlib.Path | None = None,
+    predictions: Predictions | None = None,
     seen: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Evaluates one network, or the mean of several, on every example of a set, once each.
@@ -121,7 +122,7 @@ def evaluate_networks(
         protocol: the views of an image; by default the one each network expects.
         batch_size: images at once, brought up to a multiple of the devices; None is the first
             run's `eval_batch_size`, without runs WEIGHTS_BATCH a device.
-        predictions: a file for what is said of each example, see `Predictions`.
+        predictions: collects what is said of each example; to be written at the end.
         seen: told after each batch how many examples of how many are done.
 
     Raises:
@@ -130,11 +131,8 @@ def evaluate_networks(
     """
     config = _leading(networks)
     dataset = open_eval_set(networks, data, data_dir)
-    batch_size = config.eval_batch_size if batch_size is None else batch_size
-    check_at_least('batch_size', batch_size, 1)
     mesh = data_mesh()
-    batch_size = -(-batch_size // mesh.size) * mesh.size
-    file = Predictions(predictions, dataset) if predictions else None
+    batch_size = _whole(batch_size, config.eval_batch_size, mesh)
     tally = Tally(dataset.num_classes)
     batches = judge_batches(
         [trained.network for trained in networks],
@@ -147,11 +145,9 @@ def evaluate_networks(
     )
     for first, results in zip(range(0, len(dataset), batch_size), batches, strict=True):
         tally.add(results)
-        if file:
-            file.add(first, results)
+        if predictions:
+            predictions.add(dataset, first, results)
         seen(min(first + batch_size, len(dataset)), len(dataset))
-    if file and jax.process_index() == 0:
-        file.write()
     return Evaluation(dataset.name, dataset.class_names, tally)
 
 
@@ -227,30 +223,65 @@ def _check_classes(trained: Trained, data: str, names: tuple[str, ...]) -> None:
 
 
 def predict(
-    workdir: str | os.PathLike,
-    images: Sequence[pathlib.Path],
-    top: int = 5,
+    trained: Trained,
+    images: Sequence[str | os.PathLike],
     *,
-    folded: bool = False,
-) -> Iterator[list[tuple[str, float]]]:
-    """Yields the most probable classes of each image file, with their probabilities, in order.
+    batch_size: int | None = None,
+    predictions: Predictions | None = None,
+    seen: Callable[[int, int], None] = lambda done, total: None,
+) -> Iterator[tuple[str, list[tuple[str, float]] | None]]:
+    """Yields each image's path and its five most probable classes, with their probabilities.
 
-    `folded` is for the network without BatchNorm, see `fold_batch_norm`. Raises MissingError or
-    UserError for the first image that is not there or cannot be decoded, and for a network without
-    a head, before anything is compiled.
+    Images are read in batches, on the way, so that memory does not grow with their number. One that
+    cannot be decoded is named in a warning and has None.
+
+    Args:
+        trained: of `open_run` or `open_weights`, `fold`ed or not.
+        images: files, and folders of them (`se_flax.data.folder.image_files`).
+        batch_size: images at once, brought up to a multiple of the devices; None is PREDICT_BATCH a
+            device.
+        predictions: collects the same, unlabelled; to be written at the end.
+        seen: told after each batch how many images of how many are done.
+
+    Raises:
+        MissingError, UserError: for a path that is not there, and a network without a head, before
+            anything is compiled.
     """
-    return _predict(open_run(workdir), images, top, folded)
+    network = trained.network
+    if not network.model.num_classes:
+        raise UserError(f'{trained.name} has no head, so it predicts no classes')
+    unnamed = tuple(f'class {i}' for i in range(network.model.num_classes))
+    dataset = image_files(images, trained.class_names or unnamed)
+    mesh = data_mesh()
+    batch_size = _whole(batch_size, min(PREDICT_BATCH * mesh.size, len(dataset)), mesh)
+    batches = judge_batches(
+        [network],
+        dataset,
+        OWN_VIEW,
+        mesh,
+        batch_size=batch_size,
+        num_threads=trained.config.num_threads or None,
+        max_corrupt=None,
+    )
+    return _answers(dataset, batches, batch_size, predictions, seen)
 
 
-def predict_weights(
-    path: pathlib.Path,
-    images: Sequence[pathlib.Path],
-    top: int = 5,
-    *,
-    folded: bool = False,
-) -> Iterator[list[tuple[str, float]]]:
-    """Does the same as `predict` with a weights file; unnamed classes are called by number."""
-    return _predict(open_weights(path), images, top, folded)
+def _answers(dataset, batches, batch_size, predictions, seen):
+    for first, results in zip(range(0, len(dataset), batch_size), batches, strict=True):
+        if predictions:
+            predictions.add(dataset, first, results)
+        for i in range(first, min(first + batch_size, len(dataset))):
+            best = zip(results['top'][i - first], results['probability'][i - first], strict=True)
+            classes = [(dataset.class_names[label], float(p)) for label, p in best]
+            yield dataset.key(i), classes if results['mask'][i - first] else None
+        seen(min(first + batch_size, len(dataset)), len(dataset))
+
+
+def _whole(batch_size: int | None, default: int, mesh: Mesh) -> int:
+    """Returns a batch size that the devices divide."""
+    batch_size = default if batch_size is None else batch_size
+    check_at_least('batch_size', batch_size, 1)
+    return -(-batch_size // mesh.size) * mesh.size
 
 
 def save_run_weights(
@@ -284,36 +315,3 @@ def save_run_weights(
         fields=info.fields,
         class_names=info.class_names,
     )
-
-
-def _predict(
-    trained: Trained, images: Sequence[pathlib.Path], top: int, folded: bool
-) -> Iterator[list[tuple[str, float]]]:
-    model, variables, view, mean, std = (fold(trained) if folded else trained).network
-    if not model.num_classes:
-        raise UserError(f'{trained.name} has no head, so it predicts no classes')
-    names = trained.class_names or [f'class {i}' for i in range(model.num_classes)]
-    decoded = [_read(path, view.channels) for path in images]
-
-    @jax.jit
-    def probabilities(variables, image):
-        image = normalize(image, mean, std, model.dtype)
-        return jax.nn.softmax(model.apply(variables, image, train=False))[0]
-
-    def guesses(image):
-        out = np.empty((1, view.image_size, view.image_size, view.channels), np.uint8)
-        view(image, None, out[0])
-        p = np.asarray(probabilities(variables, out))
-        return [(names[i], float(p[i])) for i in np.argsort(-p)[:top]]
-
-    return map(guesses, decoded)
-
-
-def _read(path: pathlib.Path, channels: int) -> np.ndarray:
-    if not path.is_file():
-        near = [p.name for p in sorted(path.parent.glob('*')) if p.is_file()][:5]
-        raise MissingError(f'no image {path}; that folder has {", ".join(near) or "no files"}')
-    try:
-        return decode(path.read_bytes(), channels)
-    except DecodeError as error:
-        raise UserError(f'cannot read image {path}: {error}') from None

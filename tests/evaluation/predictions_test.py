@@ -20,9 +20,9 @@ RESULTS = {
 
 
 def write(path):
-    predictions = Predictions(path, DATASET)
+    predictions = Predictions(path)
     for first in (0, 3):
-        predictions.add(first, RESULTS)
+        predictions.add(DATASET, first, RESULTS)
     assert not path.exists()
     predictions.write()
     assert list(path.parent.iterdir()) == [path]
@@ -57,6 +57,6 @@ def test_jsonl(tmp_path):
 
 def test_mistakes(tmp_path):
     with pytest.raises(UserError, match=r"unknown kind of predictions file '.json': did you mean"):
-        Predictions(tmp_path / 'p.json', DATASET)
+        Predictions(tmp_path / 'p.json')
     with pytest.raises(MissingError, match=r'no folder .*/no for p.csv'):
-        Predictions(tmp_path / 'no' / 'p.csv', DATASET)
+        Predictions(tmp_path / 'no' / 'p.csv')

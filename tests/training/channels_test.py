@@ -25,7 +25,7 @@ def test_a_gray_run_trains_and_is_used(train_main, tmp_path, capsys):
     assert result['examples'] == 2000
 
     Image.fromarray(np.arange(784, dtype=np.uint8).reshape(28, 28)).save(tmp_path / 'gray.png')
-    [guesses] = predict(workdir, [tmp_path / 'gray.png'])
+    [(_, guesses)] = predict(open_run(workdir), [tmp_path / 'gray.png'])
     assert sum(p for _, p in guesses) <= 1.0001
 
     weights, out = tmp_path / 'gray.safetensors', tmp_path / 'gray.stablehlo'

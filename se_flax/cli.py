@@ -112,9 +112,13 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument(
         'source',
         metavar='SOURCE',
-        help='.pth, .pt, .safetensors or .caffemodel, hub:ID, or the workdir of a run',
+        help='a file of PyTorch, safetensors (or the index of its shards) or Caffe, hub:ID, or '
+        'the workdir of a run',
     )
     convert.add_argument('--model', metavar='NAME', help='one of `se-flax models`')
+    convert.add_argument(
+        '--key', metavar='NAME', help='of the state dict, where a file holds several'
+    )
     convert.add_argument(
         '--head', default='keep', help="'drop' leaves the classifier's head out; default: keep"
     )
@@ -452,9 +456,11 @@ def _convert(args: argparse.Namespace) -> None:
     if as_path(args.source).is_dir():
         from se_flax.training.use import save_run_weights
 
+        if args.key is not None:
+            raise UserError('a run holds one network; leave --key out')
         save_run_weights(args.source, pathlib.Path(args.out), **adapted)
     else:
-        convert(args.source, args.model, args.out, **adapted)
+        convert(args.source, args.model, args.out, key=args.key, **adapted)
     info = read_info(args.out)
     images = info.preprocessing
     head = f'{info.num_classes:,} classes' if info.num_classes else 'no head'

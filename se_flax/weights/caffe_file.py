@@ -8,7 +8,7 @@ import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
 from se_flax.errors import UserError
-from se_flax.weights.files import read_bytes
+from se_flax.weights.files import foreign, read_bytes
 
 FIELD = descriptor_pb2.FieldDescriptorProto
 # Name, number, type and label of each field, from caffe.proto. Numbers are packed, which on the
@@ -61,11 +61,12 @@ def read_caffemodel(path: pathlib.Path) -> dict[str, list[np.ndarray]]:
 
     Raises MissingError where there is no file, and UserError for a damaged or older one.
     """
-    net = net_parameter()()
+    net, data = net_parameter()(), read_bytes(path)
     try:
-        net.ParseFromString(read_bytes(path))
+        net.ParseFromString(data)
     except message.DecodeError:
-        raise UserError(f'{path} is no caffemodel: its protobuf message is damaged') from None
+        cause = foreign(data[:512]) or 'its protobuf message is damaged'
+        raise UserError(f'{path} is no caffemodel: {cause}') from None
     if net.layers:
         raise UserError(f'{path} has the layers of Caffe before 2015, which had no BatchNorm')
     blobs = {}

@@ -1,5 +1,6 @@
 """PyTorch's own files, read with its unpickler of tensors alone."""
 
+import argparse
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -9,16 +10,19 @@ from se_flax.weights.files import check_file
 
 
 def read_pth(path: pathlib.Path) -> Mapping[str, Any]:
-    """Returns what a `.pth` or `.pt` file holds, tensors on the CPU; needs PyTorch.
+    """Returns what a file of torch.save holds, tensors on the CPU; needs PyTorch.
 
     Raises MissingError where there is no file, and UserError for one that is damaged or holds
-    anything but tensors in containers: code in it is not run.
+    anything but tensors and arguments in containers: code in it is not run.
     """
     check_file(path)
     import torch  # nothing else here needs it
 
     try:
-        loaded = torch.load(path, map_location='cpu', weights_only=True)
+        # A trainer's arguments often lie beside the weights; the class only holds them.
+        allowed = torch.serialization.safe_globals([argparse.Namespace])
+        with allowed, path.open('rb') as file:  # opened, as PyTorch goes by a path's suffix
+            loaded = torch.load(file, map_location='cpu', weights_only=True)
     except Exception as error:  # a damaged pickle can raise any
         cause = str(error).partition('\n')[0] or type(error).__name__
         if 'Unsupported global' in str(error) or 'weights_only' in str(error):

@@ -11,7 +11,7 @@ import safetensors.numpy
 
 from se_flax.errors import UserError
 from se_flax.storage import atomic_write
-from se_flax.weights.files import check_file, read_bytes
+from se_flax.weights.files import check_file, foreign, read_bytes
 
 DTYPES = {
     **{'F16': np.float16, 'BF16': ml_dtypes.bfloat16, 'F32': np.float32, 'F64': np.float64},
@@ -66,8 +66,8 @@ def _array(path: pathlib.Path, name: str, view: Mapping) -> np.ndarray:
 
 def _refusal(path: pathlib.Path, error: Exception) -> UserError:
     with path.open('rb') as file:
-        begin = file.read(4)
-    cause = str(error).removeprefix('Error while deserializing header: ')
+        begin = file.read(512)
+    cause = foreign(begin) or str(error).removeprefix('Error while deserializing header: ')
     if begin.startswith(PYTORCH) and 'too large' in cause:  # the header's size can begin so too
         cause = 'it begins like a pickle of PyTorch, which is not run'
     return UserError(f'{path} is no safetensors file: {cause}')

@@ -1,6 +1,8 @@
 """From a PyTorch state dict of a public code base to variables."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -11,13 +13,12 @@ from se_flax.models.network import Network
 from se_flax.models.variables import Tensor, misfits, variable_shapes
 from se_flax.weights import inception_names, plain_names, resnet_names
 from se_flax.weights.adapt import FIRST, adapt, for_channels
+from se_flax.weights.checkpoint import find_state_dict
 from se_flax.weights.fill import as_float32, fill, to_kernel
 from se_flax.weights.info import CIFAR, WeightsInfo, without_lists
 from se_flax.weights.naming import Naming, norm_of, traits_of
 
 NAMINGS = (*resnet_names.NAMINGS, *inception_names.NAMINGS, *plain_names.NAMINGS)
-WRAPPERS = ('state_dict', 'model')  # keys under which trainers keep the state dict
-PREFIX = 'module.'  # what DataParallel puts before each name
 LEAVES = {
     'weight': ('params/{}/kernel', 'params/{}/scale'),
     'bias': ('params/{}/bias',),
@@ -33,6 +34,7 @@ def from_torch(
     state_dict: Mapping[str, Any],
     num_classes: int | None = None,
     *,
+    key: str | None = None,
     head: str = 'keep',
     in_channels: int | None = None,
     **fields: Any,
@@ -48,8 +50,11 @@ def from_torch(
     Args:
         name: one of `list_models()`, of the same lineage: `se_resnet50` for Cadene's weights,
             `timm_seresnet50` for timm's.
-        state_dict: names and tensors, or a checkpoint that has them under `state_dict` or `model`.
+        state_dict: names and tensors, or a checkpoint that has them under any key; prefixes of the
+            names such as `module.` and `_orig_mod.` are taken off, which is logged.
         num_classes: that the network has; None is as many as the head.
+        key: of the state dict where a checkpoint holds several, such as 'model' and 'model_ema';
+            with dots where it lies deeper.
         head, in_channels: as in `load_weights`; without a head `num_classes` may be any number.
         **fields: of the network's class, as in `create_model`.
 
@@ -57,7 +62,7 @@ def from_torch(
         UserError: for weights of another network, lineage or number of classes, with the names they
             fit, and for anything missing, unexpected, mis-shaped or not finite.
     """
-    info, variables = adapt(*read_state_dict(name, state_dict, fields), head, in_channels)
+    info, variables = adapt(*read_state_dict(name, state_dict, fields, key), head, in_channels)
     if head == 'keep' and num_classes not in (None, info.num_classes):
         raise UserError(
             f"the weights have {info.num_classes} classes, not {num_classes}; head='drop' leaves "
@@ -67,12 +72,12 @@ def from_torch(
 
 
 def read_state_dict(
-    name: str, state_dict: Mapping[str, Any], fields: Mapping[str, Any]
+    name: str, state_dict: Mapping[str, Any], fields: Mapping[str, Any], key: str | None = None
 ) -> tuple[WeightsInfo, dict[str, Any]]:
     """Returns what `from_torch` does, and what the weights' lineage says of them."""
     fields = without_lists(fields)
     network = type(create_model(name, **fields))
-    arrays = _arrays(state_dict)
+    arrays = _arrays(state_dict, key)
     naming = _detect(name, network, arrays)
     num_classes = _num_classes(naming, arrays)
     if (channels := _in_channels(naming, arrays)) != 3:
@@ -89,23 +94,28 @@ def read_state_dict(
     return WeightsInfo(name, num_classes, naming.lineage, view, fields), fill(tensors)
 
 
-def _arrays(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    for wrapper in WRAPPERS:
-        if isinstance(state_dict, Mapping) and isinstance(state_dict.get(wrapper), Mapping):
-            state_dict = state_dict[wrapper]
+def _arrays(state_dict: Mapping[str, Any], key: str | None) -> dict[str, np.ndarray]:
     if not isinstance(state_dict, Mapping):
         raise UserError(
             f'a state dict maps names to tensors, this is a {type(state_dict).__name__}'
         )
     if odd := [key for key in state_dict if not isinstance(key, str)]:
         raise UserError(f'a state dict maps names to tensors, this has the key {odd[0]!r}')
-    if all(key.startswith(PREFIX) for key in state_dict):
-        state_dict = {key.removeprefix(PREFIX): value for key, value in state_dict.items()}
+
+    def known(modules: Iterable[str]) -> int:
+        return max(Counter(i for m in modules for i in _knowing(m)).values(), default=0)
+
     return {
-        key: _array(key, value)
-        for key, value in state_dict.items()
-        if _split(key)[1] != 'num_batches_tracked'  # a counter that nothing here needs
+        name: _array(name, value)
+        for name, value in find_state_dict(state_dict, known, key).items()
+        if _split(name)[1] != 'num_batches_tracked'  # a counter that nothing here needs
     }
+
+
+@lru_cache(maxsize=1 << 14)
+def _knowing(module: str) -> frozenset[int]:
+    """Returns the numbers of the NAMINGS that have such a module."""
+    return frozenset(i for i, naming in enumerate(NAMINGS) if any(naming.paths(module)))
 
 
 def _array(key: str, value: Any) -> np.ndarray:
@@ -132,7 +142,7 @@ def _detect(name: str, network: type[Network], arrays: Iterable[str]) -> Naming:
     modules = {_split(key)[0] for key in arrays}
 
     def known(naming):
-        return sum(any(naming.paths(module)) for module in modules)
+        return sum(NAMINGS.index(naming) in _knowing(module) for module in modules)
 
     best = max(NAMINGS, key=known)
     if known(best) <= len(modules) / 2:

@@ -11,7 +11,7 @@ from se_flax.errors import UserError
 from se_flax.models import create_model
 from se_flax.models.variables import misfits, variable_shapes
 from se_flax.weights import from_torch
-from se_flax.weights.state_dict import _detect, _other_traits, _tensors
+from se_flax.weights.state_dict import _arrays, _detect, _other_traits, _tensors
 
 NETWORKS = {
     'torchvision_vgg16_bn': ('vgg16', {}),
@@ -97,6 +97,17 @@ def test_each_tensor_has_one_place_of_its_shape(network, request):
     assert naming.lineage == {'timm_legacy_senet154': 'cadene'}.get(network, network.split('_')[0])
     assert _other_traits(naming, model) == ''
     assert misfits(variable_shapes(model), _tensors(naming, model, state)) == ''
+
+
+@pytest.mark.parametrize('network', NETWORKS)
+def test_prefixes_are_taken_off_and_nothing_of_the_names(network, request, caplog):
+    state = read(request, network)
+    assert _arrays(state, None).keys() == state.keys()
+    assert caplog.messages == []
+    for prefix in ('module', 'module._orig_mod', 'features', 'layer1', 'conv1'):
+        wrapped = {f'{prefix}.{name}': value for name, value in state.items()}
+        assert _arrays(wrapped, None).keys() == state.keys()
+        assert caplog.messages.pop() == f'took the {len(state)} tensors under {prefix!r}'
 
 
 @pytest.mark.parametrize('network', OTHERS)

@@ -61,7 +61,8 @@ def test_convert_with_fields(weights, tmp_path):
     safetensors.numpy.save_file(weights.state, source)
     assert convert(str(source), 'resnet8_cifar', out, **weights.fields).fields == weights.fields
     assert load_weights(out)[1]['params']['head']['kernel'].shape == (16, 10)
-    for source in ('hub:timm/resnet50.a1_in1k', 'net.caffemodel'):
+    (tmp_path / 'net.caffemodel').write_bytes(b'\n\x05SENet')  # its name, which comes first
+    for source in ('hub:timm/resnet50.a1_in1k', str(tmp_path / 'net.caffemodel')):
         with pytest.raises(UserError, match='is of a network without width of its own'):
             convert(source, 'se_resnet50', out, width=4)
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import ml_collections
 
 from se_flax.analysis.study import PLAIN, SE, Cell, Study
-from se_flax.errors import MissingError, UserError, check_known
-from se_flax.models import list_models
+from se_flax.errors import MissingError, UserError
+from se_flax.models import check_model
 from se_flax.storage import AnyPath, as_path, atomic_write
 from se_flax.training.config import MACHINE_FIELDS, assign, make_config
 from se_flax.training.fine_tune import fill_from_weights
@@ -50,7 +50,7 @@ class Plan(NamedTuple):
             if cell.model == PLAIN and twin == config.model:
                 raise UserError(f'{config.model} has no name without SE; take a model that is se_*')
             config.model = twin if cell.model == PLAIN else cell.model
-            check_known('model', config.model, list_models())
+            check_model(config.model)
             if not config.model.startswith('se_'):
                 for name in {*SE_FIELDS} & {*config.model_fields}:
                     del config.model_fields[name]

@@ -9,6 +9,7 @@ from se_flax.models.preact_resnet import PreActResNet as PreActResNet
 from se_flax.models.registry import Feature as Feature
 from se_flax.models.registry import ModelInfo as ModelInfo
 from se_flax.models.registry import PaperResult as PaperResult
+from se_flax.models.registry import check_model as check_model
 from se_flax.models.registry import create_model as create_model
 from se_flax.models.registry import list_models as list_models
 from se_flax.models.registry import model_info as model_info

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from se_flax.errors import check_known
+from se_flax.errors import UserError, check_known
 from se_flax.models.complexity import count
 from se_flax.models.network import Network
+from se_flax.models.timm_names import ARCHITECTURES
 from se_flax.nn import SqueezeExcite
 
 
@@ -85,6 +86,20 @@ def list_models(pattern: str = '*') -> list[str]:
     return [name for name in _ENTRIES if fnmatch.fnmatchcase(name, pattern)]
 
 
+def check_model(name: str) -> None:
+    """Raises UserError, with the nearest names or that of timm's network, for an unknown name.
+
+    >>> check_model('seresnet50')
+    Traceback (most recent call last):
+    se_flax.errors.UserError: unknown model 'seresnet50': timm's seresnet50 is timm_seresnet50 here
+    """
+    architecture = str(name).removeprefix('timm/').partition('.')[0]  # of an id of the hub, too
+    if name not in _ENTRIES and architecture in ARCHITECTURES:
+        here = ARCHITECTURES[architecture]
+        raise UserError(f"unknown model {name!r}: timm's {architecture} is {here} here")
+    check_known('model', name, _ENTRIES)
+
+
 def create_model(name: str, num_classes: int | None = None, **fields: Any) -> Network:
     """Returns the Linen module of a registered name.
 
@@ -108,7 +123,7 @@ def create_model(name: str, num_classes: int | None = None, **fields: Any) -> Ne
     >>> model.num_classes, model.se.keywords
     (10, {'reduction': 8})
     """
-    check_known('model', name, _ENTRIES)
+    check_model(name)
     entry = _ENTRIES[name]
     for field in fields:
         check_known(f'field of {name}', field, _field_names(entry.module))
@@ -132,7 +147,7 @@ def model_info(name: str) -> ModelInfo:
     >>> info.features[1]
     Feature(stage='C2', stride=4, channels=256)
     """
-    check_known('model', name, _ENTRIES)
+    check_model(name)
     entry = _ENTRIES[name]
     row = _table().get(name) or table_row(name)
     stages = [part.split(':') for part in row['features'].split('/')]

@@ -9,7 +9,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from se_flax.errors import UserError, check_known
-from se_flax.models import create_model, list_models
+from se_flax.models import check_model, create_model
 from se_flax.models.variables import Tensor, misfits, variable_shapes
 from se_flax.weights.adapt import adapt
 from se_flax.weights.fill import as_float32, fill
@@ -160,7 +160,7 @@ def _parse(text: str) -> WeightsInfo:
     except (TypeError, KeyError) as error:
         raise UserError(f'the metadata are not as they were written: {error}') from None
     check_entry('model', info.model, isinstance(info.model, str) and len(info.model) < 100)
-    check_known('model', info.model, list_models())
+    check_model(info.model)
     headless = info.num_classes == 0
     check_entry('num_classes', info.num_classes, headless or is_size(info.num_classes))
     check_entry('lineage', info.lineage, isinstance(info.lineage, str))

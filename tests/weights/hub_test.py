@@ -7,10 +7,11 @@ import pytest
 import safetensors.numpy
 from huggingface_hub import constants
 
+from se_flax import cli
 from se_flax.errors import MissingError, UserError
-from se_flax.models import list_models
+from se_flax.models import create_model, list_models
+from se_flax.models.timm_names import ARCHITECTURES
 from se_flax.weights import convert, from_hub, read_info
-from se_flax.weights.hub import ARCHITECTURES
 
 ID = 'timm/legacy_seresnet18.in1k'
 CONFIG = {
@@ -93,3 +94,17 @@ def test_a_config_that_is_none(weights, flat, tmp_path, config):
 
 def test_every_id_is_of_a_network_here():
     assert set(ARCHITECTURES.values()) <= set(list_models())
+
+
+@pytest.mark.parametrize('architecture', ARCHITECTURES)
+def test_timms_own_names_are_known_to_the_hint(architecture, capsys):
+    here = ARCHITECTURES[architecture]
+    for name in (architecture, f'timm/{architecture}', f'{architecture}.a1_in1k'):
+        if name in list_models():
+            continue  # an own network of that name
+        message = f"unknown model '{name}': timm's {architecture} is {here} here"
+        with pytest.raises(UserError) as caught:
+            create_model(name)
+        assert str(caught.value) == message
+        assert cli.main(['info', name]) == 2
+        assert capsys.readouterr().err == f'error: {message}\n'

@@ -9,20 +9,11 @@ from collections.abc import Sequence
 from functools import partial
 
 from se_flax.analysis.commands import add_commands
-from se_flax.errors import UserError, check_known
+from se_flax.errors import UserError, check_known, extra_to_install
 from se_flax.models import list_models, model_info
 from se_flax.storage import as_path, check_writable
 from se_flax.tables import aligned, markdown
 from se_flax.terminal import after_broken_pipe, escape_unprintable
-
-# Packages and the extras that bring them; `train` brings the others.
-EXTRAS = {
-    'safetensors': 'weights',
-    'google': 'weights',
-    'huggingface_hub': 'weights',
-    'flatbuffers': 'export',
-    'torch': 'torch',
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,11 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except ImportError as error:
         # `models` and `info` need no extra.
-        package = (error.name or '').partition('.')[0]
-        if package == 'se_flax':
+        if not (hint := extra_to_install(error)):
             raise
-        extra = EXTRAS.get(package, 'train')
-        print(f"error: this needs {error.name}; pip install 'se_flax[{extra}]'", file=sys.stderr)
+        print(f'error: {hint}', file=sys.stderr)
         return 2
 
 

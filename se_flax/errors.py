@@ -1,9 +1,19 @@
 """What the library raises, and the checks that raise it: value, rule, nearest valid choice."""
 
+import contextlib
 import difflib
 import numbers
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+
+# Packages and the extras that bring them; `train` brings the others.
+EXTRAS = {
+    'safetensors': 'weights',
+    'google': 'weights',
+    'huggingface_hub': 'weights',
+    'flatbuffers': 'export',
+    'torch': 'torch',
+}
 
 
 class UserError(ValueError):
@@ -50,6 +60,28 @@ class Problems:
             raise next(iter(self._errors.values()))
         if self._errors:
             raise UserError(f'{len(self._errors)} mistakes:\n  ' + '\n  '.join(self._errors))
+
+
+def extra_to_install(error: ImportError) -> str:
+    """Says which package is missing and how to install it; '' where it is none of an extra."""
+    package = (error.name or '').partition('.')[0]
+    if package in ('', 'se_flax'):
+        return ''
+    return f"this needs {error.name}; pip install 'se_flax[{EXTRAS.get(package, 'train')}]'"
+
+
+@contextlib.contextmanager
+def extra_needed() -> Iterator[None]:
+    """Says of a package that cannot be imported within, how to install it.
+
+    Raises ModuleNotFoundError, as without this.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if hint := extra_to_install(error):
+            raise ModuleNotFoundError(hint, name=error.name) from None
+        raise
 
 
 def check_known(what: str, key: Any, known: Iterable[Any]) -> None:

@@ -5,15 +5,17 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import flatbuffers  # noqa: F401  (jax serialises with it)
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import export
 
-from se_flax.errors import UserError, check_at_least
+from se_flax.errors import UserError, check_at_least, extra_needed
 from se_flax.evaluation import normalize
 from se_flax.storage import atomic_write
+
+with extra_needed():
+    import flatbuffers  # noqa: F401  (jax serialises with it)
 
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 

@@ -72,6 +72,32 @@ def test_the_block_can_fail():
     assert 'ModuleNotFoundError: ml_collections' in result.stderr
 
 
+@pytest.mark.parametrize(
+    ('package', 'module', 'extra'),
+    [
+        ('safetensors', 'se_flax.weights', 'weights'),
+        ('google.protobuf', 'se_flax.weights', 'weights'),
+        ('safetensors', 'se_flax.weights.store', 'weights'),
+        ('grain', 'se_flax.data', 'train'),
+        ('flatbuffers', 'se_flax.export', 'export'),
+    ],
+)
+def test_an_import_names_the_extra_that_it_needs(package, module, extra):
+    blocked = f"import sys; sys.modules['{package}'] = None; import se_flax; import "
+    result = python(blocked + module)
+    said = result.stderr.splitlines()[-1]
+    assert said.startswith(f'ModuleNotFoundError: this needs {package}')
+    assert said.endswith(f"; pip install 'se_flax[{extra}]'")
+
+
+def test_the_command_names_the_extra_that_it_needs():
+    argv = ['convert', 'w.pth', '--out', 'w.safetensors']
+    code = "import sys; sys.modules['safetensors'] = None; from se_flax import cli; "
+    result = python(f'{code}sys.exit(cli.main({argv!r}))')
+    said = "error: this needs safetensors; pip install 'se_flax[weights]'\n"
+    assert (result.returncode, result.stderr) == (2, said)
+
+
 def test_nothing_on_the_training_path_imports_tensorflow_or_torch():
     # Blocked, as tensorboardX takes torch where it is installed; an import of ours would fail.
     code = BLOCK.format(blocked={'torch'}, module='se_flax.training.run, se_flax.cli')

@@ -6,7 +6,7 @@ import pathlib
 from functools import partial
 from typing import Any
 
-from se_flax.errors import MissingError, UserError, check_known
+from se_flax.errors import MissingError, UserError, check_known, extra_needed
 from se_flax.models.timm_names import ARCHITECTURES
 from se_flax.weights.adapt import adapt
 from se_flax.weights.files import read_bytes
@@ -65,8 +65,9 @@ def read_hub(
 
 
 def _fetch(repo_id: str, name: str, cache_dir: str | pathlib.Path | None) -> pathlib.Path:
-    import huggingface_hub
-    from huggingface_hub import errors
+    with extra_needed():
+        import huggingface_hub
+        from huggingface_hub import errors
 
     download = partial(huggingface_hub.hf_hub_download, repo_id, name, cache_dir=cache_dir)
     try:

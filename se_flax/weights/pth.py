@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from se_flax.errors import UserError
+from se_flax.errors import UserError, extra_needed
 from se_flax.weights.files import check_file
 
 
@@ -16,7 +16,8 @@ def read_pth(path: pathlib.Path) -> Mapping[str, Any]:
     anything but tensors and arguments in containers: code in it is not run.
     """
     check_file(path)
-    import torch  # nothing else here needs it
+    with extra_needed():
+        import torch  # nothing else here needs it
 
     try:
         # A trainer's arguments often lie beside the weights; the class only holds them.

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from functools import partial
 
 from se_flax.analysis.commands import add_commands
-from se_flax.errors import UserError, check_known, extra_to_install
-from se_flax.models import list_models, model_info
+from se_flax.errors import UserError, extra_to_install
+from se_flax.models import check_model, list_models, model_info
 from se_flax.storage import as_path, check_writable
 from se_flax.tables import aligned, markdown
 from se_flax.terminal import after_broken_pipe, escape_unprintable
@@ -250,7 +250,7 @@ def _sizes(text: str) -> tuple[int, ...]:
 def _models(args: argparse.Namespace) -> None:
     names = list_models(args.pattern)
     if not names:
-        check_known('model', args.pattern, list_models())
+        check_model(args.pattern)
     rows = [('name', 'parameters', 'multiply-adds', 'in the paper', 'input', 'error in the paper')]
     for info in map(model_info, names):
         if args.paper and not info.paper:

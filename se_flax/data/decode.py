@@ -93,7 +93,8 @@ def _decode(image: bytes, channels: int, max_pixels: int) -> np.ndarray:
     if image[:2] == JPEG:
         return _decode_jpeg(image, 'RGB' if channels == 3 else 'GRAY', max_pixels)
     if image[:8] == PNG:  # its header, without the time that Pillow takes
-        _check_size(*np.frombuffer(image[16:24].ljust(8, b'\0'), '>u4').tolist(), max_pixels)
+        width, height = np.frombuffer(image[16:24].ljust(8, b'\0'), '>u4').tolist()
+        _check_size(width, height, max_pixels)
     elif image[:2] == b'BM' or image[8:12] == b'WEBP':
         _check_size(*_pillow(image).size, max_pixels)
     else:

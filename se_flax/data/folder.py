@@ -10,7 +10,7 @@ import logging
 import os
 import pathlib
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -146,9 +146,10 @@ def image_files(paths: Sequence[str | os.PathLike], class_names: tuple[str, ...]
     Raises MissingError for a path that is not there, and UserError for a folder without images.
     """
     files = []
-    for path in map(os.fspath, paths):
+    for path in paths:
+        path = os.fspath(path)
         if os.path.isdir(path):
-            others = collections.Counter()
+            others: collections.Counter[str] = collections.Counter()
             found = [os.path.join(path, image) for image in find_images(path, others)]
             tell_left_out(path, others)
             if not found:
@@ -202,8 +203,9 @@ def printable(path: str) -> str:
     return os.fsencode(path).decode('utf-8', 'backslashreplace')
 
 
-def _files(folder: pathlib.Path, class_names: list[str]) -> list[tuple[str, int]]:
-    files, others = [], collections.Counter()
+def _files(folder: pathlib.Path, class_names: Iterable[str]) -> list[tuple[str, int]]:
+    files = []
+    others: collections.Counter[str] = collections.Counter()
     labels = {name: label for label, name in enumerate(class_names)}
     for name, folders in _class_folders(folder).items():
         check_known(f'class in {folder}', name, class_names)

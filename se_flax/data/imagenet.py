@@ -35,7 +35,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
-from se_flax.data.decode import DecodeError, decode
+from se_flax.data.decode import decode
 from se_flax.data.imagenet_tars import (
     ENTRY,
     TARS,

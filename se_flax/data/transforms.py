@@ -33,15 +33,18 @@ CROPS = ('inception', 'pad', 'none')
 EXTREME = 8
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class View:
-    """What each transform has: how an image file is read before.
+    """What each transform has: how large its output is, and how an image file is read before.
 
     Attributes:
+        image_size: side S of the output, in pixels.
         channels: C.
         exif_orientation, max_pixels: see `se_flax.data.decode.decode`.
     """
 
+    image_size: int
+    _: dataclasses.KW_ONLY
     channels: int = 3
     exif_orientation: bool = False
     max_pixels: int = MAX_PIXELS
@@ -68,7 +71,6 @@ class TrainTransform(View):
     Raises UserError for an unknown `crop` or `interpolation` and ranges that hold nothing.
 
     Attributes:
-        image_size: side S of the output, in pixels.
         crop: 'inception' resizes a random box to S x S (arXiv 1409.4842, section 6);
             'pad' moves the image by up to `pad` pixels each way (arXiv 1512.03385, section 4.2);
             'none' takes the centre. The last two first bring another size to S x S: shorter edge
@@ -87,7 +89,6 @@ class TrainTransform(View):
         interpolation: one of INTERPOLATIONS.
     """
 
-    image_size: int
     crop: str = 'inception'
     crop_area: tuple[float, float] = (0.08, 1.0)
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
@@ -141,13 +142,11 @@ class EvalTransform(View):
     Raises UserError for an unknown `interpolation` and a `resize` below `image_size`.
 
     Attributes:
-        image_size: side S of the output, in pixels.
         resize: length the shorter edge is resized to, at least S; 0 keeps an image's size, except
             that one smaller than S is enlarged to S.
         interpolation: one of INTERPOLATIONS.
     """
 
-    image_size: int
     resize: int = 0
     interpolation: str = 'bilinear'
 

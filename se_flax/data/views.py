@@ -16,11 +16,9 @@ class Squash(View):
     crops (`se_flax.evaluation.protocols`). Raises UserError for an unknown `interpolation`.
 
     Attributes:
-        image_size: side S of the output, in pixels.
         interpolation: one of `se_flax.data.transforms.INTERPOLATIONS`.
     """
 
-    image_size: int
     interpolation: str = 'bilinear'
 
     def __post_init__(self):
@@ -29,8 +27,7 @@ class Squash(View):
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator | None, out: np.ndarray) -> None:
         """Writes `image` into `out`, `[S, S, C]`, both uint8; `rng` is not used."""
-        size, (height, width) = self.image_size, image.shape[:2]
-        least = min(height, width)
-        edges = (min(edge * size // least, EXTREME * size) for edge in (height, width))
-        image = resize(image, *edges, self.interpolation)
+        size, least = self.image_size, min(image.shape[:2])
+        height, width = (min(edge * size // least, EXTREME * size) for edge in image.shape[:2])
+        image = resize(image, height, width, self.interpolation)
         out[:] = resize(image, size, size, self.interpolation)

@@ -114,8 +114,9 @@ class Protocol:
                 f'none; take at least {size}'
             )
         if self.crops == 12:
-            reading = {f.name: getattr(view, f.name) for f in dataclasses.fields(View)}
-            return Scale(Squash(side, view.interpolation, **reading), size)
+            own = {f.name: getattr(view, f.name) for f in dataclasses.fields(View)}
+            own |= {'image_size': side, 'interpolation': view.interpolation}
+            return Scale(Squash(**own), size)
         return Scale(dataclasses.replace(view, image_size=side), size)
 
 

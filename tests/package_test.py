@@ -104,6 +104,16 @@ def test_nothing_on_the_training_path_imports_tensorflow_or_torch():
     assert not heavy_modules(code) & {'tensorflow', 'torch'}
 
 
+def test_a_clone_beside_a_script_does_not_hide_the_package(tmp_path):
+    """Python takes a folder without `__init__.py`, such as the clone, for a package, too."""
+    (tmp_path / 'se_flax' / 'se_flax').mkdir(parents=True)
+    script = tmp_path / 'script.py'
+    script.write_text('from se_flax import create_model\n')
+    for command in ([str(script)], ['-c', script.read_text()]):
+        done = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True)
+        assert done.returncode == 0, done.stderr
+
+
 def test_layers_import_one_way():
     lint = pathlib.Path(sys.executable).with_name('lint-imports')
     result = subprocess.run([lint, '--no-cache'], cwd=ROOT, capture_output=True, text=True)

@@ -11,6 +11,7 @@ import jax
 import ml_collections
 
 from se_flax.data import Dataset
+from se_flax.data.decode import MAX_PIXELS
 from se_flax.errors import MissingError, UserError
 from se_flax.models import Network
 from se_flax.parallel import data_mesh
@@ -30,7 +31,12 @@ LONGER = (
     '--config.init_from=FILE.safetensors --config.keep_head=true --workdir=NEW'
 )
 # What runs from before there was a field did.
-ADDED = {'keep_head': False}
+ADDED = {
+    'keep_head': False,
+    'eval_split': 0.0,
+    'exif_orientation': False,
+    'max_pixels': MAX_PIXELS,
+}
 
 
 class Run(NamedTuple):

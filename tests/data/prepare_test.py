@@ -9,7 +9,8 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import downloader
 
-from se_flax.data import check, decode, open_dataset, prepare
+from se_flax import cli
+from se_flax.data import check, decode, list_known, open_dataset, prepare
 from se_flax.data import fashion_mnist as builder
 from se_flax.errors import MissingError, UserError
 
@@ -152,3 +153,13 @@ def test_what_cannot_be_prepared(tmp_path):
         prepare('folder:/nowhere')
     with pytest.raises(UserError, match='unknown data set'):
         prepare('fashion', str(tmp_path))
+
+
+def test_known_data_sets_are_listed_with_what_is_there(array_record_dir, capsys):
+    rows = dict(list_known(array_record_dir))
+    assert rows['fashion_mnist'].startswith('60 training and 20 evaluation images, 10 classes')
+    assert rows['fashion_mnist_mini'].endswith('ships with the install')
+    assert rows['cifar10'] == 'not there: se-flax data prepare cifar10'
+    assert rows['imagenet2012'].startswith('not there: se-flax data prepare imagenet2012 --from ')
+    assert cli.main(['data', 'check', '--data-dir', str(array_record_dir)]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(rows)

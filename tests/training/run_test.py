@@ -21,6 +21,7 @@ import pytest
 
 from se_flax import cli
 from se_flax.training import run as run_module
+from se_flax.training import workdir as workdirs
 from se_flax.training.metrics_log import read_rows
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -43,6 +44,20 @@ def flip_a_byte(folder):
     content = bytearray(path.read_bytes())
     content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
     path.write_bytes(content)
+
+
+def test_a_run_from_before_a_field_was_there_goes_on(reference, tmp_path, train_main, capsys):
+    workdir = shutil.copytree(reference, tmp_path / 'run')
+    fields = json.loads((workdir / 'config.json').read_text())
+    old = {name: value for name, value in fields.items() if name not in workdirs.ADDED}
+    (workdir / 'config.json').write_text(json.dumps(old))
+    (workdir / 'data.json').unlink()
+    assert train_main(workdir) == 0
+    assert 'has a finished run' in capsys.readouterr().out
+    del old['momentum']
+    (workdir / 'config.json').write_text(json.dumps(old))
+    assert train_main(workdir) == 2
+    assert 'momentum is None there and 0.9 now' in capsys.readouterr().err
 
 
 # Killed

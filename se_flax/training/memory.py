@@ -11,10 +11,10 @@ import jax
 from se_flax.errors import UserError
 
 IN_TRAINING = (
-    'less take --config.batch_size (with base_batch_size the rate follows), '
-    '--config.accumulate=2, --config.remat=true and --config.dtype=bfloat16'
+    'to use less, lower --config.batch_size (with base_batch_size the rate follows), or set '
+    '--config.accumulate=2, --config.remat=true or --config.dtype=bfloat16'
 )
-IN_USE = 'less takes --batch-size'
+IN_USE = 'to use less, lower --batch-size'
 _UNITS = {'': 1, 'K': 1 << 10, 'M': 1 << 20, 'G': 1 << 30, 'T': 1 << 40}
 
 
@@ -62,6 +62,6 @@ def available() -> float | None:
 
 
 def _line(asked: float | None, limit: float | None, helps: str) -> str:
-    wanted = f', {asked / 1e9:,.1f} GB asked for' if asked else ''
+    wanted = f': {asked / 1e9:,.1f} GB needed' if asked else ''
     there = f', a device has {limit / 1e9:,.1f} GB' if limit else ''
     return f'out of memory{wanted}{there}; {helps}'

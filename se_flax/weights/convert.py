@@ -65,7 +65,7 @@ def _read(
     shards = read_index(path) if kind == 'index' else {}
     for file in () if hub else (path, *shards):
         if out.exists() and out.samefile(file):
-            raise UserError(f'{out} is {file}, which is read; write to another file')
+            raise UserError(f'{out} would overwrite {file}, which is read; write to another file')
     ours = kind == 'safetensors' and KEY in read_metadata(path)
     if ours or kind in (HUB, 'caffemodel'):
         if fields:

@@ -21,7 +21,7 @@ def refused():
 
 def test_an_error_of_xlas_is_a_line(refused):
     line = memory.explain(refused, 'less takes X')
-    assert line.startswith('out of memory, 1,125,899.9 GB asked for, a device has ')
+    assert line.startswith('out of memory: 1,125,899.9 GB needed, a device has ')
     assert line.endswith(' GB; less takes X')
     assert '\n' not in line
     assert memory.explain(ValueError('RESOURCE_EXHAUSTED'), '') is None
@@ -31,11 +31,11 @@ def test_an_error_of_xlas_is_a_line(refused):
 @pytest.mark.parametrize(
     ('text', 'told'),
     [
-        ('Out of memory while trying to allocate 2147483648 bytes.', ', 2.1 GB asked for'),
-        ('Out of memory while trying to allocate 1.50GiB.', ', 1.6 GB asked for'),
-        ('Attempting to allocate 9.5G. That was not possible.', ', 10.2 GB asked for'),
-        ('Ran out of memory in memory space hbm. Used 25.2G of 15.5G hbm.', ', 27.1 GB asked for'),
-        ('Failed to allocate request for 512.0MiB (536870912B) on device', ', 0.5 GB asked for'),
+        ('Out of memory while trying to allocate 2147483648 bytes.', ': 2.1 GB needed'),
+        ('Out of memory while trying to allocate 1.50GiB.', ': 1.6 GB needed'),
+        ('Attempting to allocate 9.5G. That was not possible.', ': 10.2 GB needed'),
+        ('Ran out of memory in memory space hbm. Used 25.2G of 15.5G hbm.', ': 27.1 GB needed'),
+        ('Failed to allocate request for 512.0MiB (536870912B) on device', ': 0.5 GB needed'),
         ('no room', ''),
     ],
 )
@@ -53,9 +53,7 @@ def compiled(**sizes):
 def test_a_step_that_does_not_fit_is_refused(monkeypatch):
     step = compiled(argument=5e9, output=5e9, alias=4e9, temp=3e9)
     monkeypatch.setattr(memory, 'available', lambda: 8e9)
-    with pytest.raises(
-        UserError, match=r'^out of memory, 9.0 GB asked for, a device has 8.0 GB; x'
-    ):
+    with pytest.raises(UserError, match=r'^out of memory: 9.0 GB needed, a device has 8.0 GB; x'):
         memory.check_step(step, 'x')
     for limit in (9e9, None):
         monkeypatch.setattr(memory, 'available', lambda limit=limit: limit)
@@ -96,9 +94,9 @@ def test_both_programs_tell_it_in_a_line(refused, tmp_path, train_main, capfd, m
 
     monkeypatch.setattr('se_flax.cli.list_models', refuse)
     assert cli.main(['models']) == 2
-    assert capfd.readouterr().err.endswith('; less takes --batch-size\n')
+    assert capfd.readouterr().err.endswith('; to use less, lower --batch-size\n')
     monkeypatch.setattr('se_flax.training.run.train', refuse)
     assert train_main(tmp_path / 'run', '--config.num_steps=1') == 2
     told = capfd.readouterr().err
-    assert told.startswith('error: out of memory, 1,125,899.9 GB asked for')
+    assert told.startswith('error: out of memory: 1,125,899.9 GB needed')
     assert told.count('\n') == 1

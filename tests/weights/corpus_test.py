@@ -350,7 +350,10 @@ def test_a_source_is_not_written_over(network, tmp_path, capsys):
             arguments = ['convert', str(source), '--model', NAME, '--out', str(out)]
             assert cli.main(arguments) == 2
             said = capsys.readouterr().err
-            assert said == f'error: {out} is {read}, which is read; write to another file\n'
+            assert (
+                said
+                == f'error: {out} would overwrite {read}, which is read; write to another file\n'
+            )
             if out.stem in ('link', 'hard'):
                 out.unlink()
     assert shard.read_bytes() == before

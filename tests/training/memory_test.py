@@ -81,7 +81,7 @@ def test_the_trainer_says_so_before_it_takes_the_workdir(tmp_path, train_main, c
         patch.setattr(memory, 'available', lambda: 1e6)
         assert train_main(tmp_path / 'run', '--config.num_steps=1') == 2
     told = capfd.readouterr().err
-    assert told.startswith('error: out of memory, ')
+    assert told.startswith('error: out of memory: ')
     assert told.count('\n') == 1
     assert 'batch_size' in told
     assert not (tmp_path / 'run').exists()

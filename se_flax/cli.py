@@ -462,7 +462,7 @@ def _convert(args: argparse.Namespace) -> None:
 def _resized(view) -> str:
     if not view.resize:
         return 'not resized'
-    return f'the shorter edge resized to {view.resize} ({view.interpolation})'
+    return f'resized to {view.resize} ({view.interpolation})'
 
 
 if __name__ == '__main__':

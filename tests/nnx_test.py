@@ -195,7 +195,7 @@ def test_variables_of_another_network_are_named(path, array, message):
 
 
 def test_mistakes_are_told():
-    with pytest.raises(UserError, match='did you mean se_resnet50'):
+    with pytest.raises(UserError, match='is timm_seresnet50 here'):
         create_model('seresnet50', rngs=nnx.Rngs(0))
     with pytest.raises(UserError, match='unknown field of se_resnet50'):
         create_model('se_resnet50', rngs=nnx.Rngs(0), stage_size=(1, 1))

@@ -64,13 +64,17 @@ def fails(tmp_path, capfd):
             r'--data-dir={tmp}',
         ),
         (['--config.data=folder:{tmp}/no'], 'no folder {tmp}/no'),
-        (['--config.data=folder:{tmp}'], 'no folder train in {tmp}'),
+        (['--config.data=folder:{tmp}'], r'no folder train in {tmp}; .* --config\.eval_split=0\.1'),
         (
             ['--config.data=folder:{tmp}/empty'],
             '{tmp}/empty/train is empty: it must hold a folder of images for each class',
         ),
         (['--workdir={tmp}/used'], r'{tmp}/used is not empty and holds no config.json; .*'),
-        (['--workdir={tmp}/used/file'], r".*'{tmp}/used/file'"),
+        (
+            ['--workdir={tmp}/used/file'],
+            r'{tmp}/used/file is a file, so .* cannot be the folder .*',
+        ),
+        (['--workdir={tmp}/used/file/run'], r'{tmp}/used/file is a file, so .*/run cannot be .*'),
         (
             [f'--config={ROOT}/configs/quickstrat.py'],
             r"unknown config file '.*/quickstrat.py': did you mean .*/configs/quickstart.py.*",

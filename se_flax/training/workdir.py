@@ -15,7 +15,7 @@ from se_flax.data.decode import MAX_PIXELS
 from se_flax.errors import MissingError, UserError
 from se_flax.models import Network
 from se_flax.parallel import data_mesh
-from se_flax.storage import AnyPath, as_path, atomic_write
+from se_flax.storage import AnyPath, as_path, atomic_write, is_remote
 from se_flax.training.checkpoint import load
 from se_flax.training.config import MACHINE_FIELDS, base_config
 from se_flax.training.recipe import make_model, make_start, make_training
@@ -60,6 +60,7 @@ def check(workdir: AnyPath, ours: Mapping[str, Any]) -> None:
     It names the fields that differ.
     """
     if not (workdir / CONFIG).exists():
+        _check_folder(workdir)
         # A kill of `claim` leaves only what `atomic_write` starts with.
         if workdir.is_dir() and {p.name for p in workdir.iterdir()} - {f'.{CONFIG}.new'}:
             raise UserError(f'{workdir} is not empty and holds no {CONFIG}; take another --workdir')
@@ -76,6 +77,17 @@ def check(workdir: AnyPath, ours: Mapping[str, Any]) -> None:
         if set(differing) <= set(LENGTH):
             way_out = LONGER.format(shlex.quote(str(workdir)))
         raise UserError(f'{workdir} holds a run with another config: {"; ".join(each)}. {way_out}')
+
+
+def _check_folder(workdir: AnyPath) -> None:
+    """Raises UserError where the folder cannot be made, before a run compiles for minutes."""
+    if is_remote(workdir):
+        return
+    there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f'{there} is a file, so {workdir} cannot be the folder of a run')
+    if not os.access(there, os.W_OK):
+        raise UserError(f'nothing may be written to {there}; take another --workdir')
 
 
 def fingerprints(**sets: Dataset) -> dict[str, dict[str, Any]]:

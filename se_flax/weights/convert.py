@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from se_flax.errors import UserError, check_known
+from se_flax.storage import check_writable
 from se_flax.weights.adapt import adapt
 from se_flax.weights.caffe import read_caffe
 from se_flax.weights.files import kind_of
@@ -45,8 +46,7 @@ def convert(
     """
     out = pathlib.Path(out)
     check_known('kind of weights file', out.suffix, (OURS,))
-    if not out.parent.is_dir():
-        raise UserError(f'no folder {out.parent} for {out.name}')
+    check_writable(out)
     info, variables = adapt(*_read(source, name, out, key, fields), head, in_channels)
     save_weights(
         *(out, info.model, variables, info.preprocessing),
@@ -80,7 +80,7 @@ def _read(
             raise UserError(f'{path} is of {info.model}, not of {name}')
         return info, variables
     if name is None:
-        raise UserError('a file does not say which network it is of: --model NAME')
+        raise UserError(f'{path} does not say which network its weights are of: --model NAME')
     if kind == 'caffemodel':
         return read_caffe(name, path)
     tensors = _read_shards(path, shards) if shards else _read_tensors(path, kind)

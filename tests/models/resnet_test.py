@@ -188,7 +188,7 @@ def test_wrong_images_are_refused(images, message):
 @pytest.mark.parametrize(
     ('name', 'fields', 'message'),
     [
-        ('seresnet50', {}, "unknown model 'seresnet50': did you mean se_resnet50"),
+        ('seresnet50', {}, "timm's seresnet50 is timm_seresnet50 here"),
         ('se_resnet50', {'reduction': 8}, "unknown field of se_resnet50 'reduction'"),
         ('se_resnet50', {'se': {'reductions': 8}}, 'did you mean reduction'),
         ('se_resnet50', {'placement': 'prior'}, 'did you mean pre'),

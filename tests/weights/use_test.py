@@ -50,8 +50,7 @@ def test_convert_says_what_it_did(converted, capsys):
     code, text, _ = run(capsys, 'convert', source, '--model', 'resnet8_cifar', '--out', out)
     assert (code, out.read_bytes()) == (0, converted.read_bytes())
     assert text == (
-        f'{out}: resnet8_cifar from pytorchcv, 10 classes; '
-        'images of 32 pixels, resized to 0 (bilinear_antialias)\n'
+        f'{out}: resnet8_cifar from pytorchcv, 10 classes; images of 32 pixels, not resized\n'
     )
 
 
@@ -141,7 +140,10 @@ def test_mistakes_are_told_in_a_line(converted, image, tmp_path, capsys, weights
         (['evaluate', '--weights', converted], 'a weights file has no data set of its own: --data'),
         (['evaluate', '--weights', three, '--data', DATA], f'{DATA} has 10 classes, {three} has 3'),
         (['evaluate', '--weights', named, '--data', DATA], f'{DATA} has other classes (T-shirt'),
-        (['convert', source, '--out', out], 'a file does not say which network it is of: --model'),
+        (
+            ['convert', source, '--out', out],
+            f'{source} does not say which network its weights are of: --mo',
+        ),
         (['convert', source, '--model', 'resnet', '--out', out], "unknown model 'resnet': did you"),
         (['convert', source, '--model', 'vgg16', '--out', out], "these are pytorchcv's names of a"),
         (['convert', bad, '--model', 'resnet8_cifar', '--out', out], f'{bad} is no safetensors'),

@@ -13,7 +13,7 @@ from se_flax.errors import UserError, extra_to_install
 from se_flax.models import check_model, list_models, model_info
 from se_flax.storage import as_path, check_writable
 from se_flax.tables import aligned, markdown
-from se_flax.terminal import after_broken_pipe, escape_unprintable
+from se_flax.terminal import after_broken_pipe, escape_unprintable, expand_home
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     escape_unprintable()
     logging.basicConfig(format='%(levelname)s: %(message)s')
     parser = _parser()
-    args, rest = parser.parse_known_args(argv)
+    args, rest = parser.parse_known_args(expand_home(sys.argv[1:] if argv is None else argv))
     args.rest = rest
     if args.rest and 'study' not in args:  # only a study takes --config.FIELD=VALUE
         parser.error(f'unrecognized arguments: {" ".join(args.rest)}')

@@ -255,6 +255,14 @@ def test_a_pipe_that_nobody_reads_and_a_strict_terminal(reference, images, tmp_p
     assert (done.stdout, done.stderr) == ('141\n', '')
 
 
+def test_a_home_folder_behind_an_option_is_expanded(reference, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert cli.main(['convert', str(reference), '--out=~/w.safetensors']) == 0
+    data = ['--data=fashion_mnist_mini', '--predictions=~/p.csv']
+    assert cli.main(['evaluate', '--weights=~/w.safetensors', *data]) == 0
+    assert {path.name for path in tmp_path.iterdir()} >= {'w.safetensors', 'p.csv'}
+
+
 def test_mistakes_are_told_in_a_line(reference, images, tmp_path, capsys):
     (tmp_path / 'words.png').write_text('no image')
     (tmp_path / 'cut.jpg').write_bytes(images[3].read_bytes()[:-200])

@@ -16,6 +16,7 @@ PNG = b'\x89PNG\r\n\x1a\n'
 TIFF = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')  # the last two are BigTIFF
 # Not all that Pillow knows: it would run Ghostscript on a PostScript file.
 PILLOW = ('AVIF', 'BMP', 'DIB', 'GIF', 'JPEG', 'JPEG2000', 'PNG', 'PPM', 'TIFF', 'WEBP')
+NO_MEMORY = 'there is not enough memory for it'
 MAX_PIXELS = 2 * 89_478_485  # 179 million, where Pillow refuses by default
 
 # libjpeg's warnings of damaged pixels (its jerror.h). Its others are of oddities in the header or
@@ -74,7 +75,7 @@ def decode(
         try:
             pixels = _decode(image, channels, max_pixels)
         except MemoryError as error:
-            raise DecodeError('there is not enough memory for it') from error
+            raise DecodeError(NO_MEMORY) from error
         if exif_orientation:
             pixels = _oriented(pixels, image)
     if pixels.shape[2] == 3 and channels == 1:

@@ -153,7 +153,7 @@ def image_files(paths: Sequence[str | os.PathLike], class_names: tuple[str, ...]
             found = [os.path.join(path, image) for image in find_images(path, others)]
             tell_left_out(path, others)
             if not found:
-                raise UserError(f'no images in {path}: it holds no file of {", ".join(SUFFIXES)}')
+                raise _no_images(path)
             files += found
         elif os.path.exists(path):
             files.append(path)
@@ -170,6 +170,10 @@ def tell_left_out(folder: str | os.PathLike, others: collections.Counter[str]) -
         kinds = ', '.join(f'{n:,} {kind}' for kind, n in others.most_common(5))
         where = printable(os.fspath(folder))
         logger.warning('%s: %s files are left out: %s', where, f'{others.total():,}', kinds)
+
+
+def _no_images(folder: str | os.PathLike) -> UserError:
+    return UserError(f'no images in {folder}: it holds no file of {", ".join(SUFFIXES)}')
 
 
 def _walk(folder: str, within: str = '', above: tuple[str, ...] = ()) -> Iterator[str]:
@@ -213,8 +217,7 @@ def _files(folder: pathlib.Path, class_names: Iterable[str]) -> list[tuple[str, 
             os.path.join(of, image) for of in folders for image in find_images(folder / of, others)
         ]
         if not images:
-            kinds = ', '.join(SUFFIXES)
-            raise UserError(f'no images in {folder / name}: it holds no file of {kinds}')
+            raise _no_images(folder / name)
         files += [(image, labels[name]) for image in images]
     loose = [p.name for p in folder.iterdir() if not (p.is_dir() or is_leftover(p.name))]
     if loose:

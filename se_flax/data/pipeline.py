@@ -26,7 +26,7 @@ import numpy as np
 from absl import flags
 
 from se_flax.data.dataset import Dataset
-from se_flax.data.decode import DecodeError
+from se_flax.data.decode import NO_MEMORY, DecodeError
 from se_flax.data.sampling import ClassAware, Shuffle, make_sampler
 from se_flax.data.transforms import EvalTransform, TrainTransform, View
 from se_flax.data.views import Squash
@@ -193,7 +193,7 @@ def _load(
         image, chunk.label[row] = task.dataset.read(index)
         task.transform(task.transform.decode(image), rng, chunk.image[row])
     except (DecodeError, cv2.error, MemoryError) as error:  # the last two in resizing
-        chunk.corrupt[index] = str(error) or 'there is not enough memory for it'
+        chunk.corrupt[index] = str(error) or NO_MEMORY
         return False
     chunk.mask[row] = True
     return True

@@ -378,14 +378,21 @@ def _percent(share: float) -> str:
     return f'{100 * share:.2f}'
 
 
+def _open_network(args: argparse.Namespace, dtype: str | None = None):
+    """Opens the one network that `_add_network`'s options name."""
+    from se_flax.training.use import fold, open_run, open_weights
+
+    trained = open_run(args.workdir, dtype) if args.workdir else open_weights(args.weights, dtype)
+    return fold(trained) if args.fold else trained
+
+
 def _predict(args: argparse.Namespace) -> None:
     from se_flax.evaluation.predictions import Predictions
     from se_flax.evaluation.progress import Progress
-    from se_flax.training.use import fold, open_run, open_weights, predict
+    from se_flax.training.use import predict
 
     predictions = Predictions(args.csv, labelled=False) if args.csv else None
-    trained = open_run(args.workdir) if args.workdir else open_weights(args.weights)
-    trained = fold(trained) if args.fold else trained
+    trained = _open_network(args)
     total = unread = 0
     with Progress() if args.csv else contextlib.nullcontext() as progress:
         answers = predict(
@@ -410,14 +417,10 @@ def _predict(args: argparse.Namespace) -> None:
 
 def _export(args: argparse.Namespace) -> None:
     from se_flax.export import export_network, save_exported
-    from se_flax.training.use import fold, open_run, open_weights
 
     check_writable(args.out)
-    if args.workdir:
-        trained = open_run(args.workdir, args.dtype)
-    else:
-        trained = open_weights(args.weights, args.dtype)
-    network = (fold(trained) if args.fold else trained).network
+    trained = _open_network(args, args.dtype)
+    network = trained.network
     view = network.view
     exported = export_network(
         network.model,

@@ -315,7 +315,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     from se_flax.evaluation.predictions import Predictions
     from se_flax.evaluation.progress import Progress
     from se_flax.evaluation.protocols import Protocol
-    from se_flax.training.use import evaluate_networks, fold, open_run, open_weights
+    from se_flax.inference import evaluate_networks, fold, open_run, open_weights
 
     if not args.networks:
         raise UserError('nothing to evaluate: --workdir DIR or --weights FILE.safetensors')
@@ -380,7 +380,7 @@ def _percent(share: float) -> str:
 
 def _open_network(args: argparse.Namespace, dtype: str | None = None):
     """Opens the one network that `_add_network`'s options name."""
-    from se_flax.training.use import fold, open_run, open_weights
+    from se_flax.inference import fold, open_run, open_weights
 
     trained = open_run(args.workdir, dtype) if args.workdir else open_weights(args.weights, dtype)
     return fold(trained) if args.fold else trained
@@ -389,7 +389,7 @@ def _open_network(args: argparse.Namespace, dtype: str | None = None):
 def _predict(args: argparse.Namespace) -> None:
     from se_flax.evaluation.predictions import Predictions
     from se_flax.evaluation.progress import Progress
-    from se_flax.training.use import predict
+    from se_flax.inference import predict
 
     predictions = Predictions(args.csv, labelled=False) if args.csv else None
     trained = _open_network(args)
@@ -446,7 +446,7 @@ def _convert(args: argparse.Namespace) -> None:
 
     adapted = {'head': args.head, 'in_channels': args.in_channels}
     if as_path(args.source).is_dir():
-        from se_flax.training.use import save_run_weights
+        from se_flax.inference import save_run_weights
 
         if args.key is not None:
             raise UserError('a run holds one network; leave --key out')

@@ -27,6 +27,7 @@ from se_flax.data import (
 )
 from se_flax.evaluation import evaluate, in_top, make_eval_step, normalize, wilson
 from se_flax.export import export_network, save_exported
+from se_flax.inference import evaluate_run, open_run, predict
 from se_flax.models import Network, PaperResult, ResNet
 from se_flax.nn import Affine, Conv, adaptive_avg_pool, avg_pool, max_pool, relu_of_sum, shake
 from se_flax.parallel import data_mesh
@@ -35,7 +36,6 @@ from se_flax.training.optimizer import make_optimizer, make_schedule
 from se_flax.training.run import run
 from se_flax.training.state import TrainState, make_init
 from se_flax.training.step import TrainStep, jit_train_step, make_train_step
-from se_flax.training.use import evaluate_run, open_run, predict
 from se_flax.training.workdir import load_run
 from se_flax.weights import (
     WeightsInfo,

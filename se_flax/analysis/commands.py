@@ -185,7 +185,7 @@ def _excitation(args: argparse.Namespace) -> None:
     )
     from se_flax.analysis.plots import COLOURS, draw_between, draw_within, save
     from se_flax.evaluation.progress import Progress
-    from se_flax.training.use import open_eval_set, open_run, open_weights
+    from se_flax.inference import open_eval_set, open_run, open_weights
 
     if args.samples < 1:
         raise UserError(f'--samples {args.samples}: at least 1 image of a class')

@@ -22,9 +22,9 @@ from se_flax.analysis import plots
 from se_flax.analysis.excitation import measure_gates, se_blocks
 from se_flax.analysis.study import STUDIES
 from se_flax.data import open_dataset
+from se_flax.inference import open_run
 from se_flax.nn import EXCITE
 from se_flax.training.metrics_log import read_rows
-from se_flax.training.use import open_run
 
 ROOT = pathlib.Path(__file__).parents[2]
 QUICKSTART = str(ROOT / 'configs' / 'quickstart.py')

@@ -7,8 +7,8 @@ from PIL import Image
 
 from se_flax import cli
 from se_flax.errors import UserError
+from se_flax.inference import evaluate_run, evaluate_weights, open_run, predict, save_run_weights
 from se_flax.training.config import base_config, check_config
-from se_flax.training.use import evaluate_run, evaluate_weights, open_run, predict, save_run_weights
 from se_flax.weights import read_info
 from se_flax.weights.safetensors_file import read_safetensors
 

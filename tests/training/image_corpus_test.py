@@ -7,7 +7,7 @@ import pytest
 
 from se_flax import cli
 from se_flax.data.imagenet import encode
-from se_flax.training.use import open_run
+from se_flax.inference import open_run
 
 from ..image_corpus import READABLE, SUFFIX, UNREADABLE
 

@@ -12,8 +12,8 @@ from flax.traverse_util import unflatten_dict
 from se_flax import cli
 from se_flax.data import decode, open_dataset
 from se_flax.errors import UserError
+from se_flax.inference import open_weights
 from se_flax.models import create_model
-from se_flax.training.use import open_weights
 from se_flax.weights import Preprocessing, convert, load_weights, save_weights
 
 DATA = 'fashion_mnist_mini'

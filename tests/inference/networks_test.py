@@ -18,8 +18,8 @@ from se_flax import cli
 from se_flax.data import decode, open_dataset
 from se_flax.evaluation import wilson
 from se_flax.evaluation.protocols import Protocol
+from se_flax.inference import evaluate_networks, evaluate_run, open_run, predict
 from se_flax.training.metrics_log import read_rows
-from se_flax.training.use import evaluate_networks, evaluate_run, open_run, predict
 from se_flax.training.workdir import load_run
 
 

@@ -1,214 +1,259 @@
-"""What a run can be told: the fields, the command line that sets them, the checks on them."""
+"""The fields of a run, the command line that sets them, and the checks on their values."""
 
 import argparse
 import ast
+import contextlib
 import inspect
 import numbers
+import operator
 import pathlib
 import runpy
+import textwrap
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import ml_collections
-from ml_collections import config_dict
+from ml_collections.config_dict import ConfigDict, FieldReference
 
 from se_flax.data import SAMPLINGS
 from se_flax.data.decode import MAX_PIXELS
 from se_flax.data.transforms import CROPS, INTERPOLATIONS
 from se_flax.errors import Problems, UserError, check_known, check_multiple
-from se_flax.models import Network, create_model, list_models
+from se_flax.models import Network, check_model, create_model
 from se_flax.storage import AnyPath, as_path
 from se_flax.training.optimizer import SCHEDULES
 
-# May differ between two starts of the same run: they change where and how fast, not what.
-MACHINE_FIELDS = (
-    *('data_dir', 'num_threads', 'num_workers', 'compilation_cache'),
-    *('shard_optimizer', 'heartbeat_seconds', 'watchdog_seconds', 'allow_changed_data'),
-)
+
+class Field(NamedTuple):
+    """What is known of a config field; bounds apply to each number of a tuple."""
+
+    default: Any
+    help: str
+    unit: str = ''
+    least: float | None = None
+    above: float | None = None
+    below: float | None = None
+    choices: tuple[str, ...] | None = None
+    length: int | None = None  # of a tuple
+    per_channel: bool = False  # a tuple of `in_channels` numbers
+    optional: bool = False  # may be None
+    from_weights: bool = False  # None takes the value from the weights file of `init_from`
+    machine: bool = False  # where and how fast, not what: may change when a run is resumed
+    added: bool = False  # missing in older runs, which did what the default says
+    type_: Any = None  # if not that of the default
+
+    @property
+    def type(self) -> Any:
+        return self.type_ or type(self.default)
+
+    @property
+    def bounds(self) -> list[tuple[str, Callable[[Any, Any], bool], float]]:
+        """The bounds as (words, comparison, number)."""
+        every = (
+            ('above', operator.gt, self.above),
+            ('at least', operator.ge, self.least),
+            ('below', operator.lt, self.below),
+        )
+        return [(words, holds, number) for words, holds, number in every if number is not None]
+
+
+DTYPES = ('float32', 'bfloat16', 'float64')
+# What several fields have in common.
+SHARE: Any = {'unit': 'share', 'least': 0, 'below': 1}
+STEPS: Any = {'unit': 'steps', 'least': 1, 'optional': True, 'type_': int}
+EPOCHS: Any = {'unit': 'epochs', 'above': 0, 'optional': True, 'type_': float}
+CHANNELS: Any = {'per_channel': True, 'from_weights': True}
+
+MODEL = {
+    'seed': Field(0, 'Seed of every random choice.', least=0, below=2**32),  # all JAX keeps
+    'model': Field('se_resnet50', 'Network, one of `se-flax models`.', from_weights=True),
+    'model_fields': Field(
+        {}, 'Fields of the network, such as se.reduction.', from_weights=True, type_=ConfigDict
+    ),
+    'init_from': Field('', 'Weights file to fine-tune; empty for random parameters.'),
+    'keep_head': Field(False, "Keep init_from's head even if class names differ.", added=True),
+    'adapt_channels': Field(False, "Sum or repeat init_from's first kernel to fit in_channels."),
+    'bn_group_size': Field(32, 'Images that share BatchNorm statistics; 0 for the batch.', least=0),
+    'dtype': Field('float32', 'Type of activations; float64 is for tests.', choices=DTYPES),
+}
+DATA = {
+    'data': Field('', 'Data set, one of `se-flax data check` or folder:PATH.'),
+    'eval_split': Field(0.0, 'Part of a folder without val to evaluate on.', **SHARE, added=True),
+    'data_dir': Field('', 'Folder of tfds; empty for ~/tensorflow_datasets.', machine=True),
+    'allow_changed_data': Field(False, 'Resume although the examples have changed.', machine=True),
+    'image_size': Field(
+        224, 'Height and width of the input.', 'pixels', above=0, from_weights=True
+    ),
+    'in_channels': Field(3, 'Channels; 1 reads images as gray.', least=1, from_weights=True),
+    'exif_orientation': Field(False, 'Rotate photos by EXIF; public recipes do not.', added=True),
+    'max_pixels': Field(MAX_PIXELS, 'Largest image to read.', 'pixels', above=0, added=True),
+    'mean': Field((123.675, 116.28, 103.53), 'Pixel mean per channel, 0 to 255.', **CHANNELS),
+    'std': Field((1.0, 1.0, 1.0), 'Standard deviation per channel, 0 to 255.', above=0, **CHANNELS),
+    'crop': Field('inception', 'Random box, shift by up to pad, or center.', choices=CROPS),
+    'crop_area': Field((0.08, 1.0), 'Range of areas for crop=inception.', 'share', length=2),
+    'crop_aspect': Field((3 / 4, 4 / 3), 'Range of width / height for crop=inception.', length=2),
+    'pad': Field(4, 'Largest shift for crop=pad.', 'pixels', least=0),
+    'fill': Field((0, 0, 0), 'Color of borders and the cutout, 0 to 255.', **CHANNELS),
+    'flip': Field(True, 'Mirror half of the images left to right.'),
+    'rotation': Field(0.0, 'Largest rotation either way, up to 180.', 'degrees', least=0),
+    'jitter': Field(0.0, 'Largest change of a channel either way, up to 255.', least=0),
+    'cutout': Field(0, 'Side of the square that is cut out; 0 for none.', 'pixels', least=0),
+    'eval_resize': Field(
+        256,
+        'Shorter edge before the center crop; 0 keeps it.',
+        'pixels',
+        least=0,
+        from_weights=True,
+    ),
+    'interpolation': Field('bilinear', 'Resize filter.', choices=INTERPOLATIONS, from_weights=True),
+    'sampling': Field('shuffle', 'class_aware draws a class, then an image.', choices=SAMPLINGS),
+    'cache': Field(False, 'Decode every image once, into memory.'),
+    'max_corrupt': Field(0.001, 'Unreadable images to replace; more fail.', 'share', least=0),
+}
+OPTIMIZATION = {
+    'batch_size': Field(256, 'Global batch, over all devices.', 'images', above=0),
+    'accumulate': Field(1, 'Microbatches per step; each has whole BatchNorm groups.', least=1),
+    'remat': Field(False, 'Recompute normalized and activated maps instead of storing them.'),
+    'num_epochs': Field(100.0, 'Length of the run.', 'epochs', above=0),
+    'num_steps': Field(None, 'Length of the run; takes precedence over num_epochs.', **STEPS),
+    'schedule': Field('constant', 'Learning rate schedule.', choices=SCHEDULES),
+    'learning_rate': Field(0.1, 'Peak of the schedule.', above=0),
+    'base_batch_size': Field(
+        0, 'Batch size of learning_rate, which is scaled to batch_size; 0 for none.', least=0
+    ),
+    'warmup': Field(0.0, 'Part of the run in which the rate rises from 0.', **SHARE),
+    'warmup_factor': Field(0.0, 'Constant rate of the warmup; 0 for a rise.', 'share', least=0),
+    'drop_epochs': Field((), 'Drops of schedule=step.', 'epochs'),
+    'drop_factor': Field(0.1, 'Factor of the rate at each drop.', least=0),
+    'drop_patience': Field(10, 'Evaluations without a lower loss before a plateau drop.', least=1),
+    'max_drops': Field(3, 'Largest number of drops of schedule=plateau.', least=0),
+    'momentum': Field(0.9, 'Momentum of SGD.', least=0, below=1),
+    'nesterov': Field(False, 'Use Nesterov momentum.'),
+    'weight_decay': Field(1e-4, 'L2 penalty of kernels, SE included.', least=0),
+    'label_smoothing': Field(0.0, 'Part of the target that all classes share.', **SHARE),
+    'freeze_bn_epochs': Field(0.0, 'End of the run with BatchNorm frozen.', 'epochs', least=0),
+    'ema': Field(0.0, 'Decay of the averaged weights to evaluate; 0 for none.', **SHARE),
+}
+EVALUATION = {
+    # Steps take precedence over epochs; None for both means only at the end.
+    'log_every_steps': Field(100, 'Interval of log rows.', **STEPS),
+    'log_every_epochs': Field(None, 'Interval of log rows.', **EPOCHS),
+    'eval_every_steps': Field(None, 'Interval of evaluations.', **STEPS),
+    'eval_every_epochs': Field(1.0, 'Interval of evaluations.', **EPOCHS),
+    'checkpoint_every_steps': Field(None, 'Interval of checkpoints.', **STEPS),
+    'checkpoint_every_epochs': Field(1.0, 'Interval of checkpoints.', **EPOCHS),
+    'keep_checkpoints': Field(2, 'Newest checkpoints to keep.', least=2),  # one may be damaged
+    'eval_batch_size': Field(256, 'Global batch of evaluation.', 'images', above=0),
+}
+MACHINE = {
+    'num_threads': Field(0, 'Threads that load data; 0 is one per core.', least=0, machine=True),
+    'num_workers': Field(
+        0, 'Processes that load data; 0 is best up to tens of cores.', least=0, machine=True
+    ),
+    'compilation_cache': Field(
+        '~/.cache/se_flax', 'Folder that keeps compiled programs; empty for none.', machine=True
+    ),
+    'shard_optimizer': Field(False, 'Split the optimizer state over the devices.', machine=True),
+    'heartbeat_seconds': Field(
+        30, 'Silence until another process counts as lost.', 'seconds', least=1, machine=True
+    ),
+    'watchdog_seconds': Field(
+        300.0,
+        'Time until a warning names what hangs; 0 for never.',
+        'seconds',
+        least=0,
+        machine=True,
+    ),
+}
+
+GROUPS = {
+    'Seed and network': MODEL,
+    'Data': DATA,
+    'Optimization': OPTIMIZATION,
+    'Logs, evaluation and checkpoints': EVALUATION,
+    'Machine': MACHINE,
+}
+FIELDS = {name: field for group in GROUPS.values() for name, field in group.items()}
+MACHINE_FIELDS = tuple(name for name, field in FIELDS.items() if field.machine)
+OF_WEIGHTS = tuple(name for name, field in FIELDS.items() if field.from_weights)
+INTERVALS = ('log', 'eval', 'checkpoint')
 FLAGS = (
     *('--config', '--workdir', '--config.FIELD=VALUE'),
     *('--distributed', '--coordinator', '--num-processes', '--process-id'),
 )
-INTERVALS = ('log', 'eval', 'checkpoint')
-_STEPS = tuple(f'{what}_every_steps' for what in INTERVALS)
-_EPOCHS = tuple(f'{what}_every_epochs' for what in INTERVALS)
-# None in a recipe stands for what the weights file of `init_from` says.
-OF_WEIGHTS = (
-    *('model', 'model_fields', 'in_channels', 'image_size', 'eval_resize', 'interpolation'),
-    *('mean', 'std', 'fill'),
-)
-_OPTIONAL = ('num_steps', *_STEPS, *_EPOCHS)  # may be None, too
-DTYPES = ('float32', 'bfloat16', 'float64')
-_A_CHANNEL = ('mean', 'std', 'fill')  # hold a number for each
-_PAIRS = ('crop_area', 'crop_aspect')
-_POSITIVE = (
-    *('batch_size', 'eval_batch_size', 'image_size', 'max_pixels', 'num_epochs'),
-    'learning_rate',
-)
-_AT_LEAST_1 = ('in_channels', 'heartbeat_seconds', 'accumulate', 'drop_patience', 'num_steps')
-_NOT_NEGATIVE = (
-    *('bn_group_size', 'weight_decay', 'drop_factor', 'eval_resize', 'max_corrupt', 'num_threads'),
-    *('num_workers', 'watchdog_seconds', 'base_batch_size', 'warmup_factor', 'freeze_bn_epochs'),
-    'max_drops',
-)
-_SHARES = ('eval_split', 'momentum', 'label_smoothing', 'warmup', 'ema')
-_LIMITS = {
-    **dict.fromkeys((*_POSITIVE, *_EPOCHS), {'above': 0}),
-    **dict.fromkeys((*_AT_LEAST_1, *_STEPS), {'least': 1}),
-    **dict.fromkeys(_NOT_NEGATIVE, {'least': 0}),
-    **dict.fromkeys(_SHARES, {'least': 0, 'below': 1}),
-    'seed': {'least': 0, 'below': 2**32},  # jax keeps no more bits of it
-    'keep_checkpoints': {'least': 2},  # one may be damaged
-}
-_OPEN = 'model_fields'  # holds any field of the network's class
+_NOT_A_CONFIG = 'a config is a ConfigDict that starts from base_config()'
+_BOOLS = {'true': True, 'false': False}
 
 
-def base_config() -> ml_collections.ConfigDict:
-    """Returns every field of a run; a config file sets those that make its recipe."""
-    c = ml_collections.ConfigDict()
-    ref = config_dict.FieldReference  # keeps its type where it is None
-    c.seed = 0  # of parameters, order, augmentation and what the network draws
-
-    c.model = ref('se_resnet50')  # one of `se-flax models`
-    c.model_fields = ml_collections.ConfigDict()  # of the network's class; `se.reduction` of SE
-    c.init_from = ''  # weights file (`se-flax convert`) to fine-tune; '' draws them by the seed
-    c.keep_head = False  # of init_from, also where its classes have other names, or none
-    c.adapt_channels = False  # sums or repeats the first kernel of init_from to fit in_channels
-    c.bn_group_size = 32  # images that share BatchNorm statistics; 0 is the global batch
-    c.dtype = 'float32'  # of the maps; 'bfloat16' on accelerators, 'float64' for tests
-
-    c.data = ''  # one of `se-flax data check`, or folder:PATH
-    c.eval_split = 0.0  # share of a folder without `val` that is drawn for evaluation
-    c.data_dir = ''  # of tfds; '' is its default, ~/tensorflow_datasets
-    c.allow_changed_data = False  # goes on where examples were added, removed or replaced
-    c.image_size = ref(224)  # pixels, both sides
-    c.in_channels = ref(3)  # of the images; 1 reads them as gray, others are those of the files
-    c.exif_orientation = False  # turns photos as cameras and phones note; public recipes do not
-    c.max_pixels = MAX_PIXELS  # height x width of a file; a larger one counts as unreadable
-    c.mean = ref((123.675, 116.28, 103.53))  # of a channel, 0 to 255
-    c.std = ref((1.0, 1.0, 1.0))
-    c.crop = 'inception'  # 'inception', 'pad' (shift by up to `pad` pixels) or 'none'
-    c.crop_area = (0.08, 1.0)  # share of the picture, for 'inception'
-    c.crop_aspect = (3 / 4, 4 / 3)  # width / height, for 'inception'
-    c.pad = 4  # pixels, for 'pad'
-    c.fill = ref((0, 0, 0))  # colour beyond the border and of the cutout
-    c.flip = True  # left to right, every other time
-    c.rotation = 0.0  # up to so many degrees, each way
-    c.jitter = 0.0  # added to each channel, up to so much each way, of 255
-    c.cutout = 0  # side of the square, pixels; 0 is none
-    c.eval_resize = ref(256)  # shorter edge before the centre crop, pixels; 0 leaves it as it is
-    c.interpolation = ref('bilinear')
-    c.sampling = 'shuffle'  # or 'class_aware': each time a class, then an image of it
-    c.cache = False  # decode all once into memory
-    c.max_corrupt = 0.001  # share of unreadable images that is replaced and named, not fatal
-
-    c.batch_size = 256  # global, of all devices
-    c.accumulate = 1  # microbatches a device takes one after another, of whole BatchNorm groups
-    c.remat = False  # computes normalised and activated maps twice instead of keeping them
-    c.num_epochs = 100.0
-    c.num_steps = config_dict.placeholder(int)  # wins over num_epochs
-    c.schedule = 'constant'  # 'constant', 'step', 'cosine', 'linear' or 'plateau'
-    c.learning_rate = 0.1  # the peak
-    c.base_batch_size = 0  # that learning_rate is for: batch_size scales it; 0 for "for any"
-    c.warmup = 0.0  # share of the run in which the rate rises from 0
-    c.warmup_factor = 0.0  # share of the peak that is held there instead; 0 is the rise
-    c.drop_epochs = ()  # for 'step': where the rate is multiplied by drop_factor
-    c.drop_factor = 0.1
-    c.drop_patience = 10  # for 'plateau': evaluations without a lower loss before a drop
-    c.max_drops = 3  # for 'plateau'
-    c.momentum = 0.9
-    c.nesterov = False
-    c.weight_decay = 1e-4  # kernels only, SE's included
-    c.label_smoothing = 0.0
-    c.freeze_bn_epochs = 0.0  # at the end, with BatchNorm's parameters and statistics as they are
-    c.ema = 0.0  # share a step keeps of the moving average that is evaluated; 0 is none (0.9999)
-
-    # Steps win over epochs; without either it is done at the end alone.
-    c.log_every_steps = ref(100)
-    c.log_every_epochs = config_dict.placeholder(float)
-    c.eval_every_steps = config_dict.placeholder(int)
-    c.eval_every_epochs = ref(1.0)
-    c.checkpoint_every_steps = config_dict.placeholder(int)
-    c.checkpoint_every_epochs = ref(1.0)
-    c.keep_checkpoints = 2
-    c.eval_batch_size = 256
-    c.num_threads = 0  # that load data; 0 is one a core
-    c.num_workers = 0  # processes that load data; 0 is none, right up to tens of cores
-    c.compilation_cache = '~/.cache/se_flax'  # of XLA; '' switches it off
-    c.shard_optimizer = False  # each device holds its part of the momentum, not a copy
-    c.heartbeat_seconds = 30  # of silence after which another process counts as lost
-    c.watchdog_seconds = 300.0  # after which a line says what the run is still at; 0 for never
-    return c
+def base_config() -> ConfigDict:
+    """Returns a config of all fields at their defaults."""
+    config = ConfigDict()
+    for name, field in FIELDS.items():
+        config[name] = field.default
+        if field.optional or (field.from_weights and field.type is not ConfigDict):
+            config[name] = FieldReference(field.default, field.type)  # None keeps the type
+    return config
 
 
-class Processes(NamedTuple):
-    """What `distributed.connect` takes; None where the environment tells it."""
-
-    coordinator: str | None
-    num_processes: int | None
-    process_id: int | None
-
-
-class Arguments(NamedTuple):
-    """What the command line says; `processes` is None for a run of this process alone."""
-
-    config: ml_collections.ConfigDict
-    workdir: AnyPath
-    processes: Processes | None
+def describe_fields() -> str:
+    """Returns a line or two for each field: default, meaning, unit and range."""
+    lines = []
+    for title, fields in GROUPS.items():
+        lines += ['', f'{title}:']
+        for name, field in fields.items():
+            facts = [field.unit, *(f'{words} {number}' for words, _, number in field.bounds)]
+            facts += [f'one of {", ".join(field.choices)}'] if field.choices else []
+            text = f'{name}={field.default}: {field.help} ({", ".join(filter(None, facts))})'
+            text = text.removesuffix(' ()')
+            lines.append(textwrap.fill(text, 100, initial_indent='  ', subsequent_indent=' ' * 6))
+    return '\n'.join(lines[1:])
 
 
-def parse_args(argv: Sequence[str], default: str) -> Arguments:
-    """Reads `--config FILE[:ARGUMENT]`, `--workdir DIR` and `--config.FIELD=VALUE`, in any order.
+def parse_args(
+    argv: Sequence[str], default: str
+) -> tuple[ConfigDict, AnyPath, tuple[str | None, int | None, int | None] | None]:
+    """Parses `--config FILE[:ARGUMENT]`, `--workdir DIR` and `--config.FIELD=VALUE`, in any order.
 
-    ml_collections' own flags want `--config` first, read `sys.argv`, and answer a misspelt field
-    with a traceback; its ConfigDict keeps the types.
-
-    Args:
-        argv: without the program's name.
-        default: the config file where none is given.
-
-    Returns:
-        The config, locked, the workdir (default: runs/<name of the config>), and how this process
-        finds the others of its run.
-
-    Raises:
-        UserError: for an unknown argument, and for all that is wrong with the config.
+    Unlike the flags of ml_collections, it reports a misspelled field in a line. `default` is the
+    config file if there is no `--config`; `argv` has no program name. Returns the locked config,
+    the workdir (default: runs/<name of the config>), and the coordinator, number of processes and
+    process id for `distributed.connect`, or None for a single process. Raises a UserError that
+    lists everything wrong.
     """
     parser = argparse.ArgumentParser(
         prog='train_main.py',
-        description='Trains a network; the same command again goes on where it stopped.',
-        epilog='--config.FIELD=VALUE sets a field of the config, such as --config.batch_size=128.',
+        description='Trains a network. The same command resumes a run that was stopped.',
+        epilog='Fields of the config, set by --config.FIELD=VALUE such as --config.batch_size=128\n'
+        f'\n{describe_fields()}',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument('--config', default=default, metavar='FILE[:ARGUMENT]')
     parser.add_argument('--workdir', help='default: runs/<name of the config>')
-    many = parser.add_argument_group('a run of many processes, each started with this command')
+    many = parser.add_argument_group('several processes, each started with this command')
     many.add_argument(
         '--distributed',
         action='store_true',
-        help='Cloud TPU, SLURM, Open MPI or the variables JAX_COORDINATOR_ADDRESS, '
-        'JAX_NUM_PROCESSES and JAX_PROCESS_ID tell the rest',
+        help='read the three options below from Cloud TPU, SLURM, Open MPI, or the variables '
+        'JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID',
     )
-    many.add_argument('--coordinator', metavar='HOST:PORT', help='of process 0, at a free port')
+    many.add_argument('--coordinator', metavar='HOST:PORT', help='of process 0, with a free port')
     many.add_argument('--num-processes', type=int, metavar='N')
     many.add_argument('--process-id', type=int, metavar='I', help='0 to N - 1')
     args, rest = parser.parse_known_args(argv)
     config = make_config(args.config, parse_assignments(rest, FLAGS))
     file, colon, argument = args.config.partition(':')
     name = pathlib.Path(file).stem + colon.replace(':', '-') + argument
-    processes = Processes(args.coordinator, args.num_processes, args.process_id)
-    return Arguments(
-        config.lock(),
-        as_path(args.workdir or f'runs/{name}'),
-        processes if args.distributed or processes != (None, None, None) else None,
-    )
+    processes = args.coordinator, args.num_processes, args.process_id
+    distributed = args.distributed or processes != (None, None, None)
+    workdir = as_path(args.workdir or f'runs/{name}')
+    return config.lock(), workdir, processes if distributed else None
 
 
 def parse_assignments(
     words: Sequence[str], flags: Sequence[str] = ('--config.FIELD=VALUE',)
 ) -> list[tuple[str, str]]:
-    """Returns (field, text) of each `--config.FIELD=VALUE`; `flags` are what is known beside it.
+    """Returns (field, text) of each `--config.FIELD=VALUE`; errors suggest one of `flags`.
 
     >>> parse_assignments(['--config.seed=1', '--config.model', 'se_resnet50'])
     [('seed', '1'), ('model', 'se_resnet50')]
@@ -226,22 +271,19 @@ def parse_assignments(
     return found
 
 
-def make_config(spec: str, assignments: Sequence[tuple[str, str]]) -> ml_collections.ConfigDict:
+def make_config(spec: str, assignments: Sequence[tuple[str, str]]) -> ConfigDict:
     """Returns the config of `FILE[:ARGUMENT]` with (field, text) assigned.
 
-    Raises UserError that names all that is wrong, but for what depends on weights, data and the
-    devices, which are not asked for.
+    Raises a UserError that lists everything wrong, except what depends on weights, data or devices.
     """
     config, problems = load_config(spec), Problems()
     for name, text in assignments:
         problems.check([name], assign, config, name, text)
-    check_fields(config, problems)
-    check_values(config, None, problems)
-    problems.tell()
+    check_config(config, None, problems)
     return config
 
 
-def load_config(spec: str) -> ml_collections.ConfigDict:
+def load_config(spec: str) -> ConfigDict:
     """Returns `get_config()` of a file, or `get_config(ARGUMENT)` for FILE:ARGUMENT."""
     file, _, argument = spec.partition(':')
     path = pathlib.Path(file).expanduser()
@@ -257,23 +299,22 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
         config = get_config(argument) if argument else get_config()
     except UserError:
         raise
-    except Exception as error:  # whatever a file of the user's raises
+    except Exception as error:  # anything that the user's file may raise
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(path)]
         if isinstance(error, SyntaxError):
             lines, error = [error.lineno], SyntaxError(error.msg)
         place = f'{file}:{lines[-1]}' if lines else file
-        text = str(error).replace('\\n', ' ').replace("\\'", "'")  # ConfigDict's have a repr
-        text = ' '.join(text.split())[:300]
-        raise UserError(f'{place}: {type(error).__name__}: {text}') from error
-    if not isinstance(config, ml_collections.ConfigDict):
+        text = str(error).replace('\\n', ' ').replace("\\'", "'")  # ConfigDict raises a repr
         raise UserError(
-            f'get_config() of {file} returns {_NO_CONFIG.format(type(config).__name__)}'
-        )
+            f'{place}: {type(error).__name__}: {textwrap.shorten(text, 300)}'
+        ) from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f'get_config() of {file} returns {type(config).__name__}; {_NOT_A_CONFIG}')
     return config
 
 
-def assign(config: ml_collections.ConfigDict, name: str, text: str) -> None:
+def assign(config: ConfigDict, name: str, text: str) -> None:
     """Sets a dotted field from text, keeping the field's type.
 
     >>> c = base_config()
@@ -283,94 +324,76 @@ def assign(config: ml_collections.ConfigDict, name: str, text: str) -> None:
     ((30, 60, 90), 8)
     """
     field, *inner = name.split('.')
-    if field == _OPEN and inner:
+    if field == 'model_fields' and inner:
         value = _literal(text)
         for key in reversed(inner):
             value = {key: value}
-        if config[_OPEN] is None:
-            config[_OPEN] = ml_collections.ConfigDict()
+        if config.model_fields is None:
+            config.model_fields = ConfigDict()
         try:
-            config[_OPEN].update(value)
+            config.model_fields.update(value)
         except TypeError:
-            raise UserError(f'config field {name} has another type, got {text!r}') from None
+            raise UserError(f'config field {name} has another type than {text!r}') from None
         return
-    base = base_config()
-    check_known('config field', name, [*base, f'{_OPEN}.FIELD'])
-    kind = base.get_type(field)
+    check_known('config field', name, [*FIELDS, 'model_fields.FIELD'])
+    kind, optional = FIELDS[field].type, FIELDS[field].optional or FIELDS[field].from_weights
     try:
-        optional = field in (*_OPTIONAL, *OF_WEIGHTS)
         config[field] = None if text == 'None' and optional else _convert(text, kind)
     except (ValueError, TypeError, KeyError, SyntaxError):
         raise UserError(f'config field {name} has type {kind.__name__}, got {text!r}') from None
 
 
-def check_config(config: ml_collections.ConfigDict, num_devices: int | None = None) -> None:
-    """Raises UserError that names all that no run can have; each with the nearest valid choice.
+def check_config(
+    config: ConfigDict, num_devices: int | None = None, problems: Problems | None = None
+) -> None:
+    """Raises a UserError that lists everything wrong with a config and the nearest valid choices.
 
-    Without `num_devices` what depends on it is not checked.
+    Without `num_devices`, what depends on it is not checked.
     """
-    problems = Problems()
+    problems = problems or Problems()
     check_fields(config, problems)
     check_values(config, num_devices, problems)
     problems.tell()
 
 
-def check_fields(config: ml_collections.ConfigDict, problems: Problems) -> None:
-    """Checks that a config has the fields of `base_config()`, and values of their types.
+def check_fields(config: ConfigDict, problems: Problems) -> None:
+    """Checks that a config has exactly the known fields, with values of their types.
 
-    Raises UserError, at once, for what is no config.
+    Raises UserError at once for what is not a config.
     """
-    if not isinstance(config, ml_collections.ConfigDict):
-        raise UserError(f'this is {_NO_CONFIG.format(type(config).__name__)}')
-    base = base_config()
+    if not isinstance(config, ConfigDict):
+        raise UserError(f'got {type(config).__name__}; {_NOT_A_CONFIG}')
     for name in config:
-        problems.check([name], check_known, 'config field', name, base)
-    if missing := [name for name in base if name not in config]:
-        text = f'no config field {", ".join(missing)}; a config starts from base_config()'
+        problems.check([name], check_known, 'config field', name, FIELDS)
+    if missing := [name for name in FIELDS if name not in config]:
+        text = f'config has no {", ".join(missing)}; it must start from base_config()'
         problems.add(missing, UserError(text))
-    for name in base:
-        problems.check([name], _check_type, config, name, base.get_type(name))
+    for name, field in FIELDS.items():
+        problems.check([name], _check_type, name, field, config.get(name))
     open_ = [name for name in OF_WEIGHTS if name not in problems.wrong and config[name] is None]
     if open_ and config.get('init_from') == '':
-        text = f'{", ".join(open_)}: told by a weights file, so it needs --config.init_from=FILE'
+        text = f'{", ".join(open_)}=None needs a weights file, --config.init_from=FILE'
         problems.add(open_, UserError(text))
 
 
-def check_values(
-    config: ml_collections.ConfigDict, num_devices: int | None, problems: Problems
-) -> None:
-    """Checks the values of those fields that are not wrong already."""
+def check_values(config: ConfigDict, num_devices: int | None, problems: Problems) -> None:
+    """Checks the values of the fields that are not already known to be wrong."""
     check, c = problems.check, config
-    # What only the weights know has nothing to check yet.
+    # What the weights file has to say is not known yet.
     problems.wrong.update(name for name in OF_WEIGHTS if config.get(name) is None)
-    for name, known in (
-        ('model', list_models()),
-        ('schedule', SCHEDULES),
-        ('dtype', DTYPES),
-        ('sampling', SAMPLINGS),
-        ('crop', CROPS),
-        ('interpolation', INTERPOLATIONS),
-    ):
-        check([name], check_known, name, c.get(name), known)
-    if problems.wrong.isdisjoint(('model', _OPEN)):
-        for field, value in c[_OPEN].to_dict().items():
-            check([f'{_OPEN}.{field}'], make_network, c.model, **{field: value})
-        if any(name.startswith(f'{_OPEN}.') for name in problems.wrong):
-            problems.wrong.add(_OPEN)
-    for name, limits in _LIMITS.items():
-        if c.get(name) is not None:
-            check([name], _check_range, name, c[name], **limits)
-    for value in () if 'std' in problems.wrong else c.std:
-        check(['std'], _check_range, 'std', value, above=0)
-    for name in _PAIRS:
-        check([name], _check_length, name, c.get(name), 2)
-    for name in _A_CHANNEL:
-        if 'in_channels' not in problems.wrong:
-            check([name], _check_length, name, c.get(name), c.in_channels)
+    check(['model'], check_model, c.get('model'))
+    if problems.wrong.isdisjoint(('model', 'model_fields')):
+        for field, value in c.model_fields.to_dict().items():
+            check([f'model_fields.{field}'], make_network, c.model, **{field: value})
+        if any(name.startswith('model_fields.') for name in problems.wrong):
+            problems.wrong.add('model_fields')
+    for name, field in FIELDS.items():
+        channels = None if 'in_channels' in problems.wrong else c.in_channels
+        check([name], _check_value, name, field, c.get(name), channels)
+    group = 'batch_size', 'bn_group_size'
     if num_devices:
         for name in ('batch_size', 'eval_batch_size'):
             check([name], check_multiple, name, c.get(name), 'the number of devices', num_devices)
-    group = 'batch_size', 'bn_group_size'
     if problems.wrong.isdisjoint(group) and c.bn_group_size:
         check(group, check_multiple, group[0], c.batch_size, group[1], c.bn_group_size)
     if num_devices:
@@ -378,9 +401,16 @@ def check_values(
 
 
 def make_network(name: str, num_classes: int | None = None, **fields: Any) -> Network:
-    """Does as `create_model`; UserError for all values that no network can have."""
-    try:
+    """Calls `create_model`; raises UserError for every value that the network cannot have."""
+    with network_errors(name, fields):
         return create_model(name, num_classes, **fields)
+
+
+@contextlib.contextmanager
+def network_errors(name: str, fields: dict[str, Any]) -> Iterator[None]:
+    """Raises what a network does with values that it cannot have as a UserError."""
+    try:
+        yield
     except UserError:
         raise
     except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
@@ -388,34 +418,43 @@ def make_network(name: str, num_classes: int | None = None, **fields: Any) -> Ne
         raise UserError(f'{name} cannot have model_fields {fields}: {reason}') from error
 
 
-def _check_type(config: ml_collections.ConfigDict, name: str, of: type) -> None:
-    value, kind = config[name], of
+def _check_type(name: str, field: Field, value: Any) -> None:
     if value is None:
-        if name in (*_OPTIONAL, *OF_WEIGHTS):
+        if field.optional or field.from_weights:
             return
-        raise UserError(f'{name}=None: it needs a value; only {", ".join(_OPTIONAL)} may be None')
-    values = [value]
+        optional = ', '.join(name for name, field in FIELDS.items() if field.optional)
+        raise UserError(f'{name}=None: it needs a value; only {optional} may be None')
+    values, kind = [value], field.type
     if kind is tuple and isinstance(value, tuple | list):
         values, kind = value, float
     allowed = {int: numbers.Integral, float: numbers.Real}.get(kind, kind)
     if not all(isinstance(v, allowed) and isinstance(v, bool) == (kind is bool) for v in values):
-        raise UserError(f'config field {name} has type {of.__name__}, got {value!r}')
+        raise UserError(f'config field {name} has type {field.type.__name__}, got {value!r}')
 
 
-def _check_length(name: str, values: Sequence[float], length: int) -> None:
-    if len(values) != length:
+def _check_value(name: str, field: Field, value: Any, channels: int | None) -> None:
+    if field.choices:
+        check_known(name, value, field.choices)
+    if value is None:
+        return
+    for number in value if field.type is tuple else [value]:
+        for words, holds, bound in field.bounds:
+            if not holds(number, bound):
+                raise UserError(f'{name}={number} must be {words} {bound}')
+    length = channels if field.per_channel else field.length
+    if length and len(value) != length:
         count = f'{length} number{"s" if length > 1 else ""}'
-        why = f', as in_channels={length}' if name in _A_CHANNEL and length != 3 else ''
-        raise UserError(f'{name}={values} must have {count}{why}')
+        why = f', as in_channels={length}' if field.per_channel and length != 3 else ''
+        raise UserError(f'{name}={value} must have {count}{why}')
 
 
-def _check_accumulate(config: ml_collections.ConfigDict, num_devices: int) -> None:
+def _check_accumulate(config: ConfigDict, num_devices: int) -> None:
     if config.accumulate == 1:
         return
     if not config.bn_group_size:
         raise UserError(
-            f'accumulate={config.accumulate} needs a bn_group_size, such as 32: statistics of '
-            f'the global batch cannot be had from its parts'
+            f'accumulate={config.accumulate} needs a bn_group_size, such as 32: microbatches do '
+            f'not have the statistics of the global batch'
         )
     part = config.batch_size // num_devices
     groups, rest = divmod(part, config.bn_group_size)
@@ -425,19 +464,6 @@ def _check_accumulate(config: ml_collections.ConfigDict, num_devices: int) -> No
             f'accumulate={config.accumulate} does not split the {part} images of a device into '
             f'whole BatchNorm groups of {config.bn_group_size}; take {" or ".join(fitting or "1")}'
         )
-
-
-def _check_range(name: str, value: float, *, above=None, least=None, below=None) -> None:
-    if above is not None and not value > above:
-        raise UserError(f'{name}={value} must be above {above}')
-    if least is not None and not value >= least:
-        raise UserError(f'{name}={value} must be at least {least}')
-    if below is not None and not value < below:
-        raise UserError(f'{name}={value} must be below {below}')
-
-
-_NO_CONFIG = 'no config but {}; a config starts from base_config()'
-_BOOLS = {'true': True, 'false': False}
 
 
 def _literal(text: str) -> Any:

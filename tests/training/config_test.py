@@ -1,6 +1,7 @@
 """The command line of a run, the files in configs/, and every message about a mistake in them."""
 
 import ast
+import dataclasses
 import itertools
 import pathlib
 import re
@@ -11,10 +12,11 @@ import pytest
 from se_flax.analysis import ablate
 from se_flax.analysis.plan import Plan
 from se_flax.analysis.study import STUDIES
+from se_flax.data import TrainTransform
 from se_flax.errors import UserError
 from se_flax.training.config import (
+    FIELDS,
     INTERVALS,
-    MACHINE_FIELDS,
     assign,
     base_config,
     check_config,
@@ -155,8 +157,22 @@ def test_every_field_is_used():
     sources = [path for path in sources if path.name != 'config.py']
     used = set(re.findall(r'\bconfig\.(\w+)', ' '.join(path.read_text() for path in sources)))
     named = {f'{what}_every_{unit}' for what in INTERVALS for unit in ('steps', 'epochs')}
-    assert set(base_config()) - used - named == set()  # recipe_test sees to the intervals
-    assert set(MACHINE_FIELDS) <= set(base_config())
+    named |= {'eval_resize', *(field.name for field in dataclasses.fields(TrainTransform))}
+    assert set(FIELDS) - used - named == set()  # recipe_test checks those that are named
+
+
+def test_help_lists_every_field(capsys):
+    with pytest.raises(SystemExit):
+        parse_args(['--help'], default=QUICKSTART)
+    told = capsys.readouterr().out
+    for name, field in FIELDS.items():
+        assert f'  {name}={field.default}: ' in told
+        assert re.fullmatch(r'[A-Z].*[^.]\.', field.help, re.IGNORECASE)
+    assert '(share, at least 0, below 1)' in told
+
+
+def test_the_defaults_are_valid():
+    check_config(base_config(), num_devices=1)
 
 
 MISTAKES = """
@@ -272,15 +288,15 @@ def get_config(model='se_resnet8_cifar'):
         ("c.model_fields.width = 'big'", ["width='big' must be an integer"]),
         ('c.optimizer.momentum = 0.9', ["{file}:7: AttributeError: ''optimizer' Did you mean"]),
         ("c.batch_size = 'many'", ['{file}:7: TypeError: ', 'batch_size']),
-        ('del c.momentum', ['no config field momentum; a config starts from base_config()']),
+        ('del c.momentum', ['config has no momentum; it must start from base_config()']),
         ('c.num_steps = c.seed = None', ['seed=None: it needs a value']),
         ("c.drop_epochs = ('30', 60)", ["drop_epochs has type tuple, got ('30', 60)"]),
         ('c.num_threads = True', ['num_threads has type int, got True']),
-        ('c = c.to_dict()', ['get_config() of {file} returns no config but dict']),
-        ('return', ['get_config() of {file} returns no config but NoneType']),
+        ('c = c.to_dict()', ['get_config() of {file} returns dict; a config is a ConfigDict']),
+        ('return', ['get_config() of {file} returns NoneType; a config is']),
         ('if c', ["{file}:7: SyntaxError: expected ':'"]),
         ('import no_such_module', ['{file}:7: ModuleNotFoundError: No module']),
-        ('c.mean = None', ['mean: told by a weights file, so it needs --config.init_from=FILE']),
+        ('c.mean = None', ['mean=None needs a weights file, --config.init_from=FILE']),
         (
             "c.learning_rat = 5; c.schedule = 'cosin'; c.batch_size = 0; c.model_fields.widht = 8",
             ['4 mistakes:\n  ', 'learning_rate', 'cosine', 'batch_size=0 must', 'widht'],
@@ -322,7 +338,7 @@ def test_assignments_and_the_file_are_told_together(tmp_path):
 
 @pytest.mark.parametrize('argument', [None, 3, {'seed': 1}])
 def test_what_is_no_config_is_refused(argument, tmp_path):
-    with pytest.raises(UserError, match='no config but'):
+    with pytest.raises(UserError, match='; a config is a ConfigDict that starts from base_config'):
         run(argument, tmp_path / 'run')
 
 

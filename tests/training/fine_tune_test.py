@@ -251,6 +251,6 @@ def test_what_is_wrong_is_told_before_the_data_are_opened(tmp_path, weights, cap
     told = capsys.readouterr().err
     assert 'no folder nowhere' in told
     assert cli.main([*command, fields[1]]) == 2
-    assert 'so it needs --config.init_from=FILE' in capsys.readouterr().err
+    assert 'None needs a weights file, --config.init_from=FILE' in capsys.readouterr().err
     with pytest.raises(UserError, match=r'no .*nine.safetensors[^$]*no folder nowhere'):
         run(recipe(tmp_path / 'nine.safetensors', data='folder:nowhere', **TINY), tmp_path / 'run')

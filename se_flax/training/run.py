@@ -23,7 +23,6 @@ from se_flax.training import workdir
 from se_flax.training.checkpoint import Checkpointer
 from se_flax.training.curves import plot_curves
 from se_flax.training.distributed import all_or_none, on_first, tell_all
-from se_flax.training.doubts import doubts
 from se_flax.training.fine_tune import start_from, told_of_start
 from se_flax.training.loop import train
 from se_flax.training.memory import IN_TRAINING, check_step
@@ -34,7 +33,7 @@ from se_flax.training.recipe import Plan, make_plan, make_start, make_step
 from se_flax.training.state import TrainState
 from se_flax.training.step import jit_train_step
 from se_flax.training.stopwatch import Stopwatch
-from se_flax.training.summary import run_summary
+from se_flax.training.summary import doubts, run_summary
 from se_flax.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -108,7 +107,7 @@ def run(
             log.warning('%s', doubt)
         table = parameter_overview.get_parameter_overview(state.params)
         atomic_write(directory / workdir.PARAMETERS, f'{table}\n'.encode())
-        print(_summary(config, plan, state))
+        print(run_summary(plan, state, jax.devices()))
         print(f'Parameters: {len(jax.tree.leaves(state.params))} arrays, see {workdir.PARAMETERS}.')
         if config.init_from and not start:
             print(told_of_start(config, plan.train_set.class_names))
@@ -242,26 +241,3 @@ def _batch(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, jax.Shape
     image = (config.batch_size, config.image_size, config.image_size, config.in_channels)
     shapes = {'image': (image, np.uint8), 'label': (image[:1], np.int32)}
     return {k: jax.ShapeDtypeStruct(*of, sharding=split(mesh)) for k, of in shapes.items()}
-
-
-def _summary(config: ml_collections.ConfigDict, plan: Plan, state: TrainState) -> str:
-    optimizer = jax.tree.leaves(state.opt_state)
-    return run_summary(
-        model=config.model,
-        parameters=sum(p.size for p in jax.tree.leaves(state.params)),
-        dtype=config.dtype,
-        device_kind=jax.devices()[0].device_kind,
-        num_devices=jax.device_count(),
-        batch_size=config.batch_size,
-        bn_group_size=config.bn_group_size or None,
-        num_steps=plan.num_steps,
-        steps_per_epoch=plan.steps_per_epoch,
-        data=config.data,
-        train_examples=len(plan.train_set),
-        eval_examples=len(plan.eval_set),
-        num_classes=plan.train_set.num_classes,
-        optimizer_bytes=(
-            sum(leaf.nbytes for leaf in optimizer),
-            sum(leaf.addressable_shards[0].data.nbytes for leaf in optimizer),
-        ),
-    )

@@ -1,4 +1,4 @@
-"""The folder of a run: what it was told, whether it has ended, and how to read it back."""
+"""The folder of a run: its config, its data, its result, and how to read them back."""
 
 import json
 import logging
@@ -8,90 +8,79 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import ml_collections
+from ml_collections import ConfigDict
 
 from se_flax.data import Dataset
-from se_flax.data.decode import MAX_PIXELS
 from se_flax.errors import MissingError, UserError
 from se_flax.models import Network
 from se_flax.parallel import data_mesh
 from se_flax.storage import AnyPath, as_path, atomic_write, is_remote
 from se_flax.training.checkpoint import load
-from se_flax.training.config import MACHINE_FIELDS, base_config
+from se_flax.training.config import FIELDS, MACHINE_FIELDS, base_config
 from se_flax.training.recipe import make_model, make_start, make_training
 
 log = logging.getLogger(__name__)
 CONFIG, DONE, CHECKPOINTS = 'config.json', 'DONE', 'checkpoints'
 DATA, PARAMETERS = 'data.json', 'parameters.txt'
 
-LENGTH = ('num_epochs', 'num_steps')
-LONGER = (
-    'The learning rate depends on the length of a run, so it cannot be made longer. To train on '
-    'from its weights: se-flax convert {} --out FILE.safetensors, then this command with '
-    '--config.init_from=FILE.safetensors --config.keep_head=true --workdir=NEW'
-)
-# What runs from before there was a field did.
-ADDED = {
-    'keep_head': False,
-    'eval_split': 0.0,
-    'exif_orientation': False,
-    'max_pixels': MAX_PIXELS,
-}
-
 
 class Run(NamedTuple):
-    """A trained network: its config, module, variables, the step they are of, class names."""
+    """A trained network; `variables` are those of `step`."""
 
-    config: ml_collections.ConfigDict
+    config: ConfigDict
     model: Network
     variables: Mapping[str, Any]
     step: int
     class_names: tuple[str, ...]
 
 
-def told(config: ml_collections.ConfigDict, class_names: Sequence[str]) -> dict[str, Any]:
-    """Returns what config.json has of a run."""
+def told(config: ConfigDict, class_names: Sequence[str]) -> dict[str, Any]:
+    """Returns the content of config.json."""
     return json.loads(config.to_json()) | {'class_names': list(class_names)}
 
 
 def check(workdir: AnyPath, ours: Mapping[str, Any]) -> None:
-    """Raises UserError unless a workdir is new, or of a run that was told the same, see `told`.
-
-    It names the fields that differ.
-    """
+    """Raises UserError unless a workdir is new, or its run has the same `told`."""
     if not (workdir / CONFIG).exists():
         _check_folder(workdir)
-        # A kill of `claim` leaves only what `atomic_write` starts with.
+        # A `claim` that was killed leaves only the temporary file of `atomic_write`.
         if workdir.is_dir() and {p.name for p in workdir.iterdir()} - {f'.{CONFIG}.new'}:
             raise UserError(f'{workdir} is not empty and holds no {CONFIG}; take another --workdir')
         return
-    theirs = ADDED | _read(workdir)
+    added = {name: field.default for name, field in FIELDS.items() if field.added}
+    theirs = added | _read(workdir)
     differing = [
         name
         for name in sorted(ours.keys() | theirs.keys())
         if ours.get(name) != theirs.get(name) and name not in MACHINE_FIELDS
     ]
-    if differing:
-        each = [f'{n} is {theirs.get(n)!r} there and {ours.get(n)!r} now' for n in differing]
-        way_out = 'Take another --workdir, or move that folder away'
-        if set(differing) <= set(LENGTH):
-            way_out = LONGER.format(shlex.quote(str(workdir)))
-        raise UserError(f'{workdir} holds a run with another config: {"; ".join(each)}. {way_out}')
+    if not differing:
+        return
+    each = [f'{n} is {theirs.get(n)!r} there and {ours.get(n)!r} now' for n in differing]
+    advice = 'Take another --workdir, or move that folder away'
+    if {'num_epochs', 'num_steps'}.issuperset(differing):
+        advice = (
+            'The learning rate depends on the length of a run, so it cannot be extended. To train '
+            f'longer from its weights: se-flax convert {shlex.quote(str(workdir))} --out '
+            'FILE.safetensors, then this command with --config.init_from=FILE.safetensors '
+            '--config.keep_head=true --workdir=NEW'
+        )
+    raise UserError(f'{workdir} holds a run with another config: {"; ".join(each)}. {advice}')
 
 
 def _check_folder(workdir: AnyPath) -> None:
-    """Raises UserError where the folder cannot be made, before a run compiles for minutes."""
+    """Raises UserError if the folder cannot be made, before minutes of compilation."""
     if is_remote(workdir):
         return
-    there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise UserError(f'{there} is a file, so {workdir} cannot be the folder of a run')
-    if not os.access(there, os.W_OK):
-        raise UserError(f'nothing may be written to {there}; take another --workdir')
+    parent = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    if not parent.is_dir():
+        raise UserError(f'{parent} is a file, so {workdir} cannot be the folder of a run')
+    if not os.access(parent, os.W_OK):
+        raise UserError(f'{parent} is not writable; take another --workdir')
 
 
 def fingerprints(**sets: Dataset) -> dict[str, dict[str, Any]]:
-    """Returns what data.json has of data sets, by their names."""
+    """Returns the content of data.json."""
     return {
         name: {'examples': len(dataset), 'fingerprint': dataset.fingerprint()}
         for name, dataset in sets.items()
@@ -99,12 +88,12 @@ def fingerprints(**sets: Dataset) -> dict[str, dict[str, Any]]:
 
 
 def check_data(workdir: AnyPath, ours: Mapping[str, Any], *, allow_changes: bool = False) -> None:
-    """Raises UserError unless a run goes on with the data it was started with.
+    """Raises UserError if the data are not those of the start of the run.
 
-    It says how many examples there were and are. With `allow_changes` that is a warning.
+    With `allow_changes` it is a warning.
     """
     path = workdir / DATA
-    theirs = json.loads(path.read_text()) if path.exists() else {}  # none in older runs
+    theirs = json.loads(path.read_text()) if path.exists() else {}  # older runs have none
     changed = [
         f'{name}, {theirs[name]["examples"]:,} examples then and {now["examples"]:,} now'
         for name, now in ours.items()
@@ -115,14 +104,14 @@ def check_data(workdir: AnyPath, ours: Mapping[str, Any], *, allow_changes: bool
     text = f'the data of {workdir} have changed: {"; ".join(changed)}'
     if not allow_changes:
         raise UserError(
-            f'{text}. All examples would come in another order: put the old ones back, take '
-            f'another --workdir, or go on all the same with --config.allow_changed_data=true'
+            f'{text}. The order of all examples would change: restore the old ones, take another '
+            f'--workdir, or resume nevertheless with --config.allow_changed_data=true'
         )
     log.warning('%s', text)
 
 
 def claim(workdir: AnyPath, ours: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-    """Writes config.json into a new workdir, and data.json where the data are others."""
+    """Writes config.json into a new workdir, and data.json if it is new or has changed."""
     workdir.mkdir(parents=True, exist_ok=True)
     if not (workdir / CONFIG).exists():
         text = json.dumps(ours, indent=2, sort_keys=True) + '\n'
@@ -138,19 +127,19 @@ def finish(workdir: AnyPath, result: Mapping[str, Any]) -> None:
 
 
 def finished(workdir: AnyPath) -> dict[str, Any] | None:
-    """Returns the result of a run that has ended, else None."""
+    """Returns the result of a finished run, else None."""
     return result(workdir) if (workdir / DONE).exists() else None
 
 
 def result(workdir: AnyPath) -> dict[str, Any]:
-    """Returns the result of a run that has ended."""
+    """Returns the result of a finished run."""
     return json.loads((workdir / DONE).read_text())
 
 
 def load_run(workdir: str | os.PathLike) -> Run:
-    """Reads the newest good checkpoint of a run; safe beside the trainer that is writing it.
+    """Reads the newest good checkpoint of a run, even while it trains.
 
-    Raises MissingError where there is no run or no checkpoint yet.
+    Raises MissingError if there is no run or no checkpoint yet.
     """
     workdir = as_path(workdir)
     config, class_names = read_config(workdir)
@@ -161,9 +150,9 @@ def load_run(workdir: str | os.PathLike) -> Run:
     return Run(config, model, state.variables, int(state.step), class_names)
 
 
-def read_config(workdir: AnyPath) -> tuple[ml_collections.ConfigDict, tuple[str, ...]]:
-    """Returns the config and the class names of a run; raises MissingError where there is none."""
-    fields = {k: _tuples(v) for k, v in _read(workdir).items()}
+def read_config(workdir: AnyPath) -> tuple[ConfigDict, tuple[str, ...]]:
+    """Returns the config and the class names of a run; raises MissingError if there is none."""
+    fields = {name: _tuples(value) for name, value in _read(workdir).items()}
     class_names = fields.pop('class_names')
     config = base_config()
     config.update(fields)
@@ -179,7 +168,7 @@ def _read(workdir: AnyPath) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise UserError(f'{path} is not as it was written ({error})') from None
+        raise UserError(f'{path} is damaged ({error})') from None
 
 
 def _tuples(value: Any) -> Any:

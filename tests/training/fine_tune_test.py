@@ -154,8 +154,8 @@ def test_weights_that_do_not_fit_are_refused_all_at_once(weights, tmp_path):
     for line, text in zip(
         told[1:],
         (
-            "model_fields.se is .*max.*, and the network's default with",
-            'model_fields.width is 32, and 16 with the weights of ',
+            "model_fields.se is .*max.*, but the network's default with",
+            'model_fields.width is 32, but 16 with the weights of ',
             r'mean=\(1.0, 2.0, 3.0\), but .* --config.mean=10,20,30',
             'std=.* --config.std=40,50,60',
         ),

@@ -6,7 +6,7 @@ import numbers
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-# Packages and the extras that bring them; `train` brings the others.
+# Packages and the extras that install them; the extra of all others is `train`.
 EXTRAS = {
     'safetensors': 'weights',
     'google': 'weights',
@@ -17,35 +17,32 @@ EXTRAS = {
 
 
 class UserError(ValueError):
-    """A mistake in what the user asked for; the command line prints it without a traceback."""
+    """A mistake in what the user asked for; commands print it without a traceback."""
 
 
 class MissingError(UserError, FileNotFoundError):
-    """A file, folder or data set that is not there; the message says how to get it."""
+    """A missing file, folder or data set; the message says how to get it."""
 
 
 class Problems:
-    """Mistakes that are told together.
-
-    Attributes:
-        wrong: the names they are about.
-    """
+    """Collects mistakes, to raise them together; `wrong` has the names that they are about."""
 
     def __init__(self) -> None:
         self.wrong: set[str] = set()
         self._errors: dict[str, UserError] = {}
 
     def add(self, names: Iterable[str], error: UserError) -> None:
-        """Keeps a mistake that is about some names."""
+        """Adds a mistake about some names."""
         self.wrong.update(names)
         self._errors.setdefault(str(error), error)
 
     def check(
         self, names: Iterable[str], act: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
-        """Returns what `act` does; None where it raises UserError, which is kept.
+        """Calls `act` and adds the UserError that it raises, about `names`.
 
-        It is not called where a name is wrong already, as more would be said of one mistake.
+        Returns its result, else None. Skips the call if one of the names is wrong already, to
+        report each mistake once.
         """
         if self.wrong.isdisjoint(names):
             try:
@@ -55,7 +52,7 @@ class Problems:
         return None
 
     def tell(self) -> None:
-        """Raises the one mistake, or a UserError that lists them; none passes."""
+        """Raises the only mistake, or a UserError that lists them; returns if there is none."""
         if len(self._errors) == 1:
             raise next(iter(self._errors.values()))
         if self._errors:
@@ -63,7 +60,7 @@ class Problems:
 
 
 def extra_to_install(error: ImportError) -> str:
-    """Says which package is missing and how to install it; '' where it is none of an extra."""
+    """Returns how to install a missing package; '' if it is not part of an extra."""
     package = (error.name or '').partition('.')[0]
     if package in ('', 'se_flax'):
         return ''
@@ -72,10 +69,7 @@ def extra_to_install(error: ImportError) -> str:
 
 @contextlib.contextmanager
 def extra_needed() -> Iterator[None]:
-    """Says of a package that cannot be imported within, how to install it.
-
-    Raises ModuleNotFoundError, as without this.
-    """
+    """Adds how to install a package to a ModuleNotFoundError."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -85,7 +79,7 @@ def extra_needed() -> Iterator[None]:
 
 
 def check_known(what: str, key: Any, known: Iterable[Any]) -> None:
-    """Raises UserError unless `key` is in `known`; names the nearest entries, else all.
+    """Raises UserError unless `key` is in `known`; suggests the nearest entries, else all.
 
     >>> check_known('model', 'seresnet50', ['se_resnet50', 'vgg16'])
     Traceback (most recent call last):
@@ -100,7 +94,7 @@ def check_known(what: str, key: Any, known: Iterable[Any]) -> None:
 
 
 def check_multiple(what: str, value: int, of_what: str, of: int) -> None:
-    """Raises UserError unless `value` is a positive multiple of `of`; offers the two nearest.
+    """Raises UserError unless `value` is a positive multiple of `of`; suggests the two nearest.
 
     >>> check_multiple('batch', 100, 'group_size', 32)
     Traceback (most recent call last):
@@ -127,16 +121,13 @@ def check_at_least(what: str, value: Any, least: int) -> None:
 
 
 def check_images(images: Any, channels: int = 3, smallest: int = 1) -> None:
-    """Raises UserError unless `images` is a `[B, H, W, channels]` batch of floats.
-
-    H and W must be at least `smallest`.
-    """
+    """Raises UserError unless `images` is a float batch `[B, H, W, channels]`, H, W >= smallest."""
     if len(images.shape) != 4 or images.shape[-1] != channels:
         raise UserError(
             f'images have shape {tuple(images.shape)}; this network takes [B, H, W, {channels}]'
         )
     if images.dtype.kind in 'iub':
-        raise UserError(f'images are {images.dtype}; normalise them to a float dtype first')
+        raise UserError(f'images are {images.dtype}; normalize them to a float dtype first')
     height, width = images.shape[1:3]
     if min(height, width) < smallest:
         raise UserError(

@@ -203,7 +203,7 @@ def test_mistakes_are_told():
         create_model(NAME)
     with pytest.raises(UserError, match=r'rngs is of type int; take nnx.Rngs\(0\)'):
         create_model(NAME, rngs=0)
-    with pytest.raises(UserError, match='normalise them'):
+    with pytest.raises(UserError, match='normalize them'):
         create_model(NAME, rngs=nnx.Rngs(0))(jnp.zeros((1, 32, 32, 3), jnp.uint8))
 
 

@@ -325,7 +325,10 @@ def assign(config: ConfigDict, name: str, text: str) -> None:
     """
     field, *inner = name.split('.')
     if field == 'model_fields' and inner:
-        value = _literal(text)
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = _BOOLS.get(text.lower(), text)
         for key in reversed(inner):
             value = {key: value}
         if config.model_fields is None:
@@ -464,13 +467,6 @@ def _check_accumulate(config: ConfigDict, num_devices: int) -> None:
             f'accumulate={config.accumulate} does not split the {part} images of a device into '
             f'whole BatchNorm groups of {config.bn_group_size}; take {" or ".join(fitting or "1")}'
         )
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return _BOOLS.get(text.lower(), text)
 
 
 def _convert(text: str, kind: type) -> Any:

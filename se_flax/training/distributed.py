@@ -1,4 +1,4 @@
-"""Many processes that train one network: how they meet, agree and learn that one was lost."""
+"""Training by several processes: how they connect, agree and notice that one was lost."""
 
 import ctypes
 import os
@@ -16,7 +16,7 @@ Result = TypeVar('Result')
 PEER_LOST = 69  # EX_UNAVAILABLE of sysexits.h
 LOST = (
     'another process of this run is gone, or the JAX runtime failed here (see above); '
-    'the same command in every process goes on from the last checkpoint'
+    'the same command in every process resumes from the last checkpoint'
 )
 
 
@@ -27,17 +27,11 @@ def connect(
     *,
     heartbeat_seconds: int,
 ) -> None:
-    """Joins the processes of a run; to be called before anything else of jax.
+    """Connects the processes of a run; must be called before any other use of JAX.
 
-    Args:
-        coordinator: `HOST:PORT` of process 0, or the variable JAX_COORDINATOR_ADDRESS; where there
-            is neither, Cloud TPU, SLURM, Open MPI and Kubernetes tell all three.
-        num_processes: of the whole run, or JAX_NUM_PROCESSES.
-        process_id: 0 to `num_processes - 1`, or JAX_PROCESS_ID.
-        heartbeat_seconds: of silence after which a process counts as lost.
-
-    Raises:
-        UserError: where one is missing or wrong, or the processes do not meet.
+    Defaults are JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, then what Cloud TPU,
+    SLURM, Open MPI or Kubernetes say. A process counts as lost after `heartbeat_seconds` of
+    silence. Raises UserError if a value is missing or wrong, or the processes do not meet.
     """
     coordinator = coordinator or os.environ.get('JAX_COORDINATOR_ADDRESS')
     num_processes = _number('--num-processes', num_processes, 'JAX_NUM_PROCESSES')
@@ -65,7 +59,7 @@ def connect(
             f'the processes of this run did not meet: {reason} Give --coordinator=HOST:PORT '
             f'--num-processes=N --process-id=I, or start it by SLURM, Open MPI or on a TPU pod'
         ) from error
-    _tell_on_abort()
+    _report_aborts()
 
 
 def _number(flag: str, value: int | None, variable: str) -> int | None:
@@ -80,7 +74,7 @@ def _number(flag: str, value: int | None, variable: str) -> int | None:
 
 
 def all_or_none(act: Callable[[], Result]) -> Result:
-    """Acts in every process; where one raises UserError, all do."""
+    """Calls `act` in every process; if it raises UserError in one, all raise."""
     failure = None
     try:
         result = act()
@@ -90,28 +84,28 @@ def all_or_none(act: Callable[[], Result]) -> Result:
     if failure:
         raise failure
     if failed.any():
-        raise UserError(f'process {failed.argmax()} could not go on, its output says why')
+        raise UserError(f'process {failed.argmax()} failed, its output says why')
     return result
 
 
 def on_first(act: Callable[[], Result]) -> Result | None:
-    """Acts in process 0 alone; the others wait, and where it raises UserError all do.
+    """Calls `act` in process 0 while the others wait; if it raises UserError, all raise.
 
-    Returns what `act` does, None in the others.
+    Returns its result, None in the others.
     """
     return all_or_none(act if jax.process_index() == 0 else lambda: None)
 
 
 def tell_all(number: int) -> int:
-    """Returns process 0's number in every process; none goes on before all are here."""
+    """Returns process 0's number in every process, once all have called this."""
     return int(multihost_utils.broadcast_one_to_all(np.int64(number)))
 
 
 def lost_a_peer(error: BaseException) -> bool:
-    """Tells whether an error of the runtime means that another process is gone."""
+    """Returns whether an error of the runtime means that another process is gone."""
     if not (jax.distributed.is_initialized() and isinstance(error, jax.errors.JaxRuntimeError)):
         return False
-    # These two are this process's own matter: a device's memory, a mistake in the program.
+    # These two come from this process alone: its device's memory, a bug in the program.
     return not str(error).startswith(('RESOURCE_EXHAUSTED', 'INVALID_ARGUMENT'))
 
 
@@ -121,9 +115,9 @@ def _on_abort(number):
     os._exit(PEER_LOST)
 
 
-def _tell_on_abort() -> None:
-    """Makes an abort of jax's runtime, its answer to a lost process, a sentence and a code."""
-    # Not `signal.signal`: Python would run its handler after the abort, which has no after.
+def _report_aborts() -> None:
+    """Turns an abort by JAX's runtime, its answer to a lost process, into a line and a code."""
+    # Not `signal.signal`: Python would run its handler after the abort, that is never.
     libc = ctypes.CDLL(None)
     libc.signal.restype = ctypes.c_void_p
     libc.signal(int(signal.SIGABRT), _on_abort)

@@ -1,4 +1,4 @@
-"""Running out of memory, told in a line: what was asked for, what there is, what takes less."""
+"""Out of memory, in one line: what was asked for, what there is, and what takes less."""
 
 import contextlib
 import os
@@ -19,33 +19,26 @@ _UNITS = {'': 1, 'K': 1 << 10, 'M': 1 << 20, 'G': 1 << 30, 'T': 1 << 40}
 
 
 def explain(error: BaseException, helps: str) -> str | None:
-    """Returns the line for an error of XLA's that means too little memory; None for another one."""
+    """Returns the line for an out-of-memory error of XLA, None for another error."""
     text = str(error)
     if not isinstance(error, jax.errors.JaxRuntimeError) or 'RESOURCE_EXHAUSTED' not in text:
         return None
     # CPUs and GPUs: "allocating 123 bytes", "allocate 1.5GiB"; TPUs: "Used 25.2G of 15.5G hbm".
     found = re.search(r'(?:allocat\w+|Used|request for) ([\d.]+)\s*([KMGT]?)i?(?:B|b|\b)', text)
-    asked = float(found[1]) * _UNITS[found[2]] if found else None
-    return _line(asked, available(), helps)
+    needed = float(found[1]) * _UNITS[found[2]] if found else None
+    return _line(needed, available(), helps)
 
 
 def check_step(compiled: jax.stages.Compiled, helps: str) -> None:
-    """Raises UserError where a device has less memory than a compiled step takes.
-
-    Where the compiler, or the device, does not say, it passes.
-    """
+    """Raises UserError if a compiled step needs more memory than a device has, where both say."""
     stats: Any = None
     with contextlib.suppress(jax.errors.JaxRuntimeError, NotImplementedError):
         stats = compiled.memory_analysis()
     limit = available()
     if stats is None or limit is None:
         return
-    needed = (
-        stats.argument_size_in_bytes
-        + stats.output_size_in_bytes
-        - stats.alias_size_in_bytes
-        + stats.temp_size_in_bytes
-    )
+    inputs, outputs = stats.argument_size_in_bytes, stats.output_size_in_bytes
+    needed = inputs + outputs - stats.alias_size_in_bytes + stats.temp_size_in_bytes
     if needed > limit:
         raise UserError(_line(needed, limit, helps))
 
@@ -61,7 +54,7 @@ def available() -> float | None:
     return min(limits) / jax.local_device_count()
 
 
-def _line(asked: float | None, limit: float | None, helps: str) -> str:
-    wanted = f': {asked / 1e9:,.1f} GB needed' if asked else ''
+def _line(needed: float | None, limit: float | None, helps: str) -> str:
+    wanted = f': {needed / 1e9:,.1f} GB needed' if needed else ''
     there = f', a device has {limit / 1e9:,.1f} GB' if limit else ''
     return f'out of memory{wanted}{there}; {helps}'

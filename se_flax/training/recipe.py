@@ -27,8 +27,6 @@ from se_flax.training.optimizer import make_optimizer, make_schedule
 from se_flax.training.state import TrainState, make_init
 from se_flax.training.step import TrainStep, make_train_step
 
-TRACED_CLASSES = 10  # of a network that is checked before the data are opened
-
 
 class Plan(NamedTuple):
     """Everything that a run needs.
@@ -67,7 +65,7 @@ def make_plan(config: ConfigDict, num_devices: int) -> Plan:
     config = problems.check(of_weights, fine_tune.fill_from_weights, config) or config
     check_values(config, num_devices, problems)
     network = 'model', 'model_fields', 'image_size', 'in_channels', 'dtype', 'bn_group_size'
-    problems.check(network, lambda: _check_model(make_model(config, TRACED_CLASSES), config))
+    problems.check(network, _check_model, config)
     if config.get('init_from'):
         fine_tune.check_weights(config, problems)
     train_view, eval_view = (
@@ -124,8 +122,9 @@ def make_model(config: ConfigDict, num_classes: int) -> Network:
     return make_network(config.model, **ours, **fields)
 
 
-def _check_model(model: nn.Module, config: ConfigDict) -> None:
+def _check_model(config: ConfigDict) -> None:
     """Traces the network, which checks its fields; compiles nothing."""
+    model = make_model(config, num_classes=10)  # the data are not open yet
     shape = (1, config.image_size, config.image_size, config.in_channels)
     image = jax.ShapeDtypeStruct(shape, model.dtype)
     with network_errors(config.model, config.model_fields.to_dict()):

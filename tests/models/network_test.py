@@ -222,7 +222,7 @@ def test_bn_inception_wants_multiples_of_32():
 
 @pytest.mark.parametrize('name', FAMILIES)
 def test_wrong_images_are_refused(name):
-    with pytest.raises(UserError, match='normalise them'):
+    with pytest.raises(UserError, match='normalize them'):
         jax.eval_shape(family(name).init, jax.random.key(0), image(96, jnp.uint8))
 
 

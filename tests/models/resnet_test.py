@@ -177,7 +177,7 @@ def test_bfloat16_maps_give_float32_logits_near_float32():
     [
         (np.zeros((1, 32, 32, 1), 'f'), r'\(1, 32, 32, 1\); this network takes \[B, H, W, 3\]'),
         (np.zeros((32, 32, 3), 'f'), 'this network takes'),
-        (np.zeros((1, 32, 32, 3), 'u1'), 'images are uint8; normalise them'),
+        (np.zeros((1, 32, 32, 3), 'u1'), 'images are uint8; normalize them'),
     ],
 )
 def test_wrong_images_are_refused(images, message):

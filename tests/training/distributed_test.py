@@ -201,7 +201,7 @@ def test_processes_told_different_things_all_stop(start_processes, tmp_path):
     """Process 0 claims the workdir; what the other was told differs from that."""
     processes = start_processes(2, 1, f'--workdir={tmp_path / "run"}', each=('seed=0', 'seed=1'))
     end(processes, 2)
-    assert 'error: process 1 could not go on, its output says why' in output(processes[0])
+    assert 'error: process 1 failed, its output says why' in output(processes[0])
     assert 'seed is 0 there and 1 now' in output(processes[1])
 
 
@@ -226,7 +226,7 @@ def test_environment_stands_in_for_flags(monkeypatch):
     monkeypatch.setattr(
         jax.distributed, 'initialize', lambda *args, **kwargs: asked.update(args=args, **kwargs)
     )
-    monkeypatch.setattr(distributed, '_tell_on_abort', lambda: None)
+    monkeypatch.setattr(distributed, '_report_aborts', lambda: None)
     monkeypatch.setenv('JAX_COORDINATOR_ADDRESS', 'host:9000')
     monkeypatch.setenv('JAX_NUM_PROCESSES', '4')
     monkeypatch.setenv('JAX_PROCESS_ID', '3')

@@ -176,6 +176,7 @@ GROUPS = {
 FIELDS = {name: field for group in GROUPS.values() for name, field in group.items()}
 MACHINE_FIELDS = tuple(name for name, field in FIELDS.items() if field.machine)
 OF_WEIGHTS = tuple(name for name, field in FIELDS.items() if field.from_weights)
+ADDED = {name: field.default for name, field in FIELDS.items() if field.added}
 INTERVALS = ('log', 'eval', 'checkpoint')
 FLAGS = (
     *('--config', '--workdir', '--config.FIELD=VALUE'),

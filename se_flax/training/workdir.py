@@ -16,7 +16,7 @@ from se_flax.models import Network
 from se_flax.parallel import data_mesh
 from se_flax.storage import AnyPath, as_path, atomic_write, is_remote
 from se_flax.training.checkpoint import load
-from se_flax.training.config import FIELDS, MACHINE_FIELDS, base_config
+from se_flax.training.config import ADDED, MACHINE_FIELDS, base_config
 from se_flax.training.recipe import make_model, make_start, make_training
 
 log = logging.getLogger(__name__)
@@ -47,8 +47,7 @@ def check(workdir: AnyPath, ours: Mapping[str, Any]) -> None:
         if workdir.is_dir() and {p.name for p in workdir.iterdir()} - {f'.{CONFIG}.new'}:
             raise UserError(f'{workdir} is not empty and holds no {CONFIG}; take another --workdir')
         return
-    added = {name: field.default for name, field in FIELDS.items() if field.added}
-    theirs = added | _read(workdir)
+    theirs = ADDED | _read(workdir)
     differing = [
         name
         for name in sorted(ours.keys() | theirs.keys())

@@ -12,7 +12,7 @@ import ml_collections
 from se_flax.data import Dataset, EvalTransform, open_dataset
 from se_flax.data.folder import image_files
 from se_flax.errors import UserError, check_known
-from se_flax.evaluation.evaluator import Evaluator, Network, Seen, Tally
+from se_flax.evaluation.evaluator import Evaluation, Evaluator, Network, Seen
 from se_flax.evaluation.predictions import Predictions
 from se_flax.evaluation.protocols import OWN_VIEW, Protocol
 from se_flax.models import create_model, fold_batch_norm
@@ -87,14 +87,6 @@ def fold(trained: Trained) -> Trained:
     return trained._replace(network=network._replace(model=model, variables=variables))
 
 
-class Evaluation(NamedTuple):
-    """The result of networks on a data set; `tally` has the counts per class."""
-
-    data: str
-    class_names: tuple[str, ...]
-    tally: Tally
-
-
 def evaluate_networks(
     networks: Sequence[Trained],
     data: str | None = None,
@@ -128,8 +120,7 @@ def evaluate_networks(
         num_threads=config.num_threads or None,
         max_corrupt=config.max_corrupt,
     )
-    tally = evaluator.run(predictions=predictions, seen=seen)
-    return Evaluation(dataset.name, dataset.class_names, tally)
+    return evaluator.run(predictions=predictions, seen=seen)
 
 
 def _leading(networks: Sequence[Trained]) -> ml_collections.ConfigDict:
@@ -186,7 +177,7 @@ def evaluate_run(
     """
     run = open_run(workdir)
     result = evaluate_networks([run], data, data_dir, protocol)
-    return {'step': run.step, 'data': result.data, **result.tally.summary()}
+    return {'step': run.step, 'data': result.data, **result.summary()}
 
 
 def evaluate_weights(
@@ -194,7 +185,7 @@ def evaluate_weights(
 ) -> dict[str, Any]:
     """Evaluates a weights file; returns what `evaluate_run` does, without `step`."""
     result = evaluate_networks([open_weights(path)], data, data_dir, protocol)
-    return {'data': result.data, **result.tally.summary()}
+    return {'data': result.data, **result.summary()}
 
 
 def predict(

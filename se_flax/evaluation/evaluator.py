@@ -161,12 +161,12 @@ class Evaluator:
             scores = [f(variables[i], shown[canvas]['image']) for i, canvas, f in self._scores]
             yield self._judge(scores, shards[0]['label'], shards[0]['mask'])
 
-    def run(self, variables: Sequence[Any] | None = None, **options: Any) -> 'Tally':
-        """Returns the counts over all examples; takes the arguments of `batches`."""
-        tally = Tally(self._dataset.num_classes)
+    def run(self, variables: Sequence[Any] | None = None, **options: Any) -> 'Evaluation':
+        """Returns the result over all examples; takes the arguments of `batches`."""
+        evaluation = Evaluation(self._dataset)
         for _, results in self.batches(variables, **options):
-            tally.add(results)
-        return tally
+            evaluation.add(results)
+        return evaluation
 
 
 def _one_behind(results):
@@ -182,15 +182,16 @@ def _one_behind(results):
     yield from jax.device_get(pending)
 
 
-class Tally:
-    """Counts correct predictions per class.
+class Evaluation:
+    """The result of networks on a data set.
 
     `counts`, int64 `[C, 3]`, holds for each class the number of examples, of those predicted
     correctly, and of those whose label is among the five most probable classes.
     """
 
-    def __init__(self, num_classes: int):
-        self.counts = np.zeros((num_classes, 3), np.int64)
+    def __init__(self, dataset: Dataset):
+        self.data, self.class_names = dataset.name, dataset.class_names
+        self.counts = np.zeros((dataset.num_classes, 3), np.int64)
         self._loss = 0.0
 
     def add(self, results: dict[str, np.ndarray]) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh
 
 from se_flax.data import Dataset, DecodeError, EvalTransform
-from se_flax.evaluation.evaluator import Evaluator, Network, Tally, judge, make_scores
+from se_flax.evaluation.evaluator import Evaluation, Evaluator, Network, judge, make_scores
 from se_flax.evaluation.protocols import AVERAGES, OWN_VIEW, Protocol
 from se_flax.parallel import DATA
 
@@ -92,10 +92,10 @@ def joined(results):
 
 
 def summary(results):
-    tally = Tally(CLASSES)
+    evaluation = Evaluation(noise(0))
     for r in results:
-        tally.add(r)
-    return tally.summary()
+        evaluation.add(r)
+    return evaluation.summary()
 
 
 def probabilities(net, image, crops, average):
@@ -155,10 +155,10 @@ def test_what_is_masked_counts_nothing_even_if_it_is_not_finite():
     of_batch = jax.jit(functools.partial(judge, AVERAGES['logits']))
     scores = [np.full((2, CLASSES), np.nan, np.float32)]
     for mask, finite in ((False, True), (True, False)):
-        tally = Tally(CLASSES)
-        tally.add(jax.device_get(of_batch(scores, np.zeros(2, np.int32), np.full(2, mask))))
-        assert bool(np.isfinite(tally._loss)) is finite
-        assert tally.counts.tolist()[0] == [2 * mask, 0, 0]
+        got = Evaluation(noise(2))
+        got.add(jax.device_get(of_batch(scores, np.zeros(2, np.int32), np.full(2, mask))))
+        assert bool(np.isfinite(got._loss)) is finite
+        assert got.counts.tolist()[0] == [2 * mask, 0, 0]
 
 
 def test_a_network_twice_is_the_network():
@@ -219,10 +219,10 @@ def test_many_crops_need_the_memory_of_one_and_no_collectives():
     assert not any(name in text for name in ('all-reduce(', 'all-gather(', 'all-to-all('))
 
 
-def test_tally_counts_by_class():
-    tally = Tally(3)
+def test_counts_are_by_class():
+    evaluation = Evaluation(Dataset('set', 'eval', ('a', 'b', 'c')))
     for _ in range(2):
-        tally.add(
+        evaluation.add(
             {
                 'loss': np.float32(6.0),
                 'label': np.array([0, 0, 2, 2, 1]),
@@ -230,5 +230,5 @@ def test_tally_counts_by_class():
                 'rank': np.array([0, 4, 5, 0, 0]),
             }
         )
-    np.testing.assert_array_equal(tally.counts, [[4, 2, 4], [0, 0, 0], [4, 2, 2]])
-    assert tally.summary() == {'loss': 1.5, 'top1': 0.5, 'top5': 0.75, 'examples': 8}
+    np.testing.assert_array_equal(evaluation.counts, [[4, 2, 4], [0, 0, 0], [4, 2, 2]])
+    assert evaluation.summary() == {'loss': 1.5, 'top1': 0.5, 'top5': 0.75, 'examples': 8}

@@ -147,5 +147,6 @@ def cut(canvas: jax.Array, place: jax.Array, size: int) -> jax.Array:
     """Returns one view of each image, `[B, size, size, C]`; `place` is a row of `places`."""
     top, left, mirrored = place
     shape = (len(canvas), size, size, canvas.shape[-1])
-    view = jax.lax.dynamic_slice(canvas, (0, top, left, 0), shape)
+    none = jnp.zeros_like(top)  # all indices have one dtype, also with 64 bits enabled
+    view = jax.lax.dynamic_slice(canvas, (none, top, left, none), shape)
     return jnp.where(mirrored, view[:, :, ::-1], view)

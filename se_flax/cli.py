@@ -352,7 +352,7 @@ def _errors(result) -> str:
     """The error rates, each with its interval, of an evaluation."""
     from se_flax.evaluation import wilson
 
-    total = result.tally.summary()
+    total = result.summary()
     examples = total['examples']
     rows = [('', 'error', '95 % interval', 'accuracy')]
     for name, key in (('top-1', 'top1'), ('top-5', 'top5')):
@@ -366,7 +366,7 @@ def _errors(result) -> str:
 def _class_table(result) -> str:
     """The error rates of each class that has images, the worst first."""
     rows = []
-    for name, (examples, *right) in zip(result.class_names, result.tally.counts, strict=True):
+    for name, (examples, *right) in zip(result.class_names, result.counts, strict=True):
         if examples:
             rows.append((name, examples, *(1 - r / examples for r in right)))
     rows.sort(key=lambda row: (-row[2], -row[3], row[0]))

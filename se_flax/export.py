@@ -1,4 +1,4 @@
-"""A network as one file of StableHLO, to be run without this library."""
+"""A network as one file of StableHLO, which runs without this library."""
 
 import os
 import pathlib
@@ -15,9 +15,7 @@ from se_flax.evaluation import normalize
 from se_flax.storage import atomic_write
 
 with extra_needed():
-    import flatbuffers  # noqa: F401  (jax serialises with it)
-
-PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
+    import flatbuffers  # noqa: F401  (jax serializes with it)
 
 
 def export_network(
@@ -32,23 +30,18 @@ def export_network(
 ) -> export.Exported:
     """Returns the network, its weights and `(x - mean) / std` as one exported function.
 
-    It takes images, uint8 `[B, H, W, C]`, RGB if there are three channels, and gives logits,
-    float32 `[B, classes]`: `exported.call(images)`. `exported.serialize()` are bytes that
-    `jax.export.deserialize` reads with any jax of the half year that follows;
-    `exported.mlir_module()` is the StableHLO.
+    `exported.call(images)` takes uint8 `[B, image_size, image_size, C]`, RGB for three channels,
+    and returns logits, float32 `[B, classes]`. `jax.export.deserialize` of any jax release of the
+    following half year reads `exported.serialize()`; `exported.mlir_module()` is the StableHLO.
 
-    Args:
-        model: a network; see `fold_batch_norm` for one without BatchNorm.
-        variables: of it.
-        image_size: H and W, pixels.
-        mean, std: a number a channel, of pixels from 0 to 255.
-        batch_size: B; None leaves it open.
-        platforms: that it is lowered for, of cpu, cuda, rocm and tpu.
+    `mean` and `std` are per channel, for pixels from 0 to 255. `batch_size` None leaves B open.
+    `platforms` are some of cpu, cuda, rocm and tpu. For a network without BatchNorm see
+    `fold_batch_norm`.
 
-    Raises UserError for another platform or a batch without images.
+    Raises UserError for another platform or a batch size below 1.
     """
     for platform in platforms:
-        if platform not in PLATFORMS:
+        if platform not in ('cpu', 'cuda', 'rocm', 'tpu'):
             raise UserError(f'unknown platform {platform!r}: cpu, cuda, rocm or tpu')
     if batch_size is not None:
         check_at_least('batch_size', batch_size, 1)
@@ -63,5 +56,5 @@ def export_network(
 
 
 def save_exported(path: str | os.PathLike, exported: export.Exported) -> None:
-    """Writes it to a file, in whose place a crash leaves the old one or the new one."""
+    """Writes `exported.serialize()` to a file, atomically."""
     atomic_write(pathlib.Path(path), bytes(exported.serialize()))

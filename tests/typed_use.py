@@ -25,7 +25,9 @@ from se_flax.data import (
     open_dataset,
     train_batches,
 )
-from se_flax.evaluation import evaluate, in_top, make_eval_step, normalize, wilson
+from se_flax.evaluation import in_top, normalize, wilson
+from se_flax.evaluation.evaluator import Evaluator
+from se_flax.evaluation.evaluator import Network as WithPreprocessing
 from se_flax.export import export_network, save_exported
 from se_flax.inference import evaluate_run, open_run, predict
 from se_flax.models import Network, PaperResult, ResNet
@@ -125,8 +127,9 @@ def step(batches: Iterator[dict[str, np.ndarray]]) -> None:
     train_step = jit_train_step(make_train_step(model, tx, schedule, mean=mean, std=std), mesh)
     assert_type(train_step, TrainStep)
     assert_type(state.variables, dict[str, Any])
-    eval_step = make_eval_step(model, mesh, mean=mean, std=std)
-    assert_type(evaluate(eval_step, state.variables, batches, mesh), dict[str, float])
+    network = WithPreprocessing(model, None, EvalTransform(32), mean, std)
+    evaluator = Evaluator([network], open_dataset('cifar10', 'eval'), mesh, batch_size=100)
+    assert_type(evaluator.run([state.variables]).summary(), dict[str, float])
 
 
 def scores(images: jax.Array, labels: jax.Array, logits: jax.Array) -> None:

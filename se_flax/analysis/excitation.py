@@ -16,8 +16,8 @@ from jax.sharding import Mesh
 from se_flax import tables
 from se_flax.data import Dataset, eval_batches
 from se_flax.errors import UserError
-from se_flax.evaluation import evaluate, make_eval_step, normalize
-from se_flax.evaluation.ensemble import Network
+from se_flax.evaluation import normalize
+from se_flax.evaluation.evaluator import Evaluator, Network
 from se_flax.parallel import data_mesh, replicated, shard_batch, split
 from se_flax.storage import AnyPath, atomic_write
 
@@ -267,13 +267,7 @@ def remove_last_stage(
         for block, of in zip(blocks, gates, strict=True)
         if block.stage == blocks[-1].stage
     }
-    mesh = data_mesh()
-    variables = jax.device_put(network.variables, replicated(mesh))
-
-    def counted(batches, before):
-        for i, batch in enumerate(batches):
-            seen(before + min((i + 1) * batch_size, len(dataset)), 3 * len(dataset))
-            yield batch
+    loading = {'batch_size': batch_size, 'num_threads': num_threads}
 
     def result(number, instead=None):
         def gated(call, args, kwargs, context):
@@ -282,12 +276,12 @@ def remove_last_stage(
                 return instead(args[0], last[path].overall_mean)
             return call(*args, **kwargs)
 
-        step = make_eval_step(network.model, mesh, mean=network.mean, std=network.std)
-        batches = eval_batches(
-            dataset, network.view, batch_size=batch_size, num_threads=num_threads
-        )
+        def seen_of_all(done, total):
+            seen(number * total + done, 3 * total)
+
+        evaluator = Evaluator([network], dataset, data_mesh(), **loading)
         with nn.intercept_methods(gated):
-            return evaluate(step, variables, counted(batches, number * len(dataset)), mesh)
+            return evaluator.run(seen=seen_of_all).summary()
 
     return Removal(
         tuple(of.name for of in last.values()),

@@ -1,4 +1,4 @@
-"""What of an image is shown to a network, and how what it says of each view becomes one answer."""
+"""Which views of an image a network sees, and how its outputs for them are averaged."""
 
 import dataclasses
 from collections.abc import Callable
@@ -23,11 +23,11 @@ CROPS = {
 
 
 class Average(NamedTuple):
-    """How scores `[V, B, C]` of V views become one: all are scores again, until `log_probs`."""
+    """How logits `[B, C]` of several views become one `[B, C]` of log probabilities."""
 
-    of_logits: Callable[[jax.Array], jax.Array]  # scores whose `mean` may be taken
-    mean: Callable[[jax.Array], jax.Array]  # over the first axis
-    log_probs: Callable[[jax.Array], jax.Array]
+    of_logits: Callable[[jax.Array], jax.Array]  # to scores, which `mean` may average
+    mean: Callable[[jax.Array], jax.Array]  # over the first axis; scores again
+    log_probs: Callable[[jax.Array], jax.Array]  # of scores
 
 
 AVERAGES = {
@@ -39,32 +39,33 @@ AVERAGES = {
 
 
 class Scale(NamedTuple):
-    """The square an image is made into, and the side of the views that are cut from it."""
+    """The square that an image is resized to, and the side of the views cut from it."""
 
     canvas: EvalTransform | Squash
     size: int
+    resize: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """The views of an image: so many crops at each scale, all of the same weight.
+    """The views of an image: a number of crops at each scale, equally weighted.
 
-    * 1: the centre of the image whose shorter edge was resized.
-    * 2: that and its mirror image.
+    * 1: the centre of the image after its shorter edge is resized.
+    * 2: the centre and its mirror image.
     * 10: the four corners and the centre of the central square of `resize` pixels, and their
       mirror images (AlexNet, NIPS 2012, section 4.1; the "10-crop" of arXiv 1512.03385).
-    * 12: the same of the whole image squeezed to that square, and the square itself, shrunk
-      (`evaluation_cls.py` of github.com/soeaver/caffe-model, which has 12-crop errors of the
-      authors' networks).
+    * 12: the same, but of the whole image squeezed to that square; and the square itself, shrunk,
+      and its mirror image (`evaluation_cls.py` of github.com/soeaver/caffe-model, which lists
+      12-crop errors of the authors' networks).
 
-    Raises UserError for unknown `crops` and `average`, and lists that do not pair.
+    Raises UserError for unknown `crops` or `average`, and for lists that do not pair.
 
     Attributes:
-        sizes: side of the views in pixels, a scale each; () is what the network expects.
-        resizes: length of the shorter edge; () is the network's own. One size, or one resize, is
-            that of all scales.
+        sizes: side of the views in pixels, one per scale; empty for the network's own.
+        resizes: length of the shorter edge, one per scale; empty for the network's own. A single
+            size or resize applies to all scales.
         crops: a key of CROPS.
-        average: 'probabilities', as AlexNet, or 'logits'.
+        average: 'probabilities', as in AlexNet, or 'logits'.
     """
 
     sizes: tuple[int, ...] = ()
@@ -82,50 +83,40 @@ class Protocol:
             )
 
     def scales(self, own: EvalTransform) -> list[Scale]:
-        """Returns the scales of a network whose own view is `own`.
+        """Returns the scales for a network whose own view is `own`.
 
-        Raises UserError for a size above its resize, and for many crops of images that are not
-        resized.
+        Raises UserError for a size above its resize, and for ten or twelve crops without a resize.
         """
         sizes, resizes = self.sizes or (own.image_size,), self.resizes or (own.resize,)
-        count = max(len(sizes), len(resizes))
-        return [
-            self._scale(dataclasses.replace(own, image_size=size, resize=to))
-            for size, to in zip(_spread(sizes, count), _spread(resizes, count), strict=True)
-        ]
+        pairs = np.transpose(np.broadcast_arrays(sizes, resizes)).tolist()
+        return [self._scale(dataclasses.replace(own, image_size=s, resize=r)) for s, r in pairs]
 
     def describe(self, own: EvalTransform) -> str:
-        """Says in a line what `scales` gives."""
-        scales = self.scales(own)
-        resizes = _spread(self.resizes or (own.resize,), len(scales))
-        sides = [
-            f'{scale.size} pixels of {resize or "the image as it is"}'
-            for scale, resize in zip(scales, resizes, strict=True)
-        ]
+        """Returns a line that describes `scales`."""
+        sides = [f'{s.size} pixels of {s.resize or "the image as it is"}' for s in self.scales(own)]
         return ', '.join([CROPS[self.crops], *sides])
 
     def _scale(self, view: EvalTransform) -> Scale:
         size, side = view.image_size, view.resize
         if self.crops <= 2:
-            return Scale(view, size)
+            return Scale(view, size, side)
         if not side:
             raise UserError(
                 f'crops={self.crops} are cut from a square of resize pixels, and resize=0 makes '
                 f'none; take at least {size}'
             )
-        if self.crops == 12:
-            own = {f.name: getattr(view, f.name) for f in dataclasses.fields(View)}
-            own |= {'image_size': side, 'interpolation': view.interpolation}
-            return Scale(Squash(**own), size)
-        return Scale(dataclasses.replace(view, image_size=side), size)
+        if self.crops == 10:
+            return Scale(dataclasses.replace(view, image_size=side), size, side)
+        own = {f.name: getattr(view, f.name) for f in dataclasses.fields(View)}
+        squash = Squash(**own | {'image_size': side, 'interpolation': view.interpolation})
+        return Scale(squash, size, side)
 
 
-def _spread(values: tuple[int, ...], count: int) -> tuple[int, ...]:
-    return values * count if len(values) == 1 else values
+OWN_VIEW = Protocol()
 
 
 def places(crops: int, side: int, size: int) -> np.ndarray:
-    """Returns where the views lie in `lay_out`'s canvas: top, left, mirrored, int32 `[V, 3]`."""
+    """Returns top, left, mirrored of each view on the canvas of `lay_out`, int32 `[V, 3]`."""
     far, middle = side - size, round((side - size) / 2)
     spots = [(middle, middle)]
     if crops >= 10:
@@ -137,9 +128,9 @@ def places(crops: int, side: int, size: int) -> np.ndarray:
 
 
 def lay_out(crops: int, canvas: jax.Array, size: int) -> jax.Array:
-    """Returns uint8 images `[B, R, R, C]` with all that views are cut from.
+    """Returns uint8 images `[B, R, R, C]` that contain all views.
 
-    Twelve crops have the whole image too: it is laid below, as rows R to R + `size`.
+    For twelve crops the whole image, shrunk, is appended as rows R to R + `size`.
     """
     if crops != 12:
         return canvas
@@ -153,8 +144,9 @@ def lay_out(crops: int, canvas: jax.Array, size: int) -> jax.Array:
 
 
 def cut(canvas: jax.Array, place: jax.Array, size: int) -> jax.Array:
-    """Cuts one view, `[B, size, size, C]`, of images; `place` is a row of `places`."""
+    """Returns one view of each image, `[B, size, size, C]`; `place` is a row of `places`."""
     top, left, mirrored = place
     shape = (len(canvas), size, size, canvas.shape[-1])
-    view = jax.lax.dynamic_slice(canvas, (0, top, left, 0), shape)
+    none = jnp.zeros_like(top)  # all indices have one dtype, also with 64 bits enabled
+    view = jax.lax.dynamic_slice(canvas, (none, top, left, none), shape)
     return jnp.where(mirrored, view[:, :, ::-1], view)

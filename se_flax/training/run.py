@@ -15,8 +15,8 @@ import numpy as np
 from clu import parameter_overview
 from jax.sharding import Mesh
 
-from se_flax.data import eval_batches, train_batches
-from se_flax.evaluation import evaluate, make_eval_step
+from se_flax.data import train_batches
+from se_flax.evaluation.evaluator import Evaluator, Network
 from se_flax.parallel import data_mesh, shard_batch, split
 from se_flax.storage import AnyPath, as_path, atomic_write
 from se_flax.training import workdir
@@ -113,13 +113,11 @@ def run(
             print(told_of_start(config, plan.train_set.class_names))
     print(f'Workdir: {directory}, {f"going on from step {start}" if start else "a new run"}.')
 
-    eval_step = make_eval_step(plan.model, mesh, mean=config.mean, std=config.std)
-    loading = {
-        'num_threads': config.num_threads or None,
-        'max_corrupt': config.max_corrupt,
-        'process_index': jax.process_index(),
-        'process_count': jax.process_count(),
-    }
+    loading = {'num_threads': config.num_threads or None, 'max_corrupt': config.max_corrupt}
+    network = Network(plan.model, None, plan.eval_view, config.mean, config.std)
+    evaluator = Evaluator(
+        [network], plan.eval_set, mesh, batch_size=config.eval_batch_size, **loading
+    )
     batches = train_batches(
         plan.train_set,
         plan.train_view,
@@ -129,6 +127,8 @@ def run(
         num_steps=plan.num_steps,
         sampling=config.sampling,
         num_workers=config.num_workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
         **loading,
     )
     open_files = contextlib.ExitStack()
@@ -175,10 +175,7 @@ def run(
         watchdog.doing(f'the evaluation after step {i}')
         with watch.paused():
             begin = time.perf_counter()
-            examples = eval_batches(
-                plan.eval_set, plan.eval_view, batch_size=config.eval_batch_size, **loading
-            )
-            result = evaluate(eval_step, state.variables, examples, mesh)
+            result = evaluator.run([state.variables]).summary()
             if not math.isfinite(result['loss']):
                 raise NonFiniteError(f'the evaluation after step {i}')
             seconds = time.perf_counter() - begin

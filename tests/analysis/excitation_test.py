@@ -16,8 +16,8 @@ from se_flax.analysis.excitation import (
 )
 from se_flax.data import EvalTransform, eval_batches, open_dataset
 from se_flax.errors import UserError
-from se_flax.evaluation import evaluate, make_eval_step, normalize
-from se_flax.evaluation.ensemble import Network
+from se_flax.evaluation import normalize
+from se_flax.evaluation.evaluator import Evaluator, Network
 from se_flax.models import create_model
 from se_flax.parallel import data_mesh
 
@@ -162,12 +162,10 @@ def test_removing_the_last_stage_is_the_network_without_it(network, dataset):
     gates = measure_gates(network, blocks, dataset, 5, batch_size=80)
     got = remove_last_stage(network, blocks, gates, dataset, batch_size=400)
     assert got.blocks == ('stage4_block1',)
-    mesh = data_mesh()
 
     def result(model):
-        step = make_eval_step(model, mesh, mean=network.mean, std=network.std)
-        batches = eval_batches(dataset, VIEW, batch_size=400)
-        return evaluate(step, network.variables, batches, mesh)
+        networks = [network._replace(model=model)]
+        return Evaluator(networks, dataset, data_mesh(), batch_size=400).run().summary()
 
     # Losses are float32, with rounding of 1e-7.
     assert got.whole == pytest.approx(result(network.model), rel=1e-5)

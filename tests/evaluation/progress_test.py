@@ -1,4 +1,4 @@
-"""What an evaluation shows while it goes on."""
+"""What an evaluation shows while it runs."""
 
 import io
 import logging

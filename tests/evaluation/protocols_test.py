@@ -52,6 +52,8 @@ def test_ten_crops(image):
     square = cv2.resize(image, (42, 32))[:, 5:37]
     want = with_mirror_images(corners_and_centre(square))
     np.testing.assert_array_equal(views(image, Protocol(crops=10)), want)
+    with jax.enable_x64(True):
+        np.testing.assert_array_equal(views(image, Protocol(crops=10)), want)
 
 
 def test_twelve_crops(image):

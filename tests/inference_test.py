@@ -99,7 +99,7 @@ def test_an_ensemble_with_two_crops_told_in_all_ways(reference, tmp_path, capsys
 
     protocol = Protocol((20,), (28,), crops=2)
     alone = evaluate_networks([open_run(reference)], protocol=protocol)
-    summary = alone.tally.summary()
+    summary = alone.summary()
     described = 'centre crop and its mirror image, 20 pixels of 28'
     lines = told.splitlines()
     assert lines[:3] == [
@@ -135,8 +135,8 @@ def test_dtype_is_that_of_the_maps(reference):
     assert run.network.model.dtype == jax.numpy.bfloat16
     result = evaluate_networks([run])
     wide = json.loads((reference / 'DONE').read_text())['loss']
-    assert result.tally.summary()['loss'] != wide
-    assert result.tally.summary()['loss'] == pytest.approx(wide, rel=0.01)  # of 8 bits
+    assert result.summary()['loss'] != wide
+    assert result.summary()['loss'] == pytest.approx(wide, rel=0.01)  # of 8 bits
 
 
 def test_evaluate_refuses_a_set_of_other_classes(reference, capsys):

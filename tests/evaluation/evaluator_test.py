@@ -1,4 +1,4 @@
-"""Several networks and views: each example once, and what NumPy says of it."""
+"""Evaluation of networks and views: each example once, with the numbers of NumPy."""
 
 import dataclasses
 import functools
@@ -8,18 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from jax.sharding import Mesh
 
 from se_flax.data import Dataset, DecodeError, EvalTransform
-from se_flax.evaluation.ensemble import Network, Tally, judge_batches, make_scores
-from se_flax.evaluation.protocols import Protocol
+from se_flax.evaluation.evaluator import Evaluation, Evaluator, Network, judge, make_scores
+from se_flax.evaluation.protocols import AVERAGES, OWN_VIEW, Protocol
 from se_flax.parallel import DATA
 
 CLASSES, SIDE, SIZE = 7, 10, 6
 MEAN, STD = (123.7, 110.3, 99.1), (58.4, 57.1, 43.3)
 DAMAGED = 3
 FLOAT32 = 1e-4  # logits of order 1 are sums of 27 float32 products: rounding of 1e-6
-OWN = Protocol()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +78,13 @@ def noise(size, **fields):
     return Noise('noise', 'eval', tuple('abcdefg'), size, **fields)
 
 
-def judged(networks, dataset, protocol=OWN, num_devices=1):
+def evaluator(networks, dataset, protocol=OWN_VIEW, num_devices=1, batch_size=8):
     mesh = mesh_of(num_devices)
-    return list(judge_batches(networks, dataset, protocol, mesh, batch_size=8, num_threads=2))
+    return Evaluator(networks, dataset, mesh, protocol, batch_size=batch_size, num_threads=2)
+
+
+def judged(*args, **kwargs):
+    return [results for _, results in evaluator(*args, **kwargs).batches()]
 
 
 def joined(results):
@@ -87,10 +92,10 @@ def joined(results):
 
 
 def summary(results):
-    tally = Tally(CLASSES)
+    evaluation = Evaluation(noise(0))
     for r in results:
-        tally.add(r)
-    return tally.summary()
+        evaluation.add(r)
+    return evaluation.summary()
 
 
 def probabilities(net, image, crops, average):
@@ -104,18 +109,19 @@ def probabilities(net, image, crops, average):
     return (p / p.sum(1, keepdims=True)).mean(0)
 
 
-@pytest.mark.parametrize(
-    ('size', 'num_devices', 'crops', 'average'),
-    [
-        (37, 8, 10, 'probabilities'),
-        (16, 8, 1, 'probabilities'),
-        (1, 8, 1, 'logits'),
-        (13, 1, 10, 'logits'),
-    ],
+@given(
+    size=st.integers(1, 40),
+    num_devices=st.sampled_from([1, 2, 4, 8]),
+    per_device=st.integers(1, 3),
+    crops=st.sampled_from([1, 10]),
+    average=st.sampled_from(list(AVERAGES)),
 )
-def test_every_example_once_as_in_numpy(size, num_devices, crops, average):
-    data = noise(size)
-    results = judged([network()], data, Protocol((), (), crops, average), num_devices)
+@example(size=16, num_devices=8, per_device=1, crops=1, average='probabilities')
+@example(size=13, num_devices=1, per_device=8, crops=10, average='logits')
+@settings(max_examples=12, deadline=None)
+def test_every_example_once_as_in_numpy(size, num_devices, per_device, crops, average):
+    data, protocol = noise(size), Protocol((), (), crops, average)
+    results = judged([network()], data, protocol, num_devices, num_devices * per_device)
     got, examples = joined(results), [data.read(i) for i in range(size)]
     p = np.array([probabilities(network(), image, crops, average) for image, _ in examples])
     labels = np.array([label for _, label in examples])
@@ -130,6 +136,29 @@ def test_every_example_once_as_in_numpy(size, num_devices, crops, average):
     want = {'top1': (rank < 1).mean(), 'top5': (rank < 5).mean(), 'examples': size}
     want['loss'] = -np.log(p[np.arange(size), labels]).mean()
     assert summary(results) == pytest.approx(want, rel=FLOAT32)
+
+
+def test_other_variables_at_a_call_compile_nothing(caplog):
+    """As in training, where each evaluation has the new ones."""
+    of_all = evaluator([network()._replace(variables=None)], noise(21))
+    seen = []
+    for seed in (0, 1):
+        with jax.log_compiles(seed == 1):
+            got = of_all.run([network(seed).variables], seen=lambda *counts: seen.append(counts))
+        assert got.summary() == evaluator([network(seed)], noise(21)).run().summary()
+    assert seen == [(8, 21), (16, 21), (21, 21)] * 2
+    assert 'ompil' not in caplog.text
+
+
+def test_what_is_masked_counts_nothing_even_if_it_is_not_finite():
+    """An example without a finite loss, behind the mask, leaves the sums as they are."""
+    of_batch = jax.jit(functools.partial(judge, AVERAGES['logits']))
+    scores = [np.full((2, CLASSES), np.nan, np.float32)]
+    for mask, finite in ((False, True), (True, False)):
+        got = Evaluation(noise(2))
+        got.add(jax.device_get(of_batch(scores, np.zeros(2, np.int32), np.full(2, mask))))
+        assert bool(np.isfinite(got._loss)) is finite
+        assert got.counts.tolist()[0] == [2 * mask, 0, 0]
 
 
 def test_a_network_twice_is_the_network():
@@ -190,10 +219,10 @@ def test_many_crops_need_the_memory_of_one_and_no_collectives():
     assert not any(name in text for name in ('all-reduce(', 'all-gather(', 'all-to-all('))
 
 
-def test_tally_counts_by_class():
-    tally = Tally(3)
+def test_counts_are_by_class():
+    evaluation = Evaluation(Dataset('set', 'eval', ('a', 'b', 'c')))
     for _ in range(2):
-        tally.add(
+        evaluation.add(
             {
                 'loss': np.float32(6.0),
                 'label': np.array([0, 0, 2, 2, 1]),
@@ -201,5 +230,5 @@ def test_tally_counts_by_class():
                 'rank': np.array([0, 4, 5, 0, 0]),
             }
         )
-    np.testing.assert_array_equal(tally.counts, [[4, 2, 4], [0, 0, 0], [4, 2, 2]])
-    assert tally.summary() == {'loss': 1.5, 'top1': 0.5, 'top5': 0.75, 'examples': 8}
+    np.testing.assert_array_equal(evaluation.counts, [[4, 2, 4], [0, 0, 0], [4, 2, 2]])
+    assert evaluation.summary() == {'loss': 1.5, 'top1': 0.5, 'top5': 0.75, 'examples': 8}

@@ -1,0 +1,262 @@
+"""Trained networks, from runs and weights files: evaluate them, predict with them, save them."""
+
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from se_flax.data import Dataset, EvalTransform, open_dataset
+from se_flax.data.folder import image_files
+from se_flax.errors import UserError, check_known
+from se_flax.evaluation.evaluator import Evaluation, Evaluator, Network, Seen
+from se_flax.evaluation.predictions import Predictions
+from se_flax.evaluation.protocols import OWN_VIEW, Protocol
+from se_flax.models import create_model, fold_batch_norm
+from se_flax.parallel import data_mesh
+from se_flax.training.config import base_config
+from se_flax.training.recipe import eval_transform
+from se_flax.training.workdir import load_run
+
+WEIGHTS_BATCH = 64  # images per device when a weights file is evaluated
+PREDICT_BATCH = 32  # images per device; small, so that the first predictions come soon
+
+
+class Trained(NamedTuple):
+    """A network, the path it was opened from, and its class names, empty if unknown.
+
+    For a run, `step` is that of the checkpoint and `config` the run's. For a weights file, `step`
+    is None and `config` is `base_config()` without a data set.
+    """
+
+    name: str
+    network: Network
+    class_names: tuple[str, ...]
+    step: int | None
+    config: ml_collections.ConfigDict
+
+
+def open_run(workdir: str | os.PathLike, dtype: str | None = None) -> Trained:
+    """Reads the newest checkpoint of a run, finished or not.
+
+    `dtype` is 'float32' or 'bfloat16', by default the run's own. Raises as `load_run` does.
+    """
+    run = load_run(workdir)
+    config = run.config
+    model = _with_dtype(run.model, dtype) if dtype is not None else run.model
+    network = Network(model, run.variables, eval_transform(config), config.mean, config.std)
+    return _ready(Trained(str(workdir), network, run.class_names, run.step, config))
+
+
+def open_weights(path: pathlib.Path, dtype: str | None = None) -> Trained:
+    """Reads a weights file and the preprocessing stored in it; `dtype` is float32 by default."""
+    from se_flax.weights.store import read_weights  # its extra is not needed for a workdir
+
+    info, variables = read_weights(path)
+    model = create_model(info.model, info.num_classes, **info.fields)
+    model = _with_dtype(model, 'float32' if dtype is None else dtype)
+    p = info.preprocessing
+    options = {'channels': model.in_channels, 'exif_orientation': p.exif_orientation}
+    view = EvalTransform(p.image_size, p.resize, p.interpolation, **options)
+    config = base_config()
+    config.eval_batch_size = WEIGHTS_BATCH * jax.device_count()
+    network = Network(model, variables, view, p.mean, p.std)
+    return _ready(Trained(str(path), network, info.class_names, None, config))
+
+
+def _with_dtype(model, dtype: str):
+    check_known('dtype', dtype, ('float32', 'bfloat16'))
+    return model.clone(dtype=jnp.dtype(dtype))
+
+
+def _ready(trained: Trained) -> Trained:
+    """Uses the trainer's compilation cache, unless JAX has one configured."""
+    cache = trained.config.compilation_cache
+    if cache and not jax.config.values['jax_compilation_cache_dir']:
+        jax.config.update('jax_compilation_cache_dir', os.path.expanduser(cache))
+    return trained
+
+
+def fold(trained: Trained) -> Trained:
+    """Returns the same network without BatchNorm, see `fold_batch_norm`."""
+    network = trained.network
+    model, variables = fold_batch_norm(network.model, network.variables)
+    return trained._replace(network=network._replace(model=model, variables=variables))
+
+
+def evaluate_networks(
+    networks: Sequence[Trained],
+    data: str | None = None,
+    data_dir: str | None = None,
+    protocol: Protocol = OWN_VIEW,
+    *,
+    batch_size: int | None = None,
+    predictions: Predictions | None = None,
+    seen: Seen | None = None,
+) -> Evaluation:
+    """Evaluates one network, or the average of several, on every example of a data set.
+
+    Each network gets images in its own preprocessing; `protocol` may change the views.
+
+    Args:
+        data, data_dir: see `open_eval_set`.
+        batch_size: rounded up to a multiple of the devices; by default the first run's
+            `eval_batch_size`, and 64 per device without a run.
+        predictions, seen: see `Evaluator.batches`.
+
+    Raises UserError as `open_eval_set` and `Evaluator` do, before anything is compiled.
+    """
+    config = _leading(networks)
+    dataset = open_eval_set(networks, data, data_dir)
+    evaluator = Evaluator(
+        [trained.network for trained in networks],
+        dataset,
+        data_mesh(),
+        protocol,
+        batch_size=config.eval_batch_size if batch_size is None else batch_size,
+        num_threads=config.num_threads or None,
+        max_corrupt=config.max_corrupt,
+    )
+    return evaluator.run(predictions=predictions, seen=seen)
+
+
+def _leading(networks: Sequence[Trained]) -> ml_collections.ConfigDict:
+    """Returns the config of the first run, else of the first weights file."""
+    return next((n.config for n in networks if n.step is not None), networks[0].config)
+
+
+def open_eval_set(
+    networks: Sequence[Trained], data: str | None = None, data_dir: str | None = None
+) -> Dataset:
+    """Opens the evaluation images of a data set, by default that of the runs among the networks.
+
+    `data_dir` is for TFDS, by default the first run's. Raises UserError if the runs have different
+    data sets or held-out images, and unless every network has the classes of the data set.
+    """
+    own = list(dict.fromkeys(n.config.data for n in networks if n.config.data))
+    if not data and not own:
+        raise UserError('a weights file has no data set of its own: --data NAME')
+    if not data and len(own) > 1:
+        raise UserError(f'the runs have different data sets, {", ".join(own)}: --data NAME')
+    data = data or own[0]
+    configs = [n.config for n in networks if n.config.data == data]
+    held_out = {(c.eval_split, c.seed if c.eval_split else 0) for c in configs} or {(0.0, 0)}
+    if len(held_out) > 1:
+        raise UserError(
+            f'the runs hold out different images of {data} for evaluation, so some of them were '
+            'trained on images that others hold out; evaluate them one by one'
+        )
+    [(eval_split, seed)] = held_out
+    data_dir = data_dir or _leading(networks).data_dir or None
+    dataset = open_dataset(data, 'eval', data_dir, eval_split=eval_split, seed=seed)
+    names = dataset.class_names
+    for trained in networks:
+        ours, count = trained.class_names, trained.network.model.num_classes
+        if ours and names != ours:
+            raise UserError(
+                f'{data} has other classes ({", ".join(names[:5])}, ...) than {trained.name} '
+                f'({", ".join(ours[:5])}, ...)'
+            )
+        if len(names) != count:
+            raise UserError(f'{data} has {len(names)} classes, {trained.name} has {count}')
+    return dataset
+
+
+def evaluate_run(
+    workdir: str | os.PathLike,
+    data: str | None = None,
+    data_dir: str | None = None,
+    protocol: Protocol = OWN_VIEW,
+) -> dict[str, Any]:
+    """Evaluates the newest checkpoint of a run, see `evaluate_networks`.
+
+    Returns `step`, `loss`, `top1`, `top5` (shares, 0 to 1), `examples` and `data`.
+    """
+    run = open_run(workdir)
+    result = evaluate_networks([run], data, data_dir, protocol)
+    return {'step': run.step, 'data': result.data, **result.summary()}
+
+
+def evaluate_weights(
+    path: pathlib.Path, data: str, data_dir: str | None = None, protocol: Protocol = OWN_VIEW
+) -> dict[str, Any]:
+    """Evaluates a weights file; returns what `evaluate_run` does, without `step`."""
+    result = evaluate_networks([open_weights(path)], data, data_dir, protocol)
+    return {'data': result.data, **result.summary()}
+
+
+def predict(
+    trained: Trained,
+    images: Sequence[str | os.PathLike],
+    *,
+    batch_size: int | None = None,
+    predictions: Predictions | None = None,
+    seen: Seen | None = None,
+) -> Iterator[tuple[str, list[tuple[str, float]] | None]]:
+    """Yields each image's path and its five most probable classes, with their probabilities.
+
+    Batches are read as the results are consumed, so memory does not grow with the number of images.
+    An image that cannot be decoded is named in a warning and yields None.
+
+    Args:
+        images: files and folders, see `se_flax.data.folder.image_files`.
+        batch_size: rounded up to a multiple of the devices; 32 per device by default.
+        predictions, seen: see `Evaluator.batches`.
+
+    Raises MissingError for a path that does not exist, and UserError for a network without a head,
+    before anything is compiled.
+    """
+    count = trained.network.model.num_classes
+    if not count:
+        raise UserError(f'{trained.name} has no head, so it predicts no classes')
+    names = trained.class_names or tuple(f'class {i}' for i in range(count))
+    dataset = image_files(images, names)
+    mesh = data_mesh()
+    default = min(PREDICT_BATCH * mesh.size, len(dataset))
+    evaluator = Evaluator(
+        [trained.network],
+        dataset,
+        mesh,
+        batch_size=default if batch_size is None else batch_size,
+        num_threads=trained.config.num_threads or None,
+        max_corrupt=None,
+    )
+
+    def answers():
+        for first, results in evaluator.batches(predictions=predictions, seen=seen):
+            for i, decoded in enumerate(results['mask'][: len(dataset) - first]):
+                best = zip(results['top'][i], results['probability'][i].tolist(), strict=True)
+                classes = [(names[label], p) for label, p in best]
+                yield dataset.key(first + i), classes if decoded else None
+
+    return answers()
+
+
+def save_run_weights(
+    workdir: str | os.PathLike,
+    out: pathlib.Path,
+    *,
+    head: str = 'keep',
+    in_channels: int | None = None,
+) -> None:
+    """Writes the newest checkpoint of a run, with its preprocessing, to a weights file.
+
+    `head` and `in_channels` are as in `load_weights`. Raises as `load_run` and `save_weights` do.
+    """
+    from se_flax.weights import Preprocessing, WeightsInfo, save_weights
+    from se_flax.weights.adapt import adapt
+
+    run = load_run(workdir)
+    c = run.config
+    pixels = tuple(c.mean), tuple(c.std), c.exif_orientation
+    view = Preprocessing(c.image_size, c.eval_resize, c.interpolation, *pixels)
+    fields = c.model_fields.to_dict()
+    if c.in_channels != 3:
+        fields['in_channels'] = c.in_channels
+    info = WeightsInfo(c.model, len(run.class_names), 'se_flax', view, fields, run.class_names)
+    info, variables = adapt(info, run.variables, head, in_channels)
+    view, fields, classes = info.preprocessing, info.fields, info.class_names
+    save_weights(out, info.model, variables, view, fields=fields, class_names=classes)

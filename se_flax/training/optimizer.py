@@ -25,18 +25,13 @@ def make_schedule(
     """Returns the learning rate as a function of the number of steps done.
 
     Args:
-        schedule: 'constant'; 'step', times `drop_factor` from each of `drop_steps` on (section
+        schedule: 'constant'; 'step', multiplied by `drop_factor` at each of `drop_steps` (section
             5.1); 'cosine' or 'linear', from the end of the warm-up to 0 at `num_steps`; 'plateau',
-            'constant' but for what `make_optimizer` drops.
+            constant here, `make_optimizer` scales it.
         learning_rate: the peak.
-        num_steps: steps of the run.
-        warmup_steps: steps of linear rise from 0; at step `warmup_steps` the peak is reached.
-        warmup_factor: share of the peak that is held in them instead; 0 is the rise.
-        drop_steps: for 'step', counted from the start of the run.
-        drop_factor: for 'step'.
-
-    Raises:
-        UserError: for an unknown schedule, and a warm-up as long as the run.
+        warmup_steps: steps of linear increase from 0; step `warmup_steps` has the peak.
+        warmup_factor: fraction of the peak that the warm-up holds instead, unless 0.
+        drop_steps: counted from the start of the run.
 
     >>> rate = make_schedule('step', 0.6, 100, drop_steps=(30, 60, 90))
     >>> [round(float(rate(step)), 4) for step in (29, 30, 60, 99)]
@@ -46,26 +41,25 @@ def make_schedule(
     if not 0 <= warmup_steps < num_steps:
         raise UserError(f'warm-up of {warmup_steps} steps must be shorter than {num_steps} steps')
     rest = num_steps - warmup_steps
-    if schedule in ('constant', 'plateau'):
-        main = optax.constant_schedule(learning_rate)
-    elif schedule == 'cosine':
+    if schedule == 'cosine':
         main = optax.cosine_decay_schedule(learning_rate, rest)
     elif schedule == 'linear':
         main = optax.linear_schedule(learning_rate, 0.0, rest)
-    else:
+    elif schedule == 'step':
         drops = {step - warmup_steps: drop_factor for step in drop_steps}
         main = optax.piecewise_constant_schedule(learning_rate, drops)
+    else:
+        main = optax.constant_schedule(learning_rate)
     if not warmup_steps:
         return main
+    start = optax.linear_schedule(0.0, learning_rate, warmup_steps)
     if warmup_factor:
         start = optax.constant_schedule(warmup_factor * learning_rate)
-    else:
-        start = optax.linear_schedule(0.0, learning_rate, warmup_steps)
     return optax.join_schedules([start, main], [warmup_steps])
 
 
 def decays(params: Any) -> Any:
-    """Marks what weight decay acts on: kernels, SE's included; no bias and no BatchNorm scale."""
+    """Returns a mask of what weight decay acts on: kernels, SE's included; no bias, no scale."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == 'kernel', params)
 
 
@@ -77,10 +71,10 @@ def make_optimizer(
     weight_decay: float,
     plateau: bool = False,
 ) -> optax.GradientTransformation:
-    """Returns SGD whose weight decay joins the gradient before the momentum, as in Caffe.
+    """Returns SGD whose weight decay is added to the gradient before the momentum, as in Caffe.
 
     `g = grad + weight_decay w` for kernels, `v = momentum v + g`, `w = w - schedule(step) v`.
-    With `plateau` the rate is dropped by what `plateau.observe` is told.
+    With `plateau`, `plateau.observe` lowers the rate.
     """
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask=decays),

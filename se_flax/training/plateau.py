@@ -1,11 +1,10 @@
-"""A learning rate that drops where the validation loss no longer does (section 6 of the paper).
+"""A learning rate that drops when the validation loss stops decreasing (section 6 of the paper).
 
-Its memory is a part of the optimiser's state, so a checkpoint has it and a resumed run drops where
-the undisturbed one does.
+It is part of the optimizer's state, so a resumed run drops where the uninterrupted run does.
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ import optax
 
 
 class Plateau(NamedTuple):
-    """Share of the rate that is left, least loss so far, evaluations since, drops: scalars."""
+    """Factor of the rate, best loss so far, evaluations since then, drops so far: scalars."""
 
     scale: jax.Array
     best: jax.Array
@@ -22,11 +21,11 @@ class Plateau(NamedTuple):
 
 
 def scale_by_plateau() -> optax.GradientTransformation:
-    """Scales updates by what `observe` has left of the rate."""
+    """Scales updates by the factor that `observe` has reached."""
 
     def init(params):
         zero = jnp.zeros((), jnp.int32)
-        # Not infinity: a state with anything that is not finite is never saved.
+        # Not infinity: a state that is not finite is never saved.
         return Plateau(jnp.ones(()), jnp.full((), jnp.finfo(jnp.float32).max), zero, zero)
 
     def update(updates, state, params=None):
@@ -36,17 +35,18 @@ def scale_by_plateau() -> optax.GradientTransformation:
 
 
 def plateau_scale(opt_state: optax.OptState) -> jax.Array | float:
-    """Returns the share of the rate that is left; 1 where the optimiser has no plateau."""
-    return next((state.scale for state in _parts(opt_state) if _is_plateau(state)), 1.0)
+    """Returns the current factor of the rate; 1 for an optimizer without a plateau."""
+    plateau = optax.tree_utils.tree_get(opt_state, 'Plateau')
+    return 1.0 if plateau is None else plateau.scale
 
 
 def observe(
     opt_state: optax.OptState, loss: float, *, patience: int, factor: float, max_drops: int
 ) -> optax.OptState:
-    """Returns the optimiser's state after an evaluation; without a plateau in it, the same.
+    """Returns the optimizer's state after an evaluation; without a plateau, the same state.
 
-    After `patience` evaluations without a loss below the least so far, the rate is multiplied by
-    `factor`, `max_drops` times in all.
+    After `patience` evaluations without a new lowest loss the rate is multiplied by `factor`, at
+    most `max_drops` times.
 
     >>> import optax
     >>> state = optax.chain(optax.identity(), scale_by_plateau()).init({})
@@ -55,12 +55,11 @@ def observe(
     >>> round(float(plateau_scale(state)), 6)
     0.1
     """
-    after = partial(_after, loss=loss, patience=patience, factor=factor, max_drops=max_drops)
-    return jax.tree.map(
-        lambda state: after(state) if _is_plateau(state) else state,
-        opt_state,
-        is_leaf=_is_plateau,
-    )
+    plateau = optax.tree_utils.tree_get(opt_state, 'Plateau')
+    if plateau is None:
+        return opt_state
+    after = _after(plateau, loss=loss, patience=patience, factor=factor, max_drops=max_drops)
+    return optax.tree_utils.tree_set(opt_state, Plateau=after)
 
 
 @partial(jax.jit, static_argnames=('patience', 'factor', 'max_drops'))
@@ -74,11 +73,3 @@ def _after(plateau, *, loss, patience, factor, max_drops):
         waited=jnp.where(dropped, 0, waited),
         drops=plateau.drops + dropped,
     )
-
-
-def _is_plateau(state: Any) -> bool:
-    return isinstance(state, Plateau)
-
-
-def _parts(opt_state: optax.OptState) -> list[Any]:
-    return jax.tree.leaves(opt_state, is_leaf=_is_plateau)

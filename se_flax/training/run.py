@@ -30,7 +30,7 @@ from se_flax.training.fine_tune import start_from, told_of_start
 from se_flax.training.loop import train
 from se_flax.training.memory import IN_TRAINING, check_step
 from se_flax.training.metrics_log import MetricsWriter, read_rows
-from se_flax.training.plateau import observe
+from se_flax.training.optimizer import observe
 from se_flax.training.progress import Progress
 from se_flax.training.recipe import Plan, make_plan, make_start, make_step
 from se_flax.training.state import TrainState

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 from se_flax.evaluation import in_top, normalize
 from se_flax.parallel import DATA, replicated, split
 from se_flax.training import xla
-from se_flax.training.plateau import plateau_scale
+from se_flax.training.optimizer import plateau_scale
 from se_flax.training.state import TrainState
 
 TrainStep = Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]

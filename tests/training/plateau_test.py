@@ -13,8 +13,7 @@ from flax import linen as nn
 from se_flax.parallel import data_mesh, shard_batch
 from se_flax.training.checkpoint import Checkpointer
 from se_flax.training.loop import Preempted, train
-from se_flax.training.optimizer import make_optimizer
-from se_flax.training.plateau import observe, plateau_scale, scale_by_plateau
+from se_flax.training.optimizer import make_optimizer, observe, plateau_scale, scale_by_plateau
 from se_flax.training.state import make_init
 from se_flax.training.step import jit_train_step, make_train_step
 

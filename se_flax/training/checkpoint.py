@@ -113,8 +113,8 @@ class Checkpointer:
 
         `target` gives structure, shapes, dtypes and shardings, as arrays or ShapeDtypeStructs.
         Newer steps that are damaged or incomplete are logged and renamed, so that their numbers
-        are free again. Raises UserError if all steps are damaged (and renames none), or if the
-        leaves differ from those of `target`.
+        are free again. Raises UserError if no step is good and one is damaged (then none is
+        renamed), or if the leaves differ from those of `target`.
         """
         # One process reads and hashes each file, the others rely on it.
         newest, refused = on_first(partial(_newest_good, self.directory)) or (-1, [])

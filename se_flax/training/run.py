@@ -107,7 +107,7 @@ def run(
 
 @dataclasses.dataclass
 class Trainer:
-    """A run while it trains, as `loop.train` calls it."""
+    """The run that `loop.train` drives: its data, compiled step, files and clock."""
 
     plan: Plan
     mesh: Mesh
@@ -191,10 +191,10 @@ class Trainer:
     def save(self, i: int, state: TrainState) -> None:
         with (
             self.clock.spending('pause', f'the checkpoint of step {i}'),
-            jax.transfer_guard('allow'),  # for the processes to agree
+            jax.transfer_guard('allow'),  # the processes exchange numbers
         ):
             if self.rows:
-                self.rows.flush()  # first: rows up to a checkpoint's step are on disk when it is
+                self.rows.flush()  # first, so that no checkpoint on disk lacks rows
             self.checkpoints.save(i, state, self.best)
 
     def _record(self, row: dict[str, Any]) -> None:
@@ -204,7 +204,7 @@ class Trainer:
 
 
 def _compiled_step(plan: Plan, mesh: Mesh, state: TrainState) -> Any:
-    """Returns the step compiled for an abstract state; fails if it needs more memory than is."""
+    """Returns the step compiled for an abstract state; raises UserError if memory is too small."""
     config = plan.config
     if jax.process_index() == 0:
         print(f'Compiling the step of {config.model}.', flush=True)

@@ -63,7 +63,7 @@ def make_train_step(
             frozen = state.step >= frozen_from
             # One network with a traced switch: a branch for each would compile twice as long.
             network = model.clone(bn_frozen=frozen)
-        gradients = _gradients(network, mean, std, label_smoothing, remat)
+        gradients = partial(_gradients, network, (mean, std), label_smoothing, remat)
         if accumulate > 1:
             gradients = _accumulated(gradients, accumulate, mesh)
         grads, batch_stats, metrics = gradients(state.params, state.batch_stats, batch, key)
@@ -106,35 +106,29 @@ def jit_train_step(train_step: TrainStep, mesh: Mesh, state: Any = None) -> Trai
     )
 
 
-def _gradients(model, mean, std, label_smoothing, remat) -> Callable[..., Any]:
-    """Returns `(params, batch_stats, batch, key) -> (gradients, new batch_stats, metrics)`."""
+def _gradients(model, pixels, label_smoothing, remat, params, batch_stats, batch, key):
+    """Returns the gradients of the mean loss, the new batch_stats and the metrics."""
     apply = partial(model.apply, train=True, mutable=['batch_stats'])
     if remat:
         apply = jax.checkpoint(apply, policy=_is_product)
+    images, labels = normalize(batch['image'], *pixels, model.dtype), batch['label']
+    rngs = dict(zip(('dropout', 'shake'), jax.random.split(key), strict=True))
 
-    def gradients(params, batch_stats, batch, key):
-        images = normalize(batch['image'], mean, std, model.dtype)
-        labels = batch['label']
-        rngs = dict(zip(('dropout', 'shake'), jax.random.split(key), strict=True))
+    def loss_fn(params):
+        variables = {'params': params, 'batch_stats': batch_stats}
+        logits, updates = apply(variables, images, rngs=rngs)
+        targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+        targets = optax.smooth_labels(targets, label_smoothing)
+        loss = optax.softmax_cross_entropy(logits, targets).mean()
+        return loss, (logits, updates['batch_stats'])
 
-        def loss_fn(params):
-            variables = {'params': params, 'batch_stats': batch_stats}
-            logits, updates = apply(variables, images, rngs=rngs)
-            targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-            targets = optax.smooth_labels(targets, label_smoothing)
-            loss = optax.softmax_cross_entropy(logits, targets).mean()
-            return loss, (logits, updates['batch_stats'])
-
-        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (logits, new_stats)), grads = grad_fn(params)
-        metrics = {
-            'loss': loss,
-            'top1': in_top(1, logits, labels).mean(),
-            'top5': in_top(5, logits, labels).mean(),
-        }
-        return grads, new_stats, metrics
-
-    return gradients
+    (loss, (logits, new_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    metrics = {
+        'loss': loss,
+        'top1': in_top(1, logits, labels).mean(),
+        'top5': in_top(5, logits, labels).mean(),
+    }
+    return grads, new_stats, metrics
 
 
 def _is_product(primitive, *args, **params) -> bool:

@@ -75,7 +75,7 @@ def measure(config, rounds, num_steps):
     """Returns `(bare, trainer)` seconds of each round, and the rows of the trainer's steps."""
     config.num_steps = (rounds + 1) * num_steps
     config.log_every_steps = num_steps
-    # Steady state: the trainer's stopwatch pauses for evaluations and saves, too.
+    # Steady state: the trainer's clock pauses for evaluations and saves, too.
     config.eval_every_epochs = config.checkpoint_every_epochs = None
     turns = alternate(make_bare(config), num_steps, pairs := [])
     with tempfile.TemporaryDirectory() as workdir, contextlib.redirect_stdout(io.StringIO()):

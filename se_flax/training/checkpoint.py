@@ -1,13 +1,13 @@
-"""Checkpoints that are whole or refused: Orbax writes them, a manifest of hashes vouches for them.
+"""Checkpoints that are whole or refused: Orbax writes them, a manifest of hashes checks them.
 
-Orbax renames a finished step into place but restores flipped bytes as wrong numbers, without a
-word. So each step folder gets a `manifest.json`, written last and read first:
+Orbax renames a finished step into place, but restores flipped bytes as wrong numbers without an
+error. So each step folder gets a `manifest.json`, which is written last and read first:
 
     checkpoints/
       100/                  an Orbax step, item `state`, and its manifest.json
       200/
-      damaged-300-0/        set aside by `restore`: the manifest and a file disagree
-      incomplete-400-0/     set aside by `restore`: killed before the manifest was written
+      damaged-300-0/        renamed by `restore`: the manifest and a file disagree
+      incomplete-400-0/     renamed by `restore`: killed before the manifest was written
 """
 
 import contextlib
@@ -18,7 +18,6 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import jax
@@ -33,7 +32,7 @@ from se_flax.training.distributed import lost_a_peer, on_first, tell_all
 MANIFEST = 'manifest.json'
 log = logging.getLogger(__name__)
 
-# Orbax tells every save in some forty INFO lines through absl's logger; its warnings stay.
+# Orbax logs some forty INFO lines per save through absl's logger; its warnings are kept.
 logging.getLogger('absl').addFilter(
     lambda record: record.levelno > logging.INFO or 'orbax' not in record.pathname
 )
@@ -44,14 +43,11 @@ class CheckpointError(UserError):
 
 
 class Checkpointer:
-    """Saves the training state of one run to a folder and goes on from the newest good step.
+    """Saves the training state of one run to a folder and restores its newest good step.
 
-    A state is any pytree whose leaves are `jax.Array`s of numbers. One live Checkpointer a folder:
-    it removes what a crashed save left behind. Whoever only reads takes `load`.
-
-    Args:
-        directory: holds one folder a step; made if it is not there.
-        keep: newest steps that are kept, at least 2, so that a damaged one has a predecessor.
+    A state is a pytree of numeric `jax.Array`s. Only one Checkpointer may use a folder at a time,
+    as it removes what a crashed save left behind; `load` only reads. It keeps the newest `keep`
+    steps, at least 2, so that a damaged one has a predecessor.
 
     >>> import tempfile, jax.numpy as jnp
     >>> checkpoints = Checkpointer(tempfile.mkdtemp())
@@ -65,86 +61,88 @@ class Checkpointer:
             raise UserError(f'keep={keep} checkpoints leaves none if the newest is damaged; take 2')
         self.directory = _absolute(directory)
         self.keep = keep
-        if _writes():
+        self._writes = jax.process_index() == 0  # the manifests; Orbax has each process write
+        if self._writes:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._remove_unfinished()
 
     def steps(self) -> list[int]:
-        """Returns the steps that are there, whole or not, ascending."""
-        return [int(folder.name) for folder in _step_folders(self.directory)]
+        """Returns the steps in the folder, good or not, ascending."""
+        return _steps(self.directory)
 
     def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
-        """Writes `state` and the JSON-able `progress` as `step`, then drops the oldest steps.
+        """Writes `state` and the JSON-able `progress` as `step`, then removes the oldest steps.
 
-        On return all of it is on disk. Raises UserError for a leaf or progress that can not be
-        restored as it is, CheckpointError where a step is not above the newest or the disk says
-        no; nothing of the step is left then.
+        On return all of it is on disk. Raises UserError for a leaf or progress that cannot be
+        restored exactly, CheckpointError if the step is not above the newest one or writing fails;
+        then nothing of the step is left.
         """
         newest = max(self.steps(), default=-1)
         if step <= newest:
             raise CheckpointError(f'step {step} must be above {newest}, the newest checkpoint')
-        manifest = {
-            'step': step,
-            'progress': _checked_progress(progress),
-            'leaves': {name: _describe(leaf) for name, leaf in _checked_leaves(state).items()},
-        }
+        try:
+            progress = json.loads(json.dumps(progress))
+        except TypeError as error:
+            raise UserError(f'progress {progress} cannot be written as JSON: {error}') from None
+        _check_numeric(state)
+        manifest = {'step': step, 'progress': progress, 'leaves': _describe(state)}
         folder = self.directory / str(step)
         try:
             with _orbax() as orbax:
                 orbax.save(folder, args=ocp.args.Composite(state=ocp.args.StandardSave(state)))
-            if _writes():
+            if self._writes:
                 _write_manifest(folder, manifest)
         except Exception as error:  # Orbax raises ValueError for a full disk
             if lost_a_peer(error):
                 raise
-            if _writes():
+            if self._writes:
                 _remove(folder)
                 self._remove_unfinished()
             raise CheckpointError(
                 f'could not save step {step} to {self.directory} ({error}); '
                 f'earlier steps are untouched: {self.steps() or "none"}'
             ) from error
-        if _writes():
-            for old in _step_folders(self.directory)[: -self.keep]:
-                _remove(old)
-        tell_all(step)  # a step that one process calls saved is whole for all
+        if self._writes:
+            for old in self.steps()[: -self.keep]:
+                _remove(self.directory / str(old))
+        tell_all(step)  # no process takes a step for saved before all of it is
 
     def restore(self, target: Any) -> tuple[Any, dict[str, Any]] | None:
-        """Returns state and progress of the newest good step, or None if no save ever finished.
+        """Returns state and progress of the newest good step, or None if no save has finished.
 
         `target` gives structure, shapes, dtypes and shardings, as arrays or ShapeDtypeStructs.
-        Newer steps that are damaged or incomplete are named in a warning and renamed, so that
-        their numbers are free again. Raises UserError if nothing but damage is left (then renames
-        nothing), or if the leaves are not those of `target`.
+        Newer steps that are damaged or incomplete are logged and renamed, so that their numbers
+        are free again. Raises UserError if no step is good and one is damaged (then none is
+        renamed), or if the leaves differ from those of `target`.
         """
-        # One process reads and hashes each file, the others take its word.
-        found = on_first(partial(_newest_good, self.directory))
-        folder, manifest, refused = found or (None, {}, [])
-        step = tell_all(int(folder.name) if folder else -1)
-        if step >= 0 and not folder:
-            folder = self.directory / str(step)
-            manifest = json.loads((folder / MANIFEST).read_bytes())
-        restored = folder and _read(folder, manifest, target)
+        # One process reads and hashes each file, the others rely on it.
+        newest, refused = on_first(_newest_good, self.directory) or (-1, [])
+        newest = tell_all(newest)
+        restored = None if newest < 0 else _read(self.directory / str(newest), target)
         for each in refused:
-            log.warning('kept %s as %s', each.folder, _set_aside(each))
+            names = (f'{each.kind}-{each.folder.name}-{n}' for n in itertools.count())
+            free = next(name for name in names if not (self.directory / name).exists())
+            each.folder.rename(self.directory / free)
+            log.warning('kept %s as %s', each.folder, free)
         return restored
 
     def verify(self, state: Any) -> None:
-        """Raises CheckpointError unless the newest step, read anew, is `state` bit for bit."""
-        folders = _step_folders(self.directory)
-        if not folders:
+        """Raises CheckpointError unless the newest step, read anew, equals `state` bit for bit."""
+        if not self.steps():
             raise CheckpointError(f'no checkpoint in {self.directory}')
+        folder = self.directory / str(self.steps()[-1])
         try:
-            saved, _ = _read(folders[-1], _checked_manifest(folders[-1]), state)
+            _check(folder)
         except _Refused as error:
             raise CheckpointError(str(error)) from None
-        saved = _leaves(saved)
+        saved = _leaves(_read(folder, state)[0])
         for name, leaf in _leaves(state).items():
-            if not _same_bits(leaf, saved[name]):
-                raise CheckpointError(f'{folders[-1]} differs from the state in memory at {name}')
+            pairs = zip(leaf.addressable_shards, saved[name].addressable_shards, strict=True)
+            if any(np.asarray(a.data).tobytes() != np.asarray(b.data).tobytes() for a, b in pairs):
+                raise CheckpointError(f'{folder} differs from the state in memory at {name}')
 
     def _remove_unfinished(self) -> None:
-        # Orbax's writers outlive a failed save for a moment and make their folder anew.
+        # Orbax's writers outlive a failed save for a moment and create their folder again.
         for _ in range(25):
             folders = list(self.directory.glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*'))
             if not folders:
@@ -156,51 +154,53 @@ class Checkpointer:
 
 
 def load(directory: str | os.PathLike, target: Any) -> tuple[Any, dict[str, Any]]:
-    """Returns what `Checkpointer.restore` would, changes nothing: safe beside a running trainer.
+    """Returns what `Checkpointer.restore` would, but only reads: safe beside a running trainer.
 
-    Raises MissingError where there is no finished checkpoint.
+    Raises MissingError if there is no finished checkpoint.
     """
     directory = _absolute(directory)
-    folder, manifest, _ = _newest_good(directory)
-    if folder is None:
+    newest, _ = _newest_good(directory)
+    if newest < 0:
         raise MissingError(f'no finished checkpoint in {directory}; train first')
-    return _read(folder, manifest, target)
+    return _read(directory / str(newest), target)
 
 
 class _Refused(Exception):
-    """A step folder that must not be restored: `kind` is damaged or incomplete."""
+    """A step folder that must not be restored, as it is 'damaged' or 'incomplete'."""
 
     def __init__(self, folder: epath.Path, kind: str, reason: str):
         super().__init__(f'checkpoint {folder} is {kind}: {reason}')
         self.folder, self.kind = folder, kind
 
 
-def _newest_good(directory: epath.Path) -> tuple[epath.Path | None, dict[str, Any], list[_Refused]]:
+def _newest_good(directory: epath.Path) -> tuple[int, list[_Refused]]:
+    """Returns the newest good step, -1 if there is none, and what is wrong with newer ones."""
     refused = []
-    for folder in reversed(_step_folders(directory)):
+    for step in reversed(_steps(directory)):
         try:
-            manifest = _checked_manifest(folder)
+            _check(directory / str(step))
         except _Refused as error:
             log.warning('%s', error)
             refused.append(error)
         else:
             if refused:
-                log.warning('going on from the older step %s', folder.name)
-            return folder, manifest, refused
-    # Not renamed: the same command must fail again, not start from nothing the second time.
+                log.warning('resuming from the older step %s', step)
+            return step, refused
+    # Not renamed: the same command must fail again, not start from scratch the second time.
     if any(each.kind == 'damaged' for each in refused):
         raise UserError(
             f'no good checkpoint left: {"; ".join(map(str, refused))}. '
-            f'Put a copy back, or move {directory} away to start afresh'
+            f'Put a copy back, or move {directory} away to start from scratch'
         )
     if refused:
-        log.warning('no finished checkpoint in %s: starting from nothing', directory)
-    return None, {}, refused
+        log.warning('no finished checkpoint in %s: starting from scratch', directory)
+    return -1, refused
 
 
-def _read(folder: epath.Path, manifest: dict[str, Any], target: Any) -> tuple[Any, dict[str, Any]]:
-    here = {name: _describe(leaf) for name, leaf in _leaves(target).items()}
-    there = manifest['leaves']
+def _read(folder: epath.Path, target: Any) -> tuple[Any, dict[str, Any]]:
+    """Returns state and progress of a step that was checked."""
+    manifest = json.loads((folder / MANIFEST).read_bytes())
+    there, here = manifest['leaves'], _describe(target)
     differing = [name for name in here | there if here.get(name) != there.get(name)]
     if differing:
         shown = ', '.join(
@@ -208,24 +208,23 @@ def _read(folder: epath.Path, manifest: dict[str, Any], target: Any) -> tuple[An
             for name in differing[:3]
         )
         raise UserError(
-            f'checkpoint {folder} is of another model or optimizer: {shown} '
+            f'checkpoint {folder} belongs to another model or optimizer: {shown} '
             f'({len(differing)} of {len(here | there)} leaves differ)'
         )
     default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(
-            x.shape, x.dtype, sharding=getattr(x, 'sharding', None) or default
-        ),
-        target,
-    )
+
+    def abstract(x):
+        sharding = getattr(x, 'sharding', None) or default
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(jax.tree.map(abstract, target)))
     with _orbax() as orbax:
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         return orbax.restore(folder, args=args).state, manifest['progress']
 
 
 def _orbax() -> ocp.Checkpointer:
     # Not CheckpointManager: it remembers steps, skips a save below them without an error, and
-    # drops an old step before the new one has its manifest. The layout on disk is the same.
+    # removes an old step before the new one has its manifest. The layout on disk is the same.
     return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
 
 
@@ -234,132 +233,101 @@ def _absolute(directory: str | os.PathLike) -> epath.Path:
     return path if storage.is_remote(path) else path.absolute()  # Orbax refuses relative ones
 
 
-def _writes() -> bool:
-    return jax.process_index() == 0
-
-
-def _step_folders(directory: epath.Path) -> list[epath.Path]:
-    folders = [path for path in directory.glob('[0-9]*') if path.name.isdecimal()]
-    return sorted(folders, key=lambda folder: int(folder.name))
+def _steps(directory: epath.Path) -> list[int]:
+    names = (path.name for path in directory.glob('[0-9]*'))
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def _remove(folder: epath.Path) -> None:
-    # The manifest goes first: killed half-way, this leaves an incomplete step, not a damaged one.
+    # The manifest first: if killed half-way, the step is incomplete, not damaged.
     (folder / MANIFEST).unlink(missing_ok=True)
     folder.rmtree(missing_ok=True)
 
 
-def _set_aside(refused: _Refused) -> str:
-    folder = refused.folder
-    names = (f'{refused.kind}-{folder.name}-{n}' for n in itertools.count())
-    return folder.rename(next(p for p in map(folder.with_name, names) if not p.exists())).name
-
-
 def _leaves(tree: Any) -> dict[str, Any]:
-    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+    paths = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in paths}
 
 
-def _describe(leaf: Any) -> str:
-    return f'{leaf.dtype}{list(leaf.shape)}'
+def _describe(tree: Any) -> dict[str, str]:
+    return {name: f'{leaf.dtype}{list(leaf.shape)}' for name, leaf in _leaves(tree).items()}
 
 
-def _checked_leaves(state: Any) -> dict[str, jax.Array]:
-    leaves = _leaves(state)
-    for name, leaf in leaves.items():
+def _check_numeric(state: Any) -> None:
+    for name, leaf in _leaves(state).items():
         # Orbax saves a NumPy scalar but cannot restore it; a typed key has no bytes to compare.
         if not isinstance(leaf, jax.Array) or not isinstance(leaf.dtype, np.dtype):
             kind = leaf.dtype if isinstance(leaf, jax.Array) else type(leaf).__name__
             raise UserError(
-                f'state leaf {name} is a {kind}; only a jax.Array of numbers is restored as it '
-                f'was: wrap it in jnp.asarray, or take jax.random.key_data of a key'
+                f'state leaf {name} is a {kind}; only a jax.Array of numbers is restored exactly: '
+                f'wrap it in jnp.asarray, or use jax.random.key_data of a key'
             )
-    return leaves
-
-
-def _same_bits(a: jax.Array, b: jax.Array) -> bool:
-    pairs = zip(a.addressable_shards, b.addressable_shards, strict=True)  # this process's
-    return all(np.asarray(x.data).tobytes() == np.asarray(y.data).tobytes() for x, y in pairs)
-
-
-def _checked_progress(progress: dict[str, Any]) -> dict[str, Any]:
-    try:
-        return json.loads(json.dumps(progress))
-    except TypeError as error:
-        raise UserError(f'progress {progress} cannot be written as JSON: {error}') from None
-
-
-def _files(folder: epath.Path) -> dict[str, epath.Path]:
-    files = {
-        path.relative_to(folder).as_posix(): path
-        for path, is_folder in sorted(_walk(folder))
-        if not is_folder
-    }
-    return {name: path for name, path in files.items() if name != MANIFEST}
 
 
 def _walk(folder: epath.Path) -> Iterator[tuple[epath.Path, bool]]:
-    """Yields all that is below a folder, and whether it is a folder itself."""
-    for path in folder.iterdir():
+    """Yields everything below a folder, each with whether it is a folder itself."""
+    for path in folder.iterdir():  # epath's own `walk` loses the scheme of a bucket
         is_folder = path.is_dir()
         yield path, is_folder
         if is_folder:
             yield from _walk(path)
 
 
-def _sha256(path: epath.Path) -> str:
-    with path.open('rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
+def _files(folder: epath.Path) -> dict[str, dict[str, Any]]:
+    """Returns size and SHA-256 of each file of a step except its manifest."""
+    files = {}
+    for path, is_folder in _walk(folder):
+        name = path.relative_to(folder).as_posix()
+        if is_folder or name == MANIFEST:
+            continue
+        try:
+            with path.open('rb') as file:
+                digest = hashlib.file_digest(file, 'sha256').hexdigest()
+        except OSError as error:
+            raise _Refused(folder, 'damaged', f'{name} cannot be read ({error})') from None
+        files[name] = {'size': path.stat().length, 'sha256': digest}
+    return files
 
 
 def _encode(manifest: dict[str, Any]) -> bytes:
-    """The canonical bytes of a manifest; they hold its own hash, so no byte of it can flip."""
+    """Returns the canonical bytes of a manifest; they hold its own hash, so no byte can flip."""
     content = {key: value for key, value in manifest.items() if key != 'sha256'}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return json.dumps(content | {'sha256': digest}, sort_keys=True, indent=1).encode()
 
 
 def _write_manifest(folder: epath.Path, manifest: dict[str, Any]) -> None:
-    # The data reaches the disk before what vouches for it; a full disk may show only here.
+    # The data reach the disk before their manifest; a full disk may show only here.
     for path in (*(path for path, _ in _walk(folder)), folder, folder.parent):
         storage.sync(path)
-    files = {
-        name: {'size': path.stat().length, 'sha256': _sha256(path)}
-        for name, path in _files(folder).items()
-    }
-    storage.atomic_write(folder / MANIFEST, _encode(manifest | {'files': files}))
+    storage.atomic_write(folder / MANIFEST, _encode(manifest | {'files': _files(folder)}))
 
 
-def _checked_manifest(folder: epath.Path) -> dict[str, Any]:
-    """Returns the manifest of a step after reading every file; raises _Refused with the reason."""
+def _check(folder: epath.Path) -> None:
+    """Reads every file of a step; raises _Refused if one is not what its manifest says."""
     try:
         written = (folder / MANIFEST).read_bytes()
+        manifest = json.loads(written)
+        whole = written == _encode(manifest) and manifest['step'] == int(folder.name)
     except FileNotFoundError:
         raise _Refused(folder, 'incomplete', f'it has no {MANIFEST}') from None
     except OSError as error:
         raise _Refused(folder, 'damaged', f'{MANIFEST} cannot be read ({error})') from None
-    try:
-        manifest = json.loads(written)
-        whole = written == _encode(manifest) and manifest['step'] == int(folder.name)
     except (ValueError, AttributeError):
         whole = False
     if not whole:
-        raise _Refused(folder, 'damaged', f'{MANIFEST} is not as it was written')
-    there, recorded = _files(folder), manifest['files']
-    for name in sorted(there | recorded):
-        if reason := _difference(there.get(name), recorded.get(name)):
-            raise _Refused(folder, 'damaged', f'{name} {reason}')
-    return manifest
-
-
-def _difference(path: epath.Path | None, recorded: dict[str, Any] | None) -> str | None:
-    if path is None:
-        return 'is missing'
-    if recorded is None:
-        return 'was not there when it was saved'
-    if (size := path.stat().length) != recorded['size']:
-        return f'has {size} bytes instead of {recorded["size"]}'
-    try:
-        return None if _sha256(path) == recorded['sha256'] else 'has changed (SHA-256)'
-    except OSError as error:
-        return f'cannot be read ({error})'
+        raise _Refused(folder, 'damaged', f'{MANIFEST} has changed')
+    saved, found = manifest['files'], _files(folder)
+    for name in sorted(saved | found):
+        was, now = saved.get(name), found.get(name)
+        if now is None:
+            reason = 'is missing'
+        elif was is None:
+            reason = 'was not there when it was saved'
+        elif was['size'] != now['size']:
+            reason = f'has {now["size"]} bytes instead of {was["size"]}'
+        elif was != now:
+            reason = 'has changed (SHA-256)'
+        else:
+            continue
+        raise _Refused(folder, 'damaged', f'{name} {reason}')

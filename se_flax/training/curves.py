@@ -1,4 +1,4 @@
-"""The picture of a run: loss and top-1 accuracy by step, training beside evaluation."""
+"""The picture of a run: loss and top-1 accuracy by step, in training and evaluation."""
 
 import io
 import os
@@ -12,9 +12,9 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from se_flax.storage import as_path, atomic_write
 
-# From Okabe and Ito's palette, told apart by every kind of colour vision.
+# From Okabe and Ito's palette, distinguishable with every kind of color vision.
 PALE, TRAIN, EVAL = '#56B4E9', '#0072B2', '#D55E00'
-# Field, name on the axis, factor to the axis's unit, how a value is written.
+# Field, label of the axis, factor to the axis's unit, format of a value.
 PANELS = (
     ('loss', 'loss (nats)', 1, '{:.4f}'),
     ('top1', 'top-1 accuracy (%)', 100, '{:.2f} %'),
@@ -22,17 +22,16 @@ PANELS = (
 
 
 def plot_curves(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
-    """Writes the curves of `rows`, as `read_rows` returns them, to `path`, a PNG, atomically."""
+    """Writes the figure of `rows`, as `read_rows` returns them, to a PNG, atomically."""
     png = io.BytesIO()
     draw_curves(rows).savefig(png, format='png')
     atomic_write(as_path(path), png.getvalue())
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Returns a figure of 1350 x 570 pixels: train rows as they are and averaged, eval rows.
+    """Returns a figure of 1350 x 570 pixels.
 
-    A point of the average is over the train rows around it, a twentieth of all; the legend says
-    how many. Below 40 train rows there is none.
+    From 40 train rows it also shows their moving average over a twentieth of them.
     """
     train, evaluation = [[row for row in rows if row['split'] == s] for s in ('train', 'eval')]
     figure = Figure(figsize=(9, 3.8), dpi=150, layout='constrained')
@@ -41,10 +40,9 @@ def draw_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     for axes, (field, label, factor, text) in zip(figure.subplots(1, 2), PANELS, strict=True):
         steps = [row['step'] for row in train]
         values = np.array([factor * row[field] for row in train])
-        dots = {'marker': '.'} if window == 1 else {}  # so that a single row is seen
-        axes.plot(
-            steps, values, color=PALE, alpha=0.6, linewidth=0.8, label='training batch', **dots
-        )
+        marker = '.' if window == 1 else None  # makes a single row visible
+        style = {'color': PALE, 'alpha': 0.6, 'linewidth': 0.8, 'marker': marker}
+        axes.plot(steps, values, label='training batch', **style)
         if window > 1:
             name = f'training, mean of {window} logged batches'
             axes.plot(steps, moving_mean(values, window), color=TRAIN, linewidth=1.6, label=name)
@@ -53,9 +51,8 @@ def draw_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
             values = [factor * row[field] for row in evaluation]
             style = {'color': EVAL, 'linewidth': 1.6, 'marker': 'o', 'markersize': 4}
             axes.plot(steps, values, label='evaluation, all images', **style)
-            axes.set_title(
-                f'last evaluation: {text.format(values[-1])}', loc='right', color=EVAL, fontsize=10
-            )
+            title = f'last evaluation: {text.format(values[-1])}'
+            axes.set_title(title, loc='right', color=EVAL, fontsize=10)
         axes.set(xlabel='training step', ylabel=label)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.xaxis.set_major_formatter(StrMethodFormatter('{x:,.0f}'))
@@ -68,6 +65,6 @@ def draw_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def moving_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Means of the `window` values around each; of fewer at the ends, where there are no more."""
+    """Returns the means of the `window` values around each; of fewer at the ends."""
     ones = np.ones(window)
     return np.convolve(values, ones, 'same') / np.convolve(np.ones(len(values)), ones, 'same')

@@ -4,7 +4,7 @@ import ctypes
 import os
 import signal
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -73,11 +73,11 @@ def _number(flag: str, value: int | None, variable: str) -> int | None:
     return value
 
 
-def all_or_none(act: Callable[[], Result]) -> Result:
+def all_or_none(act: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
     """Calls `act` in every process; if it raises UserError in one, all raise."""
     failure = None
     try:
-        result = act()
+        result = act(*args, **kwargs)
     except UserError as error:
         failure = error
     failed = multihost_utils.process_allgather(np.int32(failure is not None)).reshape(-1)
@@ -88,12 +88,14 @@ def all_or_none(act: Callable[[], Result]) -> Result:
     return result
 
 
-def on_first(act: Callable[[], Result]) -> Result | None:
+def on_first(act: Callable[..., Result], *args: Any) -> Result | None:
     """Calls `act` in process 0 while the others wait; if it raises UserError, all raise.
 
     Returns its result, None in the others.
     """
-    return all_or_none(act if jax.process_index() == 0 else lambda: None)
+    if jax.process_index() == 0:
+        return all_or_none(act, *args)
+    return all_or_none(lambda: None)
 
 
 def tell_all(number: int) -> int:

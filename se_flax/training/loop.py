@@ -1,7 +1,6 @@
-"""The training loop: the order of things, and nothing of models, files or data sets."""
+"""The training loop: in which order things happen, independent of models, files and data sets."""
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 
@@ -12,53 +11,54 @@ class Preempted(Exception):
     """The run was asked to stop and has saved the step in `args[0]`."""
 
 
-def train(
-    state: TrainState,
-    *,
-    start: int,
-    num_steps: int,
-    due: Callable[[str, int], bool],
-    evaluate: Callable[[int, TrainState], TrainState],
-    save: Callable[[int, TrainState], None],
-    batch: Callable[[int], Any],
-    step: Callable[..., tuple[TrainState, Any]],
-    report: Callable[[int, Any], None],
-    stop_requested: Callable[[int], bool],
-) -> TrainState:
-    """Trains from step `start` to `num_steps`; returns the last state.
+class Run(Protocol):
+    """What the loop calls; `i` counts the steps done, `due` is asked for 'eval' and 'checkpoint'.
 
-    The order within a turn is fixed: report what is pending, evaluate, save, draw, step.
-    `report(i, metrics)` raises where step i is not finite; `due('eval', i)` and
-    `due('checkpoint', i)` say what follows step i, and the last step has both. A state that came
-    from a checkpoint has had both already. `evaluate` returns the state with what it has learnt.
+    `report` raises if step i is not finite; `evaluate` returns the state to continue with.
+    """
 
-    Raises:
-        Preempted: after the save that `stop_requested` asked for.
+    num_steps: int
+
+    def due(self, what: str, i: int, /) -> bool: ...
+    def stop_requested(self, i: int, /) -> bool: ...
+    def step(self, state: TrainState, batch: Any, /) -> tuple[TrainState, Any]: ...
+    def next_batch(self, i: int) -> Any: ...
+    def report(self, i: int, metrics: Any) -> None: ...
+    def evaluate(self, i: int, state: TrainState) -> TrainState: ...
+    def save(self, i: int, state: TrainState) -> None: ...
+
+
+def train(run: Run, state: TrainState, start: int) -> TrainState:
+    """Trains from step `start` to `run.num_steps` and returns the last state.
+
+    The order within an iteration is fixed: report the pending step, evaluate, save, draw a batch,
+    step. The last step is always evaluated and saved. A restored state is neither evaluated nor
+    saved again. Raises Preempted after the save that `stop_requested` asked for.
     """
     pending = None  # number and metrics of the newest step, still on the device
     with jax.transfer_guard('disallow'):
-        for i in range(start, num_steps + 1):
-            final, fresh = i == num_steps, i > start
-            stopping = stop_requested(i) and not final
-            evaluating = fresh and (final or due('eval', i))
-            saving = fresh and (final or stopping or due('checkpoint', i))
+        for i in range(start, run.num_steps + 1):
+            final, restored = i == run.num_steps, i == start
+            stopping = run.stop_requested(i) and not final
+            evaluating = not restored and (final or run.due('eval', i))
+            saving = not restored and (final or stopping or run.due('checkpoint', i))
             if pending and (evaluating or saving):
-                # Raises on a non-finite step, before that state can become a checkpoint.
-                report(*pending)
+                # Raises if the step is not finite, before its state can become a checkpoint.
+                run.report(*pending)
                 pending = None
             if evaluating:
-                # Before the save: a checkpoint carries the score of its own weights.
-                state = evaluate(i, state)
+                # Before the save: a checkpoint stores the score of its own weights.
+                state = run.evaluate(i, state)
             if saving:
-                # Before the draw: "resume at i" is all there is to know about the data.
-                save(i, state)
+                # Before the draw: "resume at i" is then the whole state of the data pipeline.
+                run.save(i, state)
             if stopping:
                 raise Preempted(i)
             if final:
                 return state
-            state, metrics = step(state, batch(i))
+            state, metrics = run.step(state, run.next_batch(i))
             if pending:
-                # One step late: the host waits while the device already works on step i.
-                report(*pending)
+                # One step late: the host waits while the device already computes step i + 1.
+                run.report(*pending)
             pending = i + 1, metrics
     return state

@@ -5,7 +5,7 @@ import json
 import os
 import struct
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -26,19 +26,12 @@ TIMING = ('time', *SPEED, 'seconds')
 
 
 class MetricsWriter(contextlib.AbstractContextManager):
-    """Appends rows to `workdir/metrics.jsonl`, one JSON object a line, and to TensorBoard.
+    """Appends rows to `workdir/metrics.jsonl`, one JSON object per line, and to TensorBoard.
 
-    Opening drops what a run wrote after the step it is now restored at, and a torn last line,
-    atomically. The folder `tensorboard` is written anew from the rows that are left, so the
-    two always agree. A row is in the operating system's hands when `write` returns, and on the
-    disk after `flush`: flush before each checkpoint, and every row up to a restored step is there.
-
-    Args:
-        workdir: made if it is not there.
-        resume_step: the restored step; 0 for a run that starts.
-
-    Raises:
-        UserError: a line other than the last is no row; names the file and the line.
+    Opening it removes the rows after `resume_step` (0 for a new run) and a torn last line,
+    atomically, and writes the folder `tensorboard` anew from the remaining rows. A row survives a
+    killed process when `write` returns, and a power cut after `flush`: flush before each
+    checkpoint. Raises UserError if a line other than the last is not a row.
     """
 
     def __init__(self, workdir: str | os.PathLike, *, resume_step: int):
@@ -46,10 +39,10 @@ class MetricsWriter(contextlib.AbstractContextManager):
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / 'metrics.jsonl'
         kept = [(line, row) for line, row in _parse(path) if row['step'] <= resume_step]
-        content = b''.join(line + b'\n' for line, _ in kept)
         rows = [row for _, row in kept]
         self._last = {row['split']: row['step'] for row in rows}
         self._files = contextlib.ExitStack()
+        content = b''.join(line + b'\n' for line, _ in kept)
         self._rows = self._files.enter_context(GrowingFile(path, content))
         self._events = self._files.enter_context(_open_events(workdir / 'tensorboard', rows))
 
@@ -58,17 +51,11 @@ class MetricsWriter(contextlib.AbstractContextManager):
             self.flush()
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Appends a row, with the time of day, unless the split has one of that step or later.
+        """Appends a row of `step`, `split` and the split's FIELDS, and adds the time.
 
-        So the evaluation of a restored step may be repeated, and leaves one row.
-
-        Args:
-            row: `step`; `split`, 'train' or 'eval'; `loss`, `top1` and `top5` (shares, 0 to 1);
-                for train `learning_rate` and what `Stopwatch.read` returns; for eval `examples`
-                (a count) and `seconds`.
-
-        Raises:
-            ValueError: a field is missing, unknown or not finite.
+        Shares are from 0 to 1. Does nothing if the split has a row of this step or a later one, so
+        a restored step may be evaluated again. Raises ValueError if a field is missing, unknown or
+        not finite.
         """
         step, split = int(row['step']), row['split']
         if row.keys() != {'step', 'split', *FIELDS[split]}:
@@ -79,7 +66,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
         if split == 'eval':
             values['examples'] = int(row['examples'])
         row = {'step': step, 'split': split, **values, 'time': round(time.time(), 3)}
-        # Floats by repr, as json does: what is read back is the same number.
+        # json writes floats by repr, so the same number is read back.
         self._rows.write(json.dumps(row, allow_nan=False).encode() + b'\n')
         self._events.write(_record(_event(row)))
         self._last[split] = step
@@ -91,9 +78,9 @@ class MetricsWriter(contextlib.AbstractContextManager):
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Returns the rows of a `metrics.jsonl`, without a torn last line.
+    """Returns the rows of a `metrics.jsonl` without a torn last line; none if there is no file.
 
-    A file that is not there has no rows. Raises UserError for any other line that is no row.
+    Raises UserError if any other line is not a row.
     """
     return [row for _, row in _parse(as_path(path))]
 
@@ -119,35 +106,32 @@ def _parse(path: AnyPath) -> list[tuple[bytes, dict[str, Any]]]:
     return parsed
 
 
-def _open_events(folder: AnyPath, rows: Iterable[Mapping[str, Any]]) -> GrowingFile:
-    """Returns an event file that holds `rows`, open for more, the only one of its folder."""
+def _open_events(folder: AnyPath, rows: list[dict[str, Any]]) -> GrowingFile:
+    """Returns an event file that holds `rows`, open for more, the only one in its folder."""
     folder.mkdir(exist_ok=True)
     old = list(folder.glob('*tfevents*'))
     now = time.time()
-    # A TensorBoard that is looking on forgets what it read before: START purges from step 0 on.
+    # START makes a TensorBoard that is open forget what it read before.
     start = SessionLog(status=SessionLog.START)
-    events = [
+    header = [
         Event(wall_time=now, file_version='brain.Event:2'),
         Event(wall_time=now, session_log=start),
-        *map(_event, rows),
     ]
-    new = folder / f'events.out.tfevents.{time.time_ns()}'  # it reads them in name order
-    opened = GrowingFile(new, b''.join(map(_record, events)))
+    new = folder / f'events.out.tfevents.{time.time_ns()}'  # TensorBoard reads in name order
+    opened = GrowingFile(new, b''.join(map(_record, [*header, *map(_event, rows)])))
     for path in old:
         path.unlink()
     return opened
 
 
 def _event(row: Mapping[str, Any]) -> Event:
-    values = [
-        Summary.Value(tag=f'{row["split"]}/{name}', simple_value=row[name])
-        for name in FIELDS[row['split']]
-    ]
+    split = row['split']
+    values = [Summary.Value(tag=f'{split}/{k}', simple_value=row[k]) for k in FIELDS[split]]
     return Event(wall_time=row['time'], step=row['step'], summary=Summary(value=values))
 
 
 def _record(event: Event) -> bytes:
-    """Frames an event as TFRecord does: length, its checksum, bytes, their checksum."""
+    """Returns an event framed as a TFRecord: length, its checksum, bytes, their checksum."""
     data = event.SerializeToString()
     length = struct.pack('<Q', len(data))
     checksums = [struct.pack('<I', masked_crc32c(part)) for part in (length, data)]

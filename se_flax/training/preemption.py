@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM, as schedulers send it, and Ctrl-C."""
+"""Stopping on request: SIGTERM, as schedulers send it, and Ctrl-C."""
 
 import contextlib
 import signal
@@ -12,10 +12,10 @@ EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[int], bool]]:
-    """Within it SIGTERM and Ctrl-C only ask; yields the function that tells at a step if they did.
+    """Yields a function of the step that returns whether SIGTERM or Ctrl-C asked to stop.
 
-    In a run of many processes a signal to one asks all, and all are told at the same step. A
-    Ctrl-C after that interrupts at once. For the main thread: no other may handle signals.
+    Inside, the first signal does nothing else; a Ctrl-C after it interrupts at once. In a run of
+    many processes a signal to one stops all, at the same step. Only for the main thread.
     """
     received = []
 
@@ -28,12 +28,12 @@ def stop_signals() -> Iterator[Callable[[int], bool]]:
         signal.raise_signal(signal.SIGTERM)
 
     if jax.process_count() > 1:
-        # SIGTERM stays with jax, which has the processes agree on a step.
+        # jax keeps SIGTERM, and makes the processes agree on a step.
         handlers, asked = {signal.SIGINT: pass_on}, multihost_utils.reached_preemption_sync_point
     else:
         handlers = {signal.SIGTERM: note, signal.SIGINT: note}
         asked = lambda step: bool(received)  # noqa: E731
-    previous = {number: signal.signal(number, handlers[number]) for number in handlers}
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield asked
     finally:

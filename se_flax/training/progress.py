@@ -11,26 +11,21 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-EXPENDABLE = ('data wait', 'epoch', 'speed')  # left out in this order on a narrow terminal
+EXPENDABLE = ('data wait', 'epoch', 'speed')  # omitted in this order on a narrow terminal
 
 
 class Progress(contextlib.AbstractContextManager):
     """Shows the rows of a run as they come, each number with its unit.
 
-    On a terminal the newest train row is one live line whose ETA counts down; evaluations, and
-    what is printed or logged meanwhile, appear above it. Elsewhere each row is a line, without
-    control codes. The ETA is the time to train the steps left at the row's speed.
+    On a terminal the newest train row is one live line whose ETA counts down; evaluations and
+    whatever is printed or logged appear above it. Elsewhere each row is a line without control
+    codes. The ETA covers training only, at the row's speed.
 
-    Args:
-        num_steps: steps of the whole run.
-        steps_per_epoch: may be a fraction.
-        batch_size: global, images a step.
-        console: where to; by default the standard output.
+    `steps_per_epoch` may be a fraction; `batch_size` is global. `console` defaults to stdout.
     """
 
     def __init__(
         self,
-        *,
         num_steps: int,
         steps_per_epoch: float,
         batch_size: int,
@@ -39,11 +34,11 @@ class Progress(contextlib.AbstractContextManager):
         self._num_steps = num_steps
         self._steps_per_epoch = steps_per_epoch
         self._batch_size = batch_size
-        # rich takes FORCE_COLOR for a terminal; a log file must stay plain all the same.
+        # With FORCE_COLOR rich takes a log file for a terminal; it must stay plain nevertheless.
         self._console = console or Console(force_terminal=sys.stdout.isatty())
         self._live: Live | None = None
         self._parts: dict[str, str] | None = None
-        self._due = time.monotonic()  # when the live line's clock is at zero
+        self._due = time.monotonic()  # when the clock of the live line is at zero
         self._exit = contextlib.ExitStack()
 
     def __enter__(self):
@@ -66,11 +61,25 @@ class Progress(contextlib.AbstractContextManager):
 
     def show(self, row: Mapping[str, Any]) -> None:
         """Shows a row as `MetricsWriter.write` takes it."""
+        step = f'step {row["step"]}/{self._num_steps}'
         if row['split'] == 'eval':
-            self.print('  '.join(self._eval_parts(row)))
+            self.print(
+                f'{step}  evaluation: loss {row["loss"]:.4f}  top-1 {100 * row["top1"]:.2f} %  '
+                f'top-5 {100 * row["top5"]:.2f} %  {row["examples"]:,} images in '
+                f'{row["seconds"]:.1f} s'
+            )
             return
-        seconds = (self._num_steps - row['step']) * self._batch_size / row['images_per_second']
-        self._parts = self._train_parts(row)
+        speed = row['images_per_second']
+        epoch, num_epochs = (n / self._steps_per_epoch for n in (row['step'], self._num_steps))
+        self._parts = {
+            'step': step,
+            'epoch': f'epoch {epoch:.1f}/{num_epochs:.4g}',
+            'loss': f'loss {row["loss"]:.4f}',
+            'top-1': f'top-1 {100 * row["top1"]:.1f} %',
+            'speed': f'{speed:,.{0 if speed >= 100 else 1}f} images/s',
+            'data wait': f'data wait {100 * row["data_wait"]:.0f} %',
+        }
+        seconds = (self._num_steps - row['step']) * self._batch_size / speed
         self._due = time.monotonic() + seconds
         if self._live:
             self._live.refresh()
@@ -78,44 +87,24 @@ class Progress(contextlib.AbstractContextManager):
             self.print('  '.join([*self._parts.values(), f'ETA {_clock(seconds)}']))
 
     def print(self, text: str) -> None:
-        """Prints text as it is, above the live line where there is one."""
+        """Prints text unchanged, above the live line if there is one."""
         self._console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
-
-    def _train_parts(self, row):
-        epoch, num_epochs = (n / self._steps_per_epoch for n in (row['step'], self._num_steps))
-        speed = row['images_per_second']
-        return {
-            'step': f'step {row["step"]}/{self._num_steps}',
-            'epoch': f'epoch {epoch:.1f}/{num_epochs:.4g}',
-            'loss': f'loss {row["loss"]:.4f}',
-            'top-1': f'top-1 {100 * row["top1"]:.1f} %',
-            'speed': f'{speed:,.{0 if speed >= 100 else 1}f} images/s',
-            'data wait': f'data wait {100 * row["data_wait"]:.0f} %',
-        }
-
-    def _eval_parts(self, row):
-        return [
-            f'step {row["step"]}/{self._num_steps}',
-            f'evaluation: loss {row["loss"]:.4f}',
-            f'top-1 {100 * row["top1"]:.2f} %',
-            f'top-5 {100 * row["top5"]:.2f} %',
-            f'{row["examples"]:,} images in {row["seconds"]:.1f} s',
-        ]
 
     def _render(self):
         seconds = self._due - time.monotonic()
         if self._parts is None:
             line = f'compiling the step, waiting for data  {_clock(-seconds)}'
-            return Text(line, no_wrap=True, overflow='ellipsis')
-        parts = self._parts | {'ETA': f'ETA {_clock(max(0, seconds))}'}
-        for name in EXPENDABLE:
-            if len('  '.join(parts.values())) > self._console.width:
-                del parts[name]
-        return Text('  '.join(parts.values()), no_wrap=True, overflow='ellipsis')
+        else:
+            parts = self._parts | {'ETA': f'ETA {_clock(max(0, seconds))}'}
+            for name in EXPENDABLE:
+                if len('  '.join(parts.values())) > self._console.width:
+                    del parts[name]
+            line = '  '.join(parts.values())
+        return Text(line, no_wrap=True, overflow='ellipsis')
 
 
 def _standard_handlers():
-    """Returns the root logger's handlers on the standard streams, each with its stream's name."""
+    """Returns the root logger's handlers on stdout and stderr, each with the stream's name."""
     names = {sys.stdout: 'stdout', sys.stderr: 'stderr'}
     # absl wraps the handler that has the stream.
     handlers = [getattr(h, 'python_handler', h) for h in logging.getLogger().handlers]

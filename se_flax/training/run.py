@@ -1,12 +1,12 @@
-"""A whole run: a config and a workdir to a trained network, from where it stopped the last time."""
+"""A whole run: from a config and a workdir to a trained network, resumed where it stopped."""
 
 import contextlib
+import dataclasses
 import logging
 import math
 import os
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -21,20 +21,19 @@ from se_flax.parallel import data_mesh, shard_batch, split
 from se_flax.storage import AnyPath, as_path, atomic_write
 from se_flax.training import workdir
 from se_flax.training.checkpoint import Checkpointer
+from se_flax.training.clock import Clock
 from se_flax.training.curves import plot_curves
 from se_flax.training.distributed import all_or_none, on_first, tell_all
 from se_flax.training.fine_tune import start_from, told_of_start
 from se_flax.training.loop import train
 from se_flax.training.memory import IN_TRAINING, check_step
 from se_flax.training.metrics_log import MetricsWriter, read_rows
-from se_flax.training.plateau import observe
+from se_flax.training.optimizer import observe
 from se_flax.training.progress import Progress
 from se_flax.training.recipe import Plan, make_plan, make_start, make_step
 from se_flax.training.state import TrainState
 from se_flax.training.step import jit_train_step
-from se_flax.training.stopwatch import Stopwatch
 from se_flax.training.summary import doubts, run_summary
-from se_flax.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ class NonFiniteError(ArithmeticError):
 
     def __init__(self, what: str):
         super().__init__(
-            f'{what} is not finite; no checkpoint has it. The same command would end there again: '
+            f'{what} is not finite; no checkpoint contains it. The same command would fail again: '
             f'take a lower learning_rate or a longer warmup, and another --workdir'
         )
 
@@ -54,166 +53,178 @@ def run(
     directory: str | os.PathLike,
     stop_requested: Callable[[int], bool] = lambda step: False,
 ) -> dict[str, Any]:
-    """Trains as the config says, in a workdir; started again, goes on from its last checkpoint.
+    """Trains as `config` says in the workdir `directory`, or resumes from its last checkpoint.
 
-    Args:
-        config: of `parse_args`, or `base_config()` with a recipe.
-        directory: the workdir; README says what it holds.
-        stop_requested: asked with its number before each step, as that of `stop_signals`.
+    `stop_requested(step)` is asked before each step, see `stop_signals`.
 
-    Returns:
-        The last evaluation: `step`, `loss`, `top1`, `top5` (shares, 0 to 1) and `examples`.
-
-    Raises:
-        UserError: for a config no run can have, missing data, another run's workdir.
-        NonFiniteError: names the step; no checkpoint has its state.
-        Preempted: after `stop_requested`, with the step that was saved.
+    Returns the last evaluation: `step`, `loss`, `top1`, `top5` (shares, 0 to 1) and `examples`.
+    Raises UserError for an invalid config, missing data or another run's workdir, NonFiniteError,
+    and Preempted after the save that `stop_requested` asked for.
     """
-    # First, as a compilation settles it; what is wrong with a config is told by `make_plan`.
+    # Before anything is compiled; `make_plan` reports what is wrong with the config.
     cache = getattr(config, 'compilation_cache', None)
     if cache and isinstance(cache, str):
         jax.config.update('jax_compilation_cache_dir', os.path.expanduser(cache))
     directory = as_path(directory)
     mesh = data_mesh()
-    plan = all_or_none(partial(make_plan, config, mesh.size))
+    plan = all_or_none(make_plan, config, mesh.size)
     config = plan.config
-    first = jax.process_index() == 0
     told = workdir.told(config, plan.train_set.class_names)
-    all_or_none(partial(workdir.check, directory, told))
+    all_or_none(workdir.check, directory, told)
     if tell_all(workdir.finished(directory) is not None):
-        print(f'{directory} has a finished run, see {workdir.DONE} there; another needs --workdir.')
+        print(f'{directory} has a finished run, see {workdir.DONE}; for a new one set --workdir.')
         return workdir.result(directory)
     data = workdir.fingerprints(training=plan.train_set, evaluation=plan.eval_set)
     change = config.allow_changed_data
-    all_or_none(partial(workdir.check_data, directory, data, allow_changes=change))
+    all_or_none(workdir.check_data, directory, data, allow_changes=change)
 
     init = make_start(config, plan.model, plan.optimizer, mesh)
     key = jax.random.key(config.seed)
     abstract = jax.eval_shape(init, key)
-    # Ahead of the first step and of the workdir, which a batch that does not fit leaves free.
-    if first:
-        print(f'Compiling the step of {config.model}.', flush=True)
-    jitted: Any = jit_train_step(make_step(config, plan, mesh), mesh, abstract)
-    step = jitted.lower(abstract, _batch(config, mesh)).compile()
-    all_or_none(partial(check_step, step, IN_TRAINING))
-    on_first(partial(workdir.claim, directory, told, data))
-    all_or_none(partial(workdir.check, directory, told))  # the others compare theirs with it
-    all_or_none(partial(workdir.check_data, directory, data))
+    # Compiled before the workdir is claimed: a batch that does not fit in memory leaves no trace.
+    step = _compiled_step(plan, mesh, abstract)
+    on_first(workdir.claim, directory, told, data)
+    all_or_none(workdir.check, directory, told)  # the other processes compare with it
+    all_or_none(workdir.check_data, directory, data)
+
     checkpoints = Checkpointer(directory / workdir.CHECKPOINTS, keep=config.keep_checkpoints)
-    state, best = checkpoints.restore(abstract) or (_start(plan, init, key), {})
+    state, best = checkpoints.restore(abstract) or (init(key), {})
     start = int(state.step)
-    if first:
-        for doubt in doubts(plan):
-            log.warning('%s', doubt)
-        table = parameter_overview.get_parameter_overview(state.params)
-        atomic_write(directory / workdir.PARAMETERS, f'{table}\n'.encode())
-        print(run_summary(plan, state, jax.devices()))
-        print(f'Parameters: {len(jax.tree.leaves(state.params))} arrays, see {workdir.PARAMETERS}.')
-        if config.init_from and not start:
-            print(told_of_start(config, plan.train_set.class_names))
-    print(f'Workdir: {directory}, {f"going on from step {start}" if start else "a new run"}.')
+    if config.init_from and not start:
+        state = start_from(config, state, plan.train_set.class_names)
+    if jax.process_index() == 0:
+        _describe(plan, state, directory)
+    print(f'Workdir: {directory}, {f"resuming from step {start}" if start else "a new run"}.')
+    trainer = Trainer(plan, mesh, directory, checkpoints, step, stop_requested, start, best)
+    with trainer.files:
+        state = train(trainer, state, start)
+    checkpoints.verify(state)
+    on_first(_conclude, directory, trainer.best)
+    return workdir.result(directory)
 
-    loading = {'num_threads': config.num_threads or None, 'max_corrupt': config.max_corrupt}
-    network = Network(plan.model, None, plan.eval_view, config.mean, config.std)
-    evaluator = Evaluator(
-        [network], plan.eval_set, mesh, batch_size=config.eval_batch_size, **loading
-    )
-    batches = train_batches(
-        plan.train_set,
-        plan.train_view,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        start_step=start,
-        num_steps=plan.num_steps,
-        sampling=config.sampling,
-        num_workers=config.num_workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        **loading,
-    )
-    open_files = contextlib.ExitStack()
-    rows = progress = None
-    if first:  # the others only take part
-        rows = open_files.enter_context(MetricsWriter(directory, resume_step=start))
-        progress = open_files.enter_context(
-            Progress(
-                num_steps=plan.num_steps,
-                steps_per_epoch=plan.steps_per_epoch,
-                batch_size=config.batch_size,
-            )
+
+@dataclasses.dataclass
+class Trainer:
+    """The run that `loop.train` drives: its data, compiled step, files and clock."""
+
+    plan: Plan
+    mesh: Mesh
+    directory: AnyPath
+    checkpoints: Checkpointer
+    step: Any  # compiled: state, batch -> state, metrics
+    stop_requested: Callable[[int], bool]
+    start: int  # the restored step
+    best: dict[str, Any]  # `top1` and `step` of the best evaluation; at first the restored ones
+
+    def __post_init__(self):
+        plan, config = self.plan, self.plan.config
+        self.num_steps, self.due = plan.num_steps, plan.due
+        self.last_logged = self.start
+        loading = {'num_threads': config.num_threads or None, 'max_corrupt': config.max_corrupt}
+        network = Network(plan.model, None, plan.eval_view, config.mean, config.std)
+        self.evaluator = Evaluator(
+            [network], plan.eval_set, self.mesh, batch_size=config.eval_batch_size, **loading
         )
-    watchdog = open_files.enter_context(Watchdog(config.watchdog_seconds))
-    watch = Stopwatch()
-    last_read = start
+        self.batches = train_batches(
+            plan.train_set,
+            plan.train_view,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            start_step=self.start,
+            num_steps=plan.num_steps,
+            sampling=config.sampling,
+            num_workers=config.num_workers,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            **loading,
+        )
+        self.files = contextlib.ExitStack()
+        self.rows = self.progress = None
+        if jax.process_index() == 0:
+            rows = MetricsWriter(self.directory, resume_step=self.start)
+            progress = Progress(plan.num_steps, plan.steps_per_epoch, config.batch_size)
+            self.rows, self.progress = map(self.files.enter_context, (rows, progress))
+        self.clock = self.files.enter_context(Clock(config.watchdog_seconds))
 
-    def record(row):
-        if first:
-            rows.write(row)
-            progress.show(row)
+    def next_batch(self, i: int) -> dict[str, jax.Array]:
+        with self.clock.spending('data', f'the data of step {i + 1}'):
+            batch = next(self.batches)
+        self.clock.doing(f'step {i + 1}')
+        return shard_batch(self.mesh, batch)
 
-    def batch(i):
-        watchdog.doing(f'the data of step {i + 1}')
-        with watch.waiting('data'):
-            host_batch = next(batches)
-        watchdog.doing(f'step {i + 1}')
-        return shard_batch(mesh, host_batch)
+    def report(self, i: int, metrics: Mapping[str, jax.Array]) -> None:
+        with self.clock.spending('device', f'step {i}'):
+            row = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        if not row.pop('finite'):
+            raise NonFiniteError(f'step {i}, with the loss {row["loss"]},')
+        if self.due('log', i):
+            timing = self.clock.read(i - self.last_logged, self.plan.config.batch_size)
+            self.last_logged = i
+            self._record({'step': i, 'split': 'train', **row, **timing})
 
-    def report(i, metrics):
-        nonlocal last_read
-        watchdog.doing(f'step {i}')
-        with watch.waiting('device'):
-            metrics = {name: value.item() for name, value in jax.device_get(metrics).items()}
-        if not metrics.pop('finite'):
-            raise NonFiniteError(f'step {i}, with the loss {metrics["loss"]},')
-        if plan.due('log', i):
-            timing = watch.read(i - last_read, config.batch_size)
-            last_read = i
-            record({'step': i, 'split': 'train', **metrics, **timing})
-
-    def evaluate_all(i, state):
-        nonlocal best
-        watchdog.doing(f'the evaluation after step {i}')
-        with watch.paused():
+    def evaluate(self, i: int, state: TrainState) -> TrainState:
+        config = self.plan.config
+        with self.clock.spending('pause', f'the evaluation after step {i}'):
             begin = time.perf_counter()
-            result = evaluator.run([state.variables]).summary()
+            result = self.evaluator.run([state.variables]).summary()
             if not math.isfinite(result['loss']):
                 raise NonFiniteError(f'the evaluation after step {i}')
             seconds = time.perf_counter() - begin
-            record({'step': i, 'split': 'eval', **result, 'seconds': seconds})
-        best = max(best, {'top1': result['top1'], 'step': i}, key=lambda b: b.get('top1', -1))
-        with jax.transfer_guard('allow'):  # the loss is the host's
-            seen = observe(
+            self._record({'step': i, 'split': 'eval', **result, 'seconds': seconds})
+        if result['top1'] > self.best.get('top1', -1):
+            self.best = {'top1': result['top1'], 'step': i}
+        with jax.transfer_guard('allow'):  # the loss is on the host
+            opt_state = observe(
                 state.opt_state,
                 result['loss'],
                 patience=config.drop_patience,
                 factor=config.drop_factor,
                 max_drops=config.max_drops,
             )
-        return state.replace(opt_state=seen)
+        return state.replace(opt_state=opt_state)
 
-    def save(i, state):
-        watchdog.doing(f'the checkpoint of step {i}')
-        with watch.paused(), jax.transfer_guard('allow'):  # for the processes to agree
-            if first:
-                rows.flush()  # before: all rows up to a checkpoint's step are on disk when it is
-            checkpoints.save(i, state, best)
+    def save(self, i: int, state: TrainState) -> None:
+        with (
+            self.clock.spending('pause', f'the checkpoint of step {i}'),
+            jax.transfer_guard('allow'),  # the processes exchange numbers
+        ):
+            if self.rows:
+                self.rows.flush()  # first, so that no checkpoint on disk lacks rows
+            self.checkpoints.save(i, state, self.best)
 
-    with open_files:
-        state = train(
-            state,
-            start=start,
-            num_steps=plan.num_steps,
-            due=plan.due,
-            evaluate=evaluate_all,
-            save=save,
-            batch=batch,
-            step=step,
-            report=report,
-            stop_requested=stop_requested,
-        )
-    checkpoints.verify(state)
-    on_first(partial(_conclude, directory, best))
-    return workdir.result(directory)
+    def _record(self, row: dict[str, Any]) -> None:
+        if self.rows and self.progress:
+            self.rows.write(row)
+            self.progress.show(row)
+
+
+def _compiled_step(plan: Plan, mesh: Mesh, state: TrainState) -> Any:
+    """Returns the step compiled for an abstract state; raises UserError if memory is too small."""
+    config = plan.config
+    if jax.process_index() == 0:
+        print(f'Compiling the step of {config.model}.', flush=True)
+    image = (config.batch_size, config.image_size, config.image_size, config.in_channels)
+    batch = {
+        'image': jax.ShapeDtypeStruct(image, np.uint8, sharding=split(mesh)),
+        'label': jax.ShapeDtypeStruct(image[:1], np.int32, sharding=split(mesh)),
+    }
+    jitted: Any = jit_train_step(make_step(config, plan, mesh), mesh, state)
+    step = jitted.lower(state, batch).compile()
+    all_or_none(check_step, step, IN_TRAINING)
+    return step
+
+
+def _describe(plan: Plan, state: TrainState, directory: AnyPath) -> None:
+    """Logs doubts about the config, prints what is trained, writes the table of parameters."""
+    config = plan.config
+    for doubt in doubts(plan):
+        log.warning('%s', doubt)
+    table = parameter_overview.get_parameter_overview(state.params)
+    atomic_write(directory / workdir.PARAMETERS, f'{table}\n'.encode())
+    print(run_summary(plan, state, jax.devices()))
+    print(f'Parameters: {len(jax.tree.leaves(state.params))} arrays, see {workdir.PARAMETERS}.')
+    if config.init_from and not state.step:
+        print(told_of_start(config, plan.train_set.class_names))
 
 
 def _conclude(directory: AnyPath, best: dict[str, Any]) -> None:
@@ -222,19 +233,4 @@ def _conclude(directory: AnyPath, best: dict[str, Any]) -> None:
     plot_curves(history, directory / 'curves.png')
     last = next(row for row in reversed(history) if row['split'] == 'eval')
     result = {name: last[name] for name in ('step', 'loss', 'top1', 'top5', 'examples')}
-    result['best'] = best
-    workdir.finish(directory, result)
-
-
-def _start(plan: Plan, init, key: jax.Array) -> TrainState:
-    state = init(key)
-    if not plan.config.init_from:
-        return state
-    return start_from(plan.config, state, plan.train_set.class_names)
-
-
-def _batch(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns what `shard_batch` makes of a batch, without its numbers."""
-    image = (config.batch_size, config.image_size, config.image_size, config.in_channels)
-    shapes = {'image': (image, np.uint8), 'label': (image[:1], np.int32)}
-    return {k: jax.ShapeDtypeStruct(*of, sharding=split(mesh)) for k, of in shapes.items()}
+    workdir.finish(directory, result | {'best': best})

@@ -14,7 +14,7 @@ from se_flax.parallel import replicated, spread
 
 
 class TrainState(struct.PyTreeNode):
-    """Steps done, parameters, BatchNorm's running statistics and the optimiser's state."""
+    """Steps done, parameters, BatchNorm's running statistics and the optimizer's state."""
 
     step: jax.Array
     params: Any
@@ -23,27 +23,25 @@ class TrainState(struct.PyTreeNode):
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What `model.apply` takes, to be evaluated and exported."""
+        """The variables that are evaluated and exported, as `model.apply` takes them."""
         return {'params': self.params, 'batch_stats': self.batch_stats}
 
     def starting_from(self, variables: dict[str, Any]) -> 'TrainState':
-        """Returns the state with other parameters and statistics."""
+        """Returns the state with other params and batch_stats."""
         return self.replace(**variables)
 
 
 class AveragedState(TrainState):
-    """A state beside whose variables, statistics included, a moving average of them is kept."""
+    """A state with a moving average of its variables, which is what is evaluated."""
 
     average: dict[str, Any]
 
     @property
     def variables(self) -> dict[str, Any]:
-        """The average."""
         return self.average
 
     def starting_from(self, variables: dict[str, Any]) -> 'AveragedState':
-        """Returns the state with other parameters and statistics, which are their own average."""
-        # Copied, as a step cannot be given the same buffer twice.
+        # The average starts as a copy, as one buffer cannot be donated twice.
         return self.replace(**variables, average=jax.tree.map(jnp.copy, variables))
 
 
@@ -58,27 +56,21 @@ def make_init(
 ) -> Callable[[jax.Array], TrainState]:
     """Returns the jitted `key -> TrainState` at step 0, replicated over the mesh.
 
-    With `shard_optimizer` each device holds its part of the optimiser's arrays only; with
+    With `shard_optimizer` each device holds only its part of the optimizer's arrays; with
     `average` the state is an AveragedState.
     """
-
-    channels = getattr(model, 'in_channels', 3)  # of any module that is no Network
+    channels = getattr(model, 'in_channels', 3)  # a module need not be a Network
 
     def init(key):
         image = jnp.zeros((1, image_size, image_size, channels), model.dtype)
         variables = model.init(key, image)
-        return (AveragedState if average else TrainState)(
-            step=jnp.zeros((), jnp.int32),
-            params=variables['params'],
-            batch_stats=variables['batch_stats'],
-            opt_state=tx.init(variables['params']),
-            **({'average': variables} if average else {}),
-        )
+        params, batch_stats = variables['params'], variables['batch_stats']
+        state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params))
+        return AveragedState(**vars(state), average=variables) if average else state
 
-    whole = shardings = replicated(mesh)
-    if shard_optimizer:
-        state = jax.eval_shape(init, jax.random.key(0))
-        shardings = jax.tree.map(lambda leaf: whole, state)
-        parts = jax.tree.map(lambda leaf: spread(mesh, leaf.shape), state.opt_state)
-        shardings = shardings.replace(opt_state=parts)
-    return jax.jit(init, out_shardings=shardings)
+    if not shard_optimizer:
+        return jax.jit(init, out_shardings=replicated(mesh))
+    state = jax.eval_shape(init, jax.random.key(0))
+    parts = jax.tree.map(lambda leaf: spread(mesh, leaf.shape), state.opt_state)
+    whole = jax.tree.map(lambda leaf: replicated(mesh), state)
+    return jax.jit(init, out_shardings=whole.replace(opt_state=parts))

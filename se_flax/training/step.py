@@ -1,24 +1,22 @@
 """One step of data-parallel training, a pure function of state and batch."""
 
-import collections
 from collections.abc import Callable, Sequence
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
 from se_flax.evaluation import in_top, normalize
 from se_flax.parallel import DATA, replicated, split
-from se_flax.training.plateau import plateau_scale
+from se_flax.training import xla
+from se_flax.training.optimizer import plateau_scale
 from se_flax.training.state import TrainState
 
-Metrics = dict[str, jax.Array]
-TrainStep = Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]
+TrainStep = Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
 
 
 def make_train_step(
@@ -41,54 +39,40 @@ def make_train_step(
 
     The batch holds `image` `[B, H, W, C]` uint8 and `label` `[B]` int32. The metrics are scalars:
     `loss`, `top1` and `top5` (means over the global batch, before the update), `learning_rate`,
-    and `finite`: whether the loss, the gradient and the whole new state are. What a network draws
-    (dropout, Shake-Shake's mixtures) is a function of `seed` and the number of the step, and where
-    gradients are accumulated of the device and the microbatch as well.
+    and `finite`: whether the loss, the gradient and the whole new state are.
 
     Args:
-        model: network that is trained.
-        tx: the optimiser.
-        schedule: its learning rate, for the metrics.
-        mean, std: a number a channel, of pixels from 0 to 255.
-        label_smoothing: share of the target that all classes get.
-        seed: of what the network draws.
-        average: share of an AveragedState's average that a step keeps; 0 for a TrainState.
-        frozen_from: number of the first step that leaves BatchNorm's parameters and running
-            statistics as they are and normalises by the latter; None for no such step.
-        accumulate: microbatches, one after another, into which each device splits its part of the
-            batch. They hold whole BatchNorm groups, so the step is the large batch's to rounding.
-        remat: keeps what convolutions and matrix products give for the backward pass, and computes
-            the rest, normalised and activated maps, a second time.
-        shard_optimizer: the state's optimiser lies in parts on the devices, so no gradient becomes
-            a row on GPUs: its parts are others, and XLA would send them around.
-        mesh: what the batch lies on, to accumulate.
+        schedule: the learning rate of `tx`, for the metrics.
+        mean, std: one number per channel, of pixels from 0 to 255.
+        seed: of dropout and Shake-Shake, together with the number of the step and, if gradients
+            are accumulated, of the device and the microbatch.
+        average: decay of an AveragedState's average; 0 for a TrainState.
+        frozen_from: first step that leaves BatchNorm's parameters and running statistics unchanged
+            and normalizes by the latter.
+        accumulate: microbatches per device, one after another. They hold whole BatchNorm groups,
+            so the step equals the large batch's up to rounding. Needs the `mesh` of the batch.
+        remat: recomputes all but the outputs of convolutions and matrix products in the backward
+            pass.
+        shard_optimizer: the optimizer's arrays are split over the devices, see `make_init`.
     """
 
     def train_step(state, batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        network = model
+        network, frozen = model, None
         if frozen_from is not None:
             frozen = state.step >= frozen_from
-            # One network with a choice, not a branch each: that would compile twice as long.
+            # One network with a traced switch: a branch for each would compile twice as long.
             network = model.clone(bn_frozen=frozen)
-        gradients = _gradients(network, mean, std, label_smoothing, remat)
+        gradients = partial(_gradients, network, (mean, std), label_smoothing, remat)
         if accumulate > 1:
             gradients = _accumulated(gradients, accumulate, mesh)
         grads, batch_stats, metrics = gradients(state.params, state.batch_stats, batch, key)
-        if not shard_optimizer:
-            grads = jax.lax.platform_dependent(grads, cuda=_in_rows, default=lambda grads: grads)
+        if not shard_optimizer:  # rows are split in other places, XLA would send them around
+            grads = xla.in_rows(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        if frozen_from is not None:
-            # Chosen, not added as zero or averaged over microbatches: not a bit changes.
-            keep = partial(jnp.where, frozen)
-            batch_stats = jax.tree.map(keep, state.batch_stats, batch_stats)
-            params = jax.tree.map(
-                lambda norm, old, new: keep(old, new) if norm else new,
-                _of_norms(params, batch_stats),
-                state.params,
-                params,
-            )
+        if frozen is not None:
+            params, batch_stats = _with_frozen_norms(frozen, state, params, batch_stats)
         new = state.replace(
             step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state
         )
@@ -99,9 +83,9 @@ def make_train_step(
         rate = schedule(state.step) * plateau_scale(state.opt_state)
         metrics |= {
             'learning_rate': jnp.asarray(rate, jnp.float32),
-            # The loss alone is not enough: a ReLU fused into a reduction can drop a NaN on its
-            # way forward, while the gradient has it; and a finite loss can leave an infinite state.
-            'finite': _all_finite((metrics['loss'], grads, new)),
+            # The loss alone is not enough: a ReLU fused into a reduction can drop a NaN in the
+            # forward pass that the gradient has, and a finite loss can give an infinite state.
+            'finite': xla.all_finite((metrics['loss'], grads, new)),
         }
         return new, metrics
 
@@ -109,9 +93,9 @@ def make_train_step(
 
 
 def jit_train_step(train_step: TrainStep, mesh: Mesh, state: Any = None) -> TrainStep:
-    """Compiles a step over the mesh: batch split, state donated.
+    """Jits a step over the mesh: batch split, state donated.
 
-    `state` is a TrainState, abstract or not, whose shardings are kept; None replicates all.
+    `state`, abstract or not, gives the state's shardings; by default it is replicated.
     """
     kept = replicated(mesh) if state is None else jax.tree.map(lambda leaf: leaf.sharding, state)
     return jax.jit(
@@ -122,50 +106,41 @@ def jit_train_step(train_step: TrainStep, mesh: Mesh, state: Any = None) -> Trai
     )
 
 
-def _gradients(
-    model: nn.Module, mean, std, label_smoothing: float, remat: bool
-) -> Callable[..., Any]:
-    """Returns `(params, batch_stats, batch, key) -> (gradients, new batch_stats, metrics)`."""
-
+def _gradients(model, pixels, label_smoothing, remat, params, batch_stats, batch, key):
+    """Returns the gradients of the mean loss, the new batch_stats and the metrics."""
     apply = partial(model.apply, train=True, mutable=['batch_stats'])
     if remat:
         apply = jax.checkpoint(apply, policy=_is_product)
+    images, labels = normalize(batch['image'], *pixels, model.dtype), batch['label']
+    rngs = dict(zip(('dropout', 'shake'), jax.random.split(key), strict=True))
 
-    def gradients(params, batch_stats, batch, key):
-        images = normalize(batch['image'], mean, std, model.dtype)
-        labels = batch['label']
-        rngs = dict(zip(('dropout', 'shake'), jax.random.split(key), strict=True))
+    def loss_fn(params):
+        variables = {'params': params, 'batch_stats': batch_stats}
+        logits, updates = apply(variables, images, rngs=rngs)
+        targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+        targets = optax.smooth_labels(targets, label_smoothing)
+        loss = optax.softmax_cross_entropy(logits, targets).mean()
+        return loss, (logits, updates['batch_stats'])
 
-        def loss_fn(params):
-            variables = {'params': params, 'batch_stats': batch_stats}
-            logits, updates = apply(variables, images, rngs=rngs)
-            targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-            targets = optax.smooth_labels(targets, label_smoothing)
-            loss = optax.softmax_cross_entropy(logits, targets).mean()
-            return loss, (logits, updates['batch_stats'])
-
-        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (logits, new_stats)), grads = grad_fn(params)
-        metrics = {
-            'loss': loss,
-            'top1': in_top(1, logits, labels).mean(),
-            'top5': in_top(5, logits, labels).mean(),
-        }
-        return grads, new_stats, metrics
-
-    return gradients
+    (loss, (logits, new_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    metrics = {
+        'loss': loss,
+        'top1': in_top(1, logits, labels).mean(),
+        'top5': in_top(5, logits, labels).mean(),
+    }
+    return grads, new_stats, metrics
 
 
 def _is_product(primitive, *args, **params) -> bool:
-    """Tells what `remat` keeps; a `cond` is a convolution in the form that the platform likes."""
+    """The policy of `remat`; a `cond` is a convolution in the form that suits the platform."""
     return primitive.name in ('conv_general_dilated', 'dot_general', 'cond')
 
 
 def _accumulated(gradients: Callable[..., Any], times: int, mesh: Mesh) -> Callable[..., Any]:
     """Returns `gradients` as the mean over `times` microbatches of each device's part of a batch.
 
-    All start from the same running statistics, so the mean of what they make of them is one update
-    by the mean over all groups. The devices meet once, at the end.
+    All microbatches start from the same running statistics, so the mean of the new ones is one
+    update by the mean over all groups. The devices communicate once, at the end.
     """
 
     def of_device(params, batch_stats, batch, key):
@@ -176,10 +151,11 @@ def _accumulated(gradients: Callable[..., Any], times: int, mesh: Mesh) -> Calla
             part = jax.tree.map(lambda x: x[number], parts)
             return gradients(params, batch_stats, part, jax.random.fold_in(key, number))
 
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, 0))
-        total = jax.lax.fori_loop(
-            0, times, lambda i, total: jax.tree.map(jnp.add, total, one(i)), zeros
-        )
+        def add(number, total):
+            return jax.tree.map(jnp.add, total, one(number))
+
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, 0))
+        total = jax.lax.fori_loop(0, times, add, zeros)
         return jax.lax.pmean(jax.tree.map(lambda x: x / times, total), DATA)
 
     whole, parted = PartitionSpec(), PartitionSpec(DATA)
@@ -188,43 +164,19 @@ def _accumulated(gradients: Callable[..., Any], times: int, mesh: Mesh) -> Calla
         mesh=mesh,
         in_specs=(whole, whole, parted, whole),
         out_specs=whole,
-        check_vma=False,  # else each microbatch's gradients would be summed over the devices
+        check_vma=False,  # otherwise each microbatch's gradients are summed over the devices
     )
 
 
-def _of_norms(params: Any, batch_stats: Any) -> Any:
-    """Marks the parameters of modules that have running statistics."""
+def _with_frozen_norms(frozen: jax.Array, state: TrainState, params, batch_stats):
+    """Returns the new params and batch_stats, where `frozen` with BatchNorm's of the old state.
+
+    They are selected, not updated by zero or averaged over microbatches: not a bit changes.
+    """
+    keep = partial(jnp.where, frozen)
+    batch_stats = jax.tree.map(keep, state.batch_stats, batch_stats)
     norms = {path[:-1] for path, _ in jax.tree_util.tree_leaves_with_path(batch_stats)}
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[:-1] in norms, params)
-
-
-def _in_rows(grads: Any) -> Any:
-    """Returns the gradients behind a barrier, where they were rows, and all vectors one row.
-
-    So XLA for GPUs updates many vectors in one kernel, as they have an operand in common, and a
-    convolution's kernel in one: a row has no layout that the update would take over from cuDNN. And
-    what reads the old parameters does so before they are overwritten, without copies.
-    """
-    leaves, structure = jax.tree.flatten(grads)
-    vectors, separate = ravel_pytree([leaf for leaf in leaves if leaf.ndim < 2])
-    rows = [leaf.ravel() for leaf in leaves if leaf.ndim > 1]
-    vectors, rows = jax.lax.optimization_barrier((vectors, rows))
-    vectors, rows = iter(separate(vectors)), iter(rows)
-    return jax.tree.unflatten(
-        structure, [next(rows).reshape(x.shape) if x.ndim > 1 else next(vectors) for x in leaves]
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, old, new: keep(old, new) if path[:-1] in norms else new, state.params, params
     )
-
-
-def _all_finite(tree: Any) -> jax.Array:
-    """Tells whether all values are, in few passes over little.
-
-    Those of a parameter's name (its gradient, its momentum) are looked at together, where the
-    update has them at hand, and what is left are rows, which are one array.
-    """
-    named = collections.defaultdict(list)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        name = tuple(key for key in path if isinstance(key, jax.tree_util.DictKey))
-        named[name, leaf.shape].append(jnp.isfinite(leaf))
-    finite = [reduce(jnp.logical_and, alike) for alike in named.values()]
-    rows = [(x.all(-1) if x.ndim > 1 else x).ravel() for x in finite]
-    return jax.lax.optimization_barrier(jnp.concatenate(rows)).all()  # else XLA reduces each
+    return params, batch_stats

@@ -81,7 +81,7 @@ def test_killed_and_damaged_it_goes_on_exactly(bucket, start_train_main, referen
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert f'{damaged} has changed (SHA-256)' in output
-    assert 'going on from step 4' in output
+    assert 'resuming from step 4' in output
     assert rows_of(bucket) == undisturbed
     assert f'all of the run is in {WORKDIR}/' in output
     for name in ('curves.png', 'DONE', 'checkpoints/damaged-8-0/manifest.json'):

@@ -187,7 +187,7 @@ def test_one_flipped_byte_of_any_file_is_named(two_steps, caplog):
             assert_loads(two_steps, 10)
             assert path.relative_to(two_steps / '20').as_posix() in caplog.text
             assert 'is damaged' in caplog.text
-            assert 'going on from the older step 10' in caplog.text
+            assert 'resuming from the older step 10' in caplog.text
         path.write_bytes(whole)
     caplog.clear()
     assert_loads(two_steps, 20)
@@ -253,7 +253,7 @@ def test_with_nothing_but_damage_it_fails_each_time(two_steps):
             restored_step(two_steps)
         assert 'state/_METADATA is missing' in str(error.value)
         assert 'commit_success.txt has' in str(error.value)
-        assert f'move {two_steps} away to start afresh' in str(error.value)
+        assert f'move {two_steps} away to start from scratch' in str(error.value)
         assert names(two_steps) == ['10', '20']
 
 
@@ -271,7 +271,7 @@ def test_incomplete_steps_alone_are_a_fresh_start(two_steps, caplog):
         load(two_steps, make_state(0))
     assert names(two_steps) == ['10', '20']  # load only reads
     assert restored_step(two_steps) is None
-    assert 'starting from nothing' in caplog.text
+    assert 'starting from scratch' in caplog.text
     assert names(two_steps) == ['incomplete-10-0', 'incomplete-20-0']
     Checkpointer(two_steps).save(10, make_state(10), {})
     assert restored_step(two_steps) == 10

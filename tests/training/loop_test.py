@@ -1,5 +1,7 @@
 """The loop with fakes: what is called when. A state is the list of the steps that made it."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from se_flax.training.loop import Preempted, train
@@ -15,12 +17,9 @@ def run(start, num_steps, *, every, poisoned=None, stop_at=None):
     """Returns the calls in order, as words, and the last state or the exception."""
     calls = []
 
-    def call(name, returned=None):
-        def called(i, *args):
-            calls.append(f'{name} {i}')
-            return returned(i, *args) if returned else None
-
-        return called
+    def next_batch(i):
+        calls.append(f'batch {i}')
+        return i
 
     def step(state, i):
         assert state == list(range(i)), 'each step takes the state of the one before it'
@@ -45,18 +44,17 @@ def run(start, num_steps, *, every, poisoned=None, stop_at=None):
         return stop_at is not None and steps >= stop_at
 
     try:
-        result = train(
-            list(range(start)),
-            start=start,
+        fake = SimpleNamespace(
             num_steps=num_steps,
             due=lambda what, i: i % every[what] == 0,
             evaluate=evaluate_or_save('evaluate'),
             save=evaluate_or_save('save'),
-            batch=call('batch', lambda i: i),
+            next_batch=next_batch,
             step=step,
             report=report,
             stop_requested=stop_requested,
         )
+        result = train(fake, list(range(start)), start)
     except (NotFiniteError, Preempted) as error:
         result = error
     return ', '.join(calls), result
@@ -130,17 +128,16 @@ def test_a_poisoned_step_wins_over_being_asked_to_stop():
 
 def test_what_an_evaluation_adds_to_the_state_is_saved_and_trained_on():
     saved = []
-    last = train(
-        0,
-        start=0,
+    fake = SimpleNamespace(
         num_steps=3,
         due=lambda what, i: True,
         evaluate=lambda i, state: state + 10,
         save=lambda i, state: saved.append(state),
-        batch=lambda i: None,
+        next_batch=lambda i: None,
         step=lambda state, batch: (state + 1, None),
         report=lambda i, metrics: None,
         stop_requested=lambda i: False,
     )
+    last = train(fake, 0, 0)
     assert saved == [11, 22, 33]
     assert last == 33

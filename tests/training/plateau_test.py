@@ -1,6 +1,7 @@
 """The rate that drops where the loss has stopped to: alone, through the loop and a checkpoint."""
 
 import contextlib
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,7 @@ from flax import linen as nn
 from se_flax.parallel import data_mesh, shard_batch
 from se_flax.training.checkpoint import Checkpointer
 from se_flax.training.loop import Preempted, train
-from se_flax.training.optimizer import make_optimizer
-from se_flax.training.plateau import observe, plateau_scale, scale_by_plateau
+from se_flax.training.optimizer import make_optimizer, observe, plateau_scale, scale_by_plateau
 from se_flax.training.state import make_init
 from se_flax.training.step import jit_train_step, make_train_step
 
@@ -78,24 +78,23 @@ def test_a_resumed_run_drops_where_the_undisturbed_one_does(tmp_path):
                 seen = observe(state.opt_state, float(losses[i - 1]), **RULE)
             return state.replace(opt_state=seen)
 
-        def batch(i):
+        def next_batch(i):
             rng = np.random.default_rng(i)
             image = rng.integers(256, size=(8, 2, 2, 3), dtype=np.uint8)
             return shard_batch(mesh, {'image': image, 'label': np.arange(8, dtype=np.int32) % 3})
 
+        run = SimpleNamespace(
+            num_steps=len(losses),
+            due=lambda what, i: what == 'eval',
+            evaluate=evaluate,
+            save=lambda i, state: checkpoints.save(i, state, {}),
+            next_batch=next_batch,
+            step=step,
+            report=lambda i, metrics: rates.update({i: metrics['learning_rate'].item()}),
+            stop_requested=lambda i: i == stop_at,
+        )
         with contextlib.suppress(Preempted):
-            state = train(
-                state,
-                start=int(state.step),
-                num_steps=len(losses),
-                due=lambda what, i: what == 'eval',
-                evaluate=evaluate,
-                save=lambda i, state: checkpoints.save(i, state, {}),
-                batch=batch,
-                step=step,
-                report=lambda i, metrics: rates.update({i: metrics['learning_rate'].item()}),
-                stop_requested=lambda i: i == stop_at,
-            )
+            state = train(run, state, int(state.step))
         return rates, state
 
     rates, state = go_on(tmp_path / 'whole')

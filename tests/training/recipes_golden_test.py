@@ -12,8 +12,7 @@ import pytest
 
 from se_flax.models import create_model
 from se_flax.training.config import MACHINE_FIELDS, check_config, parse_args
-from se_flax.training.optimizer import decays
-from se_flax.training.plateau import observe, plateau_scale
+from se_flax.training.optimizer import decays, observe, plateau_scale
 from se_flax.training.recipe import frozen_from, make_training, total_steps
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'

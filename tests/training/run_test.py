@@ -46,12 +46,14 @@ def flip_a_byte(folder):
     path.write_bytes(content)
 
 
-def test_a_run_from_before_a_field_was_there_goes_on(reference, tmp_path, train_main, capsys):
-    workdir = shutil.copytree(reference, tmp_path / 'run')
+def test_a_run_from_before_a_field_was_there_is_resumed(reference, tmp_path, train_main, capsys):
+    workdir = unfinished(reference, tmp_path / 'run')
     fields = json.loads((workdir / 'config.json').read_text())
     old = {name: value for name, value in fields.items() if name not in workdirs.ADDED}
     (workdir / 'config.json').write_text(json.dumps(old))
     (workdir / 'data.json').unlink()
+    assert train_main(workdir) == 0
+    assert 'resuming from step 24' in capsys.readouterr().out
     assert train_main(workdir) == 0
     assert 'has a finished run' in capsys.readouterr().out
     del old['momentum']
@@ -130,7 +132,7 @@ def test_stopped_twice_it_goes_on_by_the_command_it_names(
         process = subprocess.Popen(shlex.split(command), env=environ, text=True, **pipes)
     text = process.communicate()[0]
     assert process.returncode == 0, text
-    assert f'going on from step {stopped}' in text
+    assert f'resuming from step {stopped}' in text
     assert kill_run['differences'](reference, workdir) == []
 
 
@@ -197,7 +199,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
     flip_a_byte(workdir / 'checkpoints' / '24')
     assert train_main(workdir) == 0
     assert f'checkpoint {workdir}/checkpoints/24 is damaged: ' in caplog.text
-    assert 'going on from step 22' in capfd.readouterr().out
+    assert 'resuming from step 22' in capfd.readouterr().out
     assert kill_run['differences'](reference, workdir) == []
     best = json.loads((workdir / 'DONE').read_text())['best']
     assert best['step'] < 22, (
@@ -267,14 +269,6 @@ def test_a_workdir_of_another_config_is_left_alone(reference, train_main, capfd)
     )
     assert (reference / 'config.json').read_bytes() == config
     assert train_main(reference, '--config.num_threads=3') == 0  # not what, only how fast
-
-
-def test_a_run_from_before_a_field_goes_on(reference, tmp_path, train_main):
-    workdir = unfinished(reference, tmp_path / 'run')
-    config = json.loads((workdir / 'config.json').read_text())
-    del config['keep_head']
-    (workdir / 'config.json').write_text(json.dumps(config))
-    assert train_main(workdir) == 0
 
 
 def test_changed_data_are_told_and_taken_on_request(tmp_path, train_main, pictures, capfd, caplog):
@@ -384,7 +378,7 @@ def test_a_full_disk_loses_nothing(small_disk, reference, train_main, kill_run, 
 
     resize(10 << 20)
     assert train_main(workdir) == 0
-    assert 'going on from step 22' in capfd.readouterr().out
+    assert 'resuming from step 22' in capfd.readouterr().out
     assert kill_run['differences'](reference, workdir) == []
 
 

@@ -14,8 +14,7 @@ from jax.sharding import Mesh
 from se_flax.models import create_model
 from se_flax.models.network import Network
 from se_flax.parallel import DATA, replicated, shard_batch
-from se_flax.training.optimizer import make_optimizer, make_schedule
-from se_flax.training.plateau import observe
+from se_flax.training.optimizer import make_optimizer, make_schedule, observe
 from se_flax.training.state import make_init
 from se_flax.training.step import _is_product, jit_train_step, make_train_step
 

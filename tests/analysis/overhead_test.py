@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from se_flax.analysis.overhead import count_table, measure, time_table
+from se_flax.analysis.overhead import TIMES, count_table, measure
 
 
 def test_se_resnet50_costs_what_the_paper_says():
@@ -19,12 +19,13 @@ def test_se_resnet50_costs_what_the_paper_says():
 
 
 def test_timings_are_of_both_networks_and_their_ratio():
-    timings = measure('resnet8_cifar', batch_size=2, image_size=None, dtype=jnp.float32, rounds=3)
-    assert [t.what for t in timings] == ['forward', 'forward + backward']
-    for t in timings:
-        assert (t.batch_size, t.image_size) == (2, 32)
-        low, high = t.spread
-        assert 0 < low <= t.ratio <= high
-        assert min(t.plain, t.se) > 0
-    assert timings[1].plain > timings[0].plain
-    assert len(time_table(timings)) == 3
+    rows = measure('resnet8_cifar', 2, None, jnp.float32, rounds=3)
+    assert [row[:4] for row in rows] == [
+        ['resnet8_cifar', what, '2', '32'] for what in ('forward', 'forward + backward')
+    ]
+    times = [[float(cell) for cell in (*row[4:7], *row[7].split(' to '))] for row in rows]
+    for plain, se, ratio, low, high in times:
+        assert 0 < low <= ratio <= high
+        assert min(plain, se) > 0
+    assert times[1][0] > times[0][0]
+    assert {len(row) for row in rows} == {len(TIMES)}

@@ -6,7 +6,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from se_flax.commands import ablate, analyze, convert, data, evaluate, export, models, predict
@@ -18,7 +18,7 @@ COMMANDS = (models, data, evaluate, predict, convert, export, ablate, analyze)
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code, see `exit_code`."""
     parser = make_parser()
-    args, rest = parser.parse_known_args(expand_home(sys.argv[1:] if argv is None else argv))
+    args, rest = parser.parse_known_args(argv)
     if rest and not args.trains:  # `ablate` takes --config.FIELD=VALUE
         parser.error(f'unrecognized arguments: {" ".join(rest)}')
     args.rest = rest
@@ -33,19 +33,6 @@ def make_parser() -> argparse.ArgumentParser:
     for command in COMMANDS:
         command.add_to(commands)
     return parser
-
-
-def expand_home(words: Iterable[str]) -> list[str]:
-    """Expands the `~` of `--option=~/path`, which shells leave as it is.
-
-    >>> expand_home(['--size=24', 'a=~/b']) == ['--size=24', 'a=~/b']
-    True
-    """
-    split = [word.partition('=') for word in words]
-    return [
-        name + equals + (os.path.expanduser(value) if name.startswith('--') else value)
-        for name, equals, value in split
-    ]
 
 
 def exit_code(run: Callable[[], int | None], *, trains: bool) -> int:

@@ -26,10 +26,10 @@ OPEN, CLOSED = 0.95, 0.05  # a gate beyond them counts as saturated
 
 
 class Block(NamedTuple):
-    """An SE block: the path of its module, its stage (from 1), its number of parameters."""
+    """An SE block of a network."""
 
-    path: tuple[str, ...]
-    stage: int
+    path: tuple[str, ...]  # of its module
+    stage: int  # from 1
     params: int
 
     @property
@@ -41,25 +41,19 @@ class Block(NamedTuple):
 class Gates(NamedTuple):
     """The gates of one block over images.
 
-    Attributes:
-        name: of the block.
-        mean, std: `[classes, C]` over the images of each class; NaN for a class without images.
-        overall_mean: `[C]`.
-        specificity: share of the gates' variance over images, summed over channels, that the
-            class explains: `sum between / sum total`, 0 to 1 (eta squared). It is above 0 for
-            random weights, too, if classes differ in brightness or texture.
-        shuffled: the same with shuffled labels, the value by chance.
-        opened, closed: shares of the gates above OPEN and below CLOSED.
+    The specificity is the share of the gates' variance over images, summed over channels, that the
+    class explains: `sum between / sum total` (eta squared). It is above 0 for random weights, too,
+    if classes differ in brightness or texture.
     """
 
     name: str
-    mean: np.ndarray
+    mean: np.ndarray  # [classes, C] over the images of each class; NaN for a class without images
     std: np.ndarray
-    overall_mean: np.ndarray
+    overall_mean: np.ndarray  # [C]
     specificity: float
-    shuffled: float
-    opened: float
-    closed: float
+    shuffled: float  # the specificity by chance, with shuffled labels
+    opened: float  # share above OPEN
+    closed: float  # share below CLOSED
 
     @property
     def channels(self) -> int:
@@ -180,62 +174,46 @@ def _batches(
 
 
 class Sums:
-    """Adds up the gates of a block by class."""
+    """Adds up the gates of a block by class, under the true labels and under shuffled ones."""
 
     def __init__(self, num_classes: int):
         self._num_classes = num_classes
         zero: Any = 0  # arrays after the first `add`
-        self._count = self._sum = self._squares = zero
-        self._shuffled_count = self._shuffled_sum = zero
-        self._opened = self._closed = 0
+        self._count = self._sum = self._squares = self._opened = self._closed = zero
 
     def add(self, gates: np.ndarray, labels: np.ndarray, shuffled: np.ndarray) -> None:
-        """Adds the gates `[B, C]` of images with their labels, and with shuffled ones."""
+        """Adds the gates `[B, C]` of images."""
         gates = gates.astype(np.float64)
-        one_hot, other = (np.eye(self._num_classes)[of].T for of in (labels, shuffled))
-        self._count += one_hot.sum(1)
-        self._sum += one_hot @ gates
-        self._squares += one_hot @ gates**2
-        self._shuffled_count += other.sum(1)
-        self._shuffled_sum += other @ gates
+        one_hot = np.eye(self._num_classes)[np.stack([labels, shuffled])].swapaxes(1, 2)
+        self._count += one_hot.sum(2)[..., None]  # [2, classes, 1]
+        self._sum += one_hot @ gates  # [2, classes, C]
+        self._squares += one_hot[0] @ gates**2
         self._opened += (gates > OPEN).sum()
         self._closed += (gates < CLOSED).sum()
 
     def gates(self, name: str) -> Gates:
         """Returns the statistics of all gates so far."""
-        count = self._count[:, None]
+        images = self._count[0].sum()
+        overall = self._sum[0].sum(0) / images
+        total = (self._squares.sum(0) - images * overall**2).sum()
         with np.errstate(invalid='ignore'):  # classes without images
-            mean = self._sum / count
-            std = np.sqrt(np.maximum(self._squares / count - mean**2, 0))
-        overall = self._sum.sum(0) / count.sum()
-        total = (self._squares.sum(0) - count.sum() * overall**2).sum()
-
-        def explained(sums, count):
-            held = count > 0
-            between = (sums[held] ** 2 / count[held, None]).sum(0) - count.sum() * overall**2
-            return float(between.sum() / total) if total > 0 else 0.0
-
-        specificity = explained(self._sum, self._count)
-        shuffled = explained(self._shuffled_sum, self._shuffled_count)
-        size = count.sum() * len(overall)
-        saturated = float(self._opened / size), float(self._closed / size)
-        return Gates(name, mean, std, overall, specificity, shuffled, *saturated)
+            mean = self._sum[0] / self._count[0]
+            std = np.sqrt(np.maximum(self._squares / self._count[0] - mean**2, 0))
+            between = np.nansum(self._sum**2 / self._count, axis=1) - images * overall**2
+        explained = between.sum(1) / total if total > 0 else np.zeros(2)
+        saturated = np.array([self._opened, self._closed]) / (images * len(overall))
+        return Gates(name, mean, std, overall, *explained.tolist(), *saturated.tolist())
 
 
 class Removal(NamedTuple):
-    """A network without the SE blocks of its last stage, not trained again.
-
-    `params` are those of the blocks. `whole`, `without` and `constant` are results of `evaluate`:
-    of the network, with the gates left out, and with each gate at its mean over the images, which
-    the scale of a BatchNorm can hold.
-    """
+    """Results of `evaluate` for a network without the SE blocks of its last stage."""
 
     blocks: tuple[str, ...]
-    params: int
+    params: int  # of these blocks
     all_params: int
-    whole: dict[str, float]
-    without: dict[str, float]
-    constant: dict[str, float]
+    whole: dict[str, float]  # with the blocks
+    without: dict[str, float]  # not trained again
+    constant: dict[str, float]  # each gate at its mean over the images, as BatchNorm could scale
 
 
 def remove_last_stage(

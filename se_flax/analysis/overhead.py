@@ -1,8 +1,8 @@
 """What SE costs: parameters, multiply-adds and time (section 4 of the paper)."""
 
-import time
 from collections.abc import Callable
 from functools import partial
+from timeit import timeit
 from typing import Any
 
 import jax
@@ -64,7 +64,9 @@ def measure(
     calls = [_calls(twin, images, dtype) for twin in twins]
     rows = []
     for what in calls[0]:
-        seconds = np.array([[_seconds(call[what]) for call in calls] for _ in range(rounds + 2)])
+        seconds = np.array(
+            [[timeit(call[what], number=1) for call in calls] for _ in range(rounds + 2)]
+        )
         plain, se = 1e3 * np.median(seconds[2:], axis=0)
         low, ratio, high = np.percentile(seconds[2:, 1] / seconds[2:, 0], (25, 50, 75))
         times = f'{plain:.1f}', f'{se:.1f}', f'{ratio:.3f}', f'{low:.3f} to {high:.3f}'
@@ -82,13 +84,8 @@ def _calls(name: str, images: jax.Array, dtype: Any) -> dict[str, Callable[[], A
         logits, _ = model.apply(own, images, train=True, mutable=['batch_stats'], rngs=rngs)
         return -jax.nn.log_softmax(logits)[:, 0].mean()
 
+    forward, backward = jax.jit(partial(model.apply, train=False)), jax.jit(jax.grad(loss))
     return {
-        'forward': partial(jax.jit(partial(model.apply, train=False)), variables, images),
-        'forward + backward': partial(jax.jit(jax.grad(loss)), variables['params']),
+        'forward': lambda: jax.block_until_ready(forward(variables, images)),
+        'forward + backward': lambda: jax.block_until_ready(backward(variables['params'])),
     }
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    begin = time.perf_counter()
-    jax.block_until_ready(call())
-    return time.perf_counter() - begin

@@ -31,16 +31,13 @@ class Task(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A study with `seeds` runs per cell in the folder `runs`.
-
-    Each run has the config of the file `config` with the (field, value) pairs of `assignments`.
-    """
+    """A study and the runs of its cells."""
 
     study: Study
-    config: str
-    assignments: tuple[tuple[str, str], ...]
-    seeds: int
-    runs: AnyPath
+    config: str  # FILE[:ARGUMENT] of all cells
+    assignments: tuple[tuple[str, str], ...]  # (field, value) to set in it
+    seeds: int  # runs per cell
+    runs: AnyPath  # the folder of all workdirs
 
     def cell_config(self, cell: Cell, seed: int | None = None) -> ml_collections.ConfigDict:
         """Returns the config of a run, locked; raises UserError for an unknown model or field."""
@@ -62,20 +59,15 @@ class Plan(NamedTuple):
 
     def tasks(self) -> list[Task]:
         """Returns all runs, seed by seed, so that comparisons are possible early."""
-        configs = {cell: self.cell_config(cell) for cell in self.study.cells}
-        folders = {cell: self.runs / _folder(cell, c.model) for cell, c in configs.items()}
-        first = configs[self.study.cells[0]].seed
-        return [
-            Task(cell, seed, folder / f'seed{seed}')
-            for seed in range(first, first + self.seeds)
-            for cell, folder in folders.items()
-        ]
-
-
-def _folder(cell: Cell, model: str) -> str:
-    """Names what a run is and not its study: studies that share `runs` share equal runs."""
-    fields = [f'{name.removeprefix("model_fields.")}={text}' for name, text in cell.fields]
-    return re.sub(r'[^\w.=+-]+', '_', ' '.join([model, *fields])).strip('_')
+        configs = [self.cell_config(cell) for cell in self.study.cells]
+        # A folder names the run and not the study: studies that share `runs` share equal runs.
+        folders = []
+        for cell, config in zip(self.study.cells, configs, strict=True):
+            fields = [f'{name.removeprefix("model_fields.")}={text}' for name, text in cell.fields]
+            name = re.sub(r'[^\w.=+-]+', '_', ' '.join([config.model, *fields])).strip('_')
+            folders.append((cell, self.runs / name))
+        seeds = range(configs[0].seed, configs[0].seed + self.seeds)
+        return [Task(cell, s, folder / f'seed{s}') for s in seeds for cell, folder in folders]
 
 
 def save_plan(directory: AnyPath, plan: Plan) -> Plan:

@@ -12,22 +12,13 @@ PLAIN, SE = 'without SE', 'with SE'
 
 
 class Cell(NamedTuple):
-    """One kind of run, as a change to the config that a study starts from.
-
-    Attributes:
-        name: in the tables.
-        fields: (dotted field of the config, value as on the command line).
-        model: a registered name; PLAIN, the config's without SE; SE, the config's, which must have
-            SE; None, the config's.
-        paper: top-1 and top-5 error in %, if the paper has the cell.
-        baseline: name of the cell to compare with; a baseline has its own name.
-    """
+    """One kind of run, as a change to the config that a study starts from."""
 
     name: str
-    fields: tuple[tuple[str, str], ...] = ()
-    model: str | None = None
-    paper: tuple[float, float | None] | None = None
-    baseline: str = ''
+    fields: tuple[tuple[str, str], ...] = ()  # (dotted field, value as on the command line)
+    model: str | None = None  # a name, or the config's: PLAIN, SE (which it must have) or as it is
+    paper: tuple[float, float | None] | None = None  # top-1 and top-5 error in %
+    baseline: str = ''  # the cell to compare with; a baseline has its own name
 
 
 class Study(NamedTuple):

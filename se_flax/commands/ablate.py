@@ -43,7 +43,10 @@ def add_to(commands: Any) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     if args.study is None:
-        print(_list_studies())
+        rows = [(name, study.title) for name, study in STUDIES.items()]
+        rows += [('networks', f'{NETWORKS}: --networks NAME,NAME')]
+        rows += [('grid', 'all combinations of any fields: --vary FIELD=VALUE,VALUE')]
+        print(f'{tables.aligned(rows, left=2)}\n\nto start one: {EXAMPLE}')
         return 0
     from rich.console import Console
 
@@ -91,13 +94,6 @@ def _run(args: argparse.Namespace) -> int:
         print(f'failed: {line}', file=sys.stderr)
     print(f'{out}: results.md, results.csv, results.jsonl, results.png')
     return 1 if failed else 0
-
-
-def _list_studies() -> str:
-    rows = [(name, study.title) for name, study in STUDIES.items()]
-    rows += [('networks', f'{NETWORKS}: --networks NAME,NAME')]
-    rows += [('grid', 'all combinations of any fields: --vary FIELD=VALUE,VALUE')]
-    return f'{tables.aligned(rows, left=2)}\n\nto start one: {EXAMPLE}'
 
 
 def _study(args: argparse.Namespace) -> Study:

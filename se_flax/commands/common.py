@@ -24,6 +24,11 @@ def add_group(commands: Any, name: str, text: str) -> Any:
     return parser.add_subparsers(required=True, metavar='COMMAND')
 
 
+def path(text: str) -> pathlib.Path:
+    """Expands `~`, which shells leave as it is in `--option=~/path`."""
+    return pathlib.Path(text).expanduser()
+
+
 def names(text: str) -> tuple[str, ...]:
     """Splits `NAME,NAME`."""
     return tuple(filter(None, text.split(',')))
@@ -33,7 +38,7 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `open_network`."""
     network = parser.add_mutually_exclusive_group(required=True)
     network.add_argument('--workdir', metavar='DIR', help='of a run')
-    network.add_argument('--weights', type=pathlib.Path, metavar='FILE.safetensors')
+    network.add_argument('--weights', type=path, metavar='FILE.safetensors')
 
 
 def add_fold(parser: Any) -> None:

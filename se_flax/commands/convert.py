@@ -1,10 +1,9 @@
 """`se-flax convert` writes a weights file from public weights or from a run."""
 
 import argparse
-import pathlib
 from typing import Any
 
-from se_flax.commands.common import add_command, resized
+from se_flax.commands.common import add_command, path, resized
 from se_flax.errors import UserError
 from se_flax.storage import as_path
 
@@ -22,7 +21,7 @@ def add_to(commands: Any) -> None:
     option('--key', metavar='NAME', help='the state dict, if a file holds several')
     option('--head', default='keep', help="'drop' omits the classifier head; default: keep")
     option('--in-channels', type=int, metavar='N', help='adapt the first kernel to N channels')
-    option('--out', metavar='FILE.safetensors', required=True)
+    option('--out', type=path, metavar='FILE.safetensors', required=True)
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -34,7 +33,7 @@ def _run(args: argparse.Namespace) -> None:
 
         if args.key is not None:
             raise UserError('a run holds one network; leave --key out')
-        save_run_weights(args.source, pathlib.Path(args.out), **adapted)
+        save_run_weights(args.source, args.out, **adapted)
     else:
         convert(args.source, args.model, args.out, key=args.key, **adapted)
     info = read_info(args.out)

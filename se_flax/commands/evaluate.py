@@ -1,11 +1,10 @@
 """`se-flax evaluate` prints the error rates of a network or an ensemble."""
 
 import argparse
-import pathlib
 from functools import partial
 from typing import Any
 
-from se_flax.commands.common import DATA_DIR, DTYPE, add_command, add_fold
+from se_flax.commands.common import DATA_DIR, DTYPE, add_command, add_fold, path
 from se_flax.errors import UserError
 from se_flax.tables import aligned
 
@@ -19,8 +18,8 @@ def add_to(commands: Any) -> None:
     parser = add_command(commands, 'evaluate', _run, 'measure the error rates of trained networks')
     networks = parser.add_argument_group('networks', 'the outputs of several are averaged')
     option = partial(networks.add_argument, dest='networks', action='append', default=[])
-    option('--workdir', type=lambda path: ('run', path), metavar='DIR', help='of a run')
-    option('--weights', type=lambda path: ('weights', path), metavar='FILE.safetensors')
+    option('--workdir', type=lambda folder: ('run', folder), metavar='DIR', help='of a run')
+    option('--weights', type=lambda file: ('weights', path(file)), metavar='FILE.safetensors')
     networks.add_argument('--dtype', help=DTYPE)
     add_fold(networks)
 
@@ -42,7 +41,7 @@ def add_to(commands: Any) -> None:
     option = parser.add_argument_group('output').add_argument
     option('--per-class', action='store_true', help='print a table of classes, the worst first')
     text = 'write the five most probable classes of each image to a .csv or .jsonl'
-    option('--predictions', type=pathlib.Path, metavar='FILE', help=text)
+    option('--predictions', type=path, metavar='FILE', help=text)
 
 
 def _sizes(text: str) -> tuple[int, ...]:
@@ -65,7 +64,7 @@ def _run(args: argparse.Namespace) -> None:
     predictions = Predictions(args.predictions) if args.predictions else None
     with Progress() as progress:
         open_network = {'run': open_run, 'weights': open_weights}
-        networks = [open_network[kind](path, args.dtype) for kind, path in args.networks]
+        networks = [open_network[kind](file, args.dtype) for kind, file in args.networks]
         networks = [fold(network) for network in networks] if args.fold else networks
         result = evaluate_networks(
             networks,

@@ -1,7 +1,6 @@
 """`se-flax export` writes a network as StableHLO, to run it without se_flax."""
 
 import argparse
-import pathlib
 from typing import Any
 
 from se_flax.commands import common
@@ -18,7 +17,7 @@ def add_to(commands: Any) -> None:
     option('--batch-size', type=int, metavar='B', help='images per batch; default: any number')
     text = 'default: cpu,cuda,tpu'
     option('--platforms', type=common.names, default=(), metavar='NAME,NAME', help=text)
-    option('--out', type=pathlib.Path, metavar='FILE', required=True)
+    option('--out', type=common.path, metavar='FILE', required=True)
 
 
 def _run(args: argparse.Namespace) -> None:

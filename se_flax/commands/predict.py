@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import pathlib
 from typing import Any
 
 from se_flax.commands import common
@@ -19,7 +18,7 @@ def add_to(commands: Any) -> None:
     option('images', nargs='+', metavar='IMAGE', help='files, or folders of them')
     option('--batch-size', type=int, metavar='B', help='images per batch; default: 32 a device')
     text = 'write a .csv or .jsonl instead of printing'
-    option('--csv', type=pathlib.Path, metavar='FILE', help=text)
+    option('--csv', type=common.path, metavar='FILE', help=text)
 
 
 def _run(args: argparse.Namespace) -> None:

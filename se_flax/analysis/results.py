@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -121,39 +121,34 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Returns the rows as texts, after a header."""
-    head = ['', 'seeds', 'top-1 error, %', 'against', 'difference', '95 % interval', 'reading']
-    head += ['top-5 error, %', 'parameters', 'multiply-adds', 'images/s', 'paper: top-1', 'top-5']
-    lines = [head]
-    for row in rows:
-        top1, top5 = (
-            _text('{:.2f}', row[f'{name}_error_mean'])
-            + _text(' ± {:.2f}', row[f'{name}_error_std'])
-            for name in ('top1', 'top5')
-        )
-        lines.append(
-            [
-                row['cell'],
-                str(len(row['seeds'])),
-                top1,
-                '' if row['difference'] is None else row['baseline'],
-                _text('{:+.2f}', row['difference']),
-                _text('{:+.2f} to {:+.2f}', row['low'], row['high']),
-                row['reading'],
-                top5,
-                f'{row["params"]:,}',
-                f'{row["macs"] / 1e6:,.1f} M',
-                f'{row["images_per_second"]:,.0f}',
-                _text('{:.2f}', row['paper_top1_error']),
-                _text('{:.2f}', row['paper_top5_error']),
-            ]
-        )
-    return lines
-
-
 def _text(form: str, *values: float | None) -> str:
     return '' if None in values else form.format(*values)
+
+
+def _mean(row: Mapping[str, Any], name: str) -> str:
+    return f'{row[f"{name}_mean"]:.2f}' + _text(' ± {:.2f}', row[f'{name}_std'])
+
+
+COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    '': lambda row: row['cell'],
+    'seeds': lambda row: str(len(row['seeds'])),
+    'top-1 error, %': lambda row: _mean(row, 'top1_error'),
+    'against': lambda row: '' if row['difference'] is None else row['baseline'],
+    'difference': lambda row: _text('{:+.2f}', row['difference']),
+    '95 % interval': lambda row: _text('{:+.2f} to {:+.2f}', row['low'], row['high']),
+    'reading': lambda row: row['reading'],
+    'top-5 error, %': lambda row: _mean(row, 'top5_error'),
+    'parameters': lambda row: f'{row["params"]:,}',
+    'multiply-adds': lambda row: f'{row["macs"] / 1e6:,.1f} M',
+    'images/s': lambda row: f'{row["images_per_second"]:,.0f}',
+    'paper: top-1': lambda row: _text('{:.2f}', row['paper_top1_error']),
+    'top-5': lambda row: _text('{:.2f}', row['paper_top5_error']),
+}
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Returns the rows as texts, after a header."""
+    return [list(COLUMNS), *([text(row) for text in COLUMNS.values()] for row in rows)]
 
 
 def markdown(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> str:

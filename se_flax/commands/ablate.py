@@ -66,8 +66,9 @@ def _run(args: argparse.Namespace) -> int:
         'a study needs local folders, whose logs can grow; not in a bucket': remote,
         f'a study needs --config and --out, such as {EXAMPLE}': not (args.config and args.out),
     }
-    for text in filter(wrong.get, wrong):
-        problems.add((), UserError(text))
+    for text, happened in wrong.items():
+        if happened:
+            problems.add((), UserError(text))
     problems.tell()
     out = as_path(args.out)
     runs = as_path(args.runs) if args.runs else out / RUNS

@@ -100,10 +100,8 @@ def shown(blocks: Sequence[Block]) -> list[Block]:
 
 def pick(labels: np.ndarray, samples: int) -> np.ndarray:
     """Returns the positions of the first `samples` examples of each class, ascending."""
-    order = np.argsort(labels, kind='stable')
-    ordered = labels[order]
-    rank = np.arange(len(labels)) - np.searchsorted(ordered, ordered)
-    return np.sort(order[(rank < samples) & (ordered >= 0)])
+    classes = np.unique(labels[labels >= 0])  # -1 cannot be read
+    return np.sort(np.concatenate([np.flatnonzero(labels == c)[:samples] for c in classes]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,10 +153,9 @@ def measure_gates(
     batches = _batches(picked, network, batch_size, num_threads)
     for first, batch in zip(range(0, len(labels), batch_size), batches, strict=True):
         found = jax.device_get(gates(variables, shard_batch(mesh, batch)['image']))
-        here = slice(first, first + batch_size)
-        kept = batch['mask'][: len(labels[here])]
+        rows = np.flatnonzero(batch['mask'])
         for block_sums, gate in zip(sums, found, strict=True):
-            block_sums.add(gate[: len(kept)][kept], labels[here][kept], shuffled[here][kept])
+            block_sums.add(gate[rows], labels[first + rows], shuffled[first + rows])
     return [of.gates(block.name) for of, block in zip(sums, blocks, strict=True)]
 
 

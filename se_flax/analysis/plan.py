@@ -45,7 +45,7 @@ class Plan(NamedTuple):
         if cell.model not in (None, SE):
             twin = config.model.removeprefix('se_')
             if cell.model == PLAIN and twin == config.model:
-                raise UserError(f'{config.model} has no name without SE; take a model that is se_*')
+                raise UserError(f'{config.model} has no name without SE; use a model named se_*')
             config.model = twin if cell.model == PLAIN else cell.model
             check_model(config.model)
             if not config.model.startswith('se_'):
@@ -89,7 +89,7 @@ def save_plan(directory: AnyPath, plan: Plan) -> Plan:
             if value != theirs.get(key):
                 raise UserError(
                     f'{directory} has the plan of another study: its {key} is {theirs.get(key)!r}, '
-                    f'here it is {value!r}. Take another --out'
+                    f'here it is {value!r}. Use another --out'
                 )
         seeds = max(seeds, theirs['seeds'])
         if seeds == theirs['seeds']:
@@ -148,5 +148,5 @@ def shard_of(tasks: Sequence[Task], text: str | None, environ: Mapping[str, str]
     found = re.fullmatch(r'(\d+)/(\d+)', text)
     i, n = map(int, found.groups()) if found else (0, 0)
     if i >= n:
-        raise UserError(f'--shard {text}: it is I/N with I from 0 to N - 1, such as 0/4')
+        raise UserError(f'--shard {text}: must be I/N with I from 0 to N - 1, such as 0/4')
     return list(tasks[i::n])

@@ -31,7 +31,7 @@ def report(directory: AnyPath) -> str:
     elif (directory / CONFIG).exists():
         config, parts = _run(directory)
     else:
-        raise MissingError(f'{directory} is no study (no {PLAN}) and no run (no {CONFIG})')
+        raise MissingError(f'{directory} is neither a study (no {PLAN}) nor a run (no {CONFIG})')
     fields = sorted(json.loads(config.to_json()).items())
     lines = '\n'.join(f'{name} = {json.dumps(value)}' for name, value in fields)
     parts += ['## Config', f'```\n{lines}\n```']

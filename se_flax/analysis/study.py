@@ -71,7 +71,7 @@ def networks(names: Sequence[str]) -> Study:
     Raises UserError for a name that is not registered, or has no twin with SE.
     """
     if not names:
-        raise UserError('networks: name them, such as --networks resnet50,vgg16')
+        raise UserError('networks needs names, such as --networks resnet50,vgg16')
     cells = []
     for name in dict.fromkeys(name.removeprefix('se_') for name in names):
         for twin in (name, f'se_{name}'):
@@ -91,12 +91,12 @@ def grid(axes: Sequence[str]) -> Study:
     ['se_stages=(2,3) ema=0.9', 'se_stages=(4,) ema=0.9']
     """
     if not axes:
-        raise UserError('grid: say what varies, such as --vary model_fields.se.reduction=4,8')
+        raise UserError('grid needs fields, such as --vary model_fields.se.reduction=4,8')
     assignments = []
     for axis in axes:
         field, _, values = axis.partition('=')
         if not values:
-            raise UserError(f'--vary {axis}: it is FIELD=VALUE,VALUE')
+            raise UserError(f'--vary {axis}: must be FIELD=VALUE,VALUE')
         assignments.append([(field.removeprefix('config.'), v) for v in _split(values)])
     combinations = list(itertools.product(*assignments))
     names = [

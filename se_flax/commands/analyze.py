@@ -63,7 +63,9 @@ def _excitation(args: argparse.Namespace) -> None:
     default = PAPER_CLASSES if {*PAPER_CLASSES} <= {*names} else names[:4]
     classes = {name: names.index(name) for name in args.classes or default}
     if len(classes) > len(plots.COLORS):
-        raise UserError(f'--classes has {len(classes)} classes, a figure fits {len(plots.COLORS)}')
+        raise UserError(
+            f'--classes: {len(classes)} classes, at most {len(plots.COLORS)} in a figure'
+        )
     out = as_path(args.out or as_path(args.workdir or '.') / excitation.EXCITATION)
     out.mkdir(parents=True, exist_ok=True)
     check_writable(out / 'excitation.md')
@@ -113,7 +115,7 @@ def _curves(args: argparse.Namespace) -> None:
     from se_flax.training.workdir import read_config
 
     if len(args.workdirs) > len(plots.COLORS):
-        raise UserError(f'{len(args.workdirs)} runs: a picture fits {len(plots.COLORS)}')
+        raise UserError(f'{len(args.workdirs)} runs: a picture fits at most {len(plots.COLORS)}')
     workdirs = {os.path.abspath(workdir): workdir for workdir in args.workdirs}
     parent = os.path.commonpath(workdirs)
     runs = {}

@@ -1,7 +1,10 @@
 """What SE costs: the table against the paper's sentences, the timing on a tiny net."""
 
+import pathlib
+
 import jax.numpy as jnp
 
+from se_flax import tables
 from se_flax.analysis.overhead import TIMES, count_table, measure
 
 
@@ -16,6 +19,11 @@ def test_se_resnet50_costs_what_the_paper_says():
     assert se[1:4] == ['28,088,024', '28.1 M', '+9.90 %']  # "about 10 %"
     assert plain[5:] == ['3.86 G', '']
     assert se[5:] == ['3.87 G', '+0.065 %']  # of the layers alone; the paper says 0.26 %
+
+
+def test_the_table_of_the_docs_is_made_from_the_counts():
+    page = pathlib.Path(__file__).parents[2] / 'docs' / 'experiments' / 'complexity.md'
+    assert tables.markdown(count_table()) in page.read_text()
 
 
 def test_timings_are_of_both_networks_and_their_ratio():

@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,55 +11,49 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
-from jax.sharding import Mesh
 
 from se_flax import tables
 from se_flax.data import Dataset, eval_batches
 from se_flax.errors import UserError
 from se_flax.evaluation import normalize
 from se_flax.evaluation.evaluator import Evaluator, Network
+from se_flax.evaluation.progress import Progress
 from se_flax.parallel import data_mesh, replicated, shard_batch, split
 from se_flax.storage import AnyPath, atomic_write
 
-EXCITATION = 'excitation'  # the folder of what is written, in a workdir
+EXCITATION = 'excitation'  # the folder of the results in a workdir
 OPEN, CLOSED = 0.95, 0.05  # a gate beyond them counts as saturated
 
 
 class Block(NamedTuple):
-    """An SE block: the path of its module, the stage it is in (from 1), its parameters."""
+    """An SE block of a network."""
 
-    path: tuple[str, ...]
-    stage: int
+    path: tuple[str, ...]  # of its module
+    stage: int  # from 1
     params: int
 
     @property
     def name(self) -> str:
-        """Of what it recalibrates."""
+        """The path of the module that the block recalibrates."""
         return '/'.join(self.path[:-1]) or self.path[-1]
 
 
 class Gates(NamedTuple):
     """The gates of one block over images.
 
-    Attributes:
-        name: of the block.
-        mean, std: `[classes, C]` over the images of each class; NaN for a class without.
-        overall_mean: `[C]`.
-        specificity: share of the gates' variance over images, summed over channels, that the
-            class explains: `sum between / sum total`, 0 to 1 (eta squared). Random weights have
-            some, too, where classes differ in brightness or texture.
-        shuffled: the same with the labels shuffled, the value that means nothing.
-        opened, closed: shares of the gates above OPEN and below CLOSED.
+    The specificity is the share of the gates' variance over images, summed over channels, that the
+    class explains: `sum between / sum total` (eta squared). It is above 0 for random weights, too,
+    if classes differ in brightness or texture.
     """
 
     name: str
-    mean: np.ndarray
+    mean: np.ndarray  # [classes, C] over the images of each class; NaN for a class without images
     std: np.ndarray
-    overall_mean: np.ndarray
+    overall_mean: np.ndarray  # [C]
     specificity: float
-    shuffled: float
-    opened: float
-    closed: float
+    shuffled: float  # the specificity by chance, with shuffled labels
+    opened: float  # share above OPEN
+    closed: float  # share below CLOSED
 
     @property
     def channels(self) -> int:
@@ -69,7 +63,7 @@ class Gates(NamedTuple):
 def se_blocks(model: nn.Module, variables: Any, image_size: int) -> list[Block]:
     """Returns the blocks that sow a gate, in the order they run.
 
-    A stage is what sees maps of one size. Raises UserError for a network without SE.
+    A stage has maps of one size. Raises UserError for a network without SE.
     """
     calls = {}
 
@@ -99,22 +93,15 @@ def se_blocks(model: nn.Module, variables: Any, image_size: int) -> list[Block]:
 
 
 def shown(blocks: Sequence[Block]) -> list[Block]:
-    """Returns the last block of each stage and all of the last stage, as the figures have them."""
-    last = blocks[-1].stage
-    following = [*blocks[1:], blocks[-1]]
-    return [
-        block
-        for block, after in zip(blocks, following, strict=True)
-        if block.stage == last or block.stage != after.stage
-    ]
+    """Returns the blocks of the figures: the last of each stage and all of the last stage."""
+    last = {block.stage: block for block in blocks}
+    return [b for b in blocks if b is last[b.stage] or b.stage == blocks[-1].stage]
 
 
 def pick(labels: np.ndarray, samples: int) -> np.ndarray:
     """Returns the positions of the first `samples` examples of each class, ascending."""
-    order = np.argsort(labels, kind='stable')
-    ordered = labels[order]
-    rank = np.arange(len(labels)) - np.searchsorted(ordered, ordered)
-    return np.sort(order[(rank < samples) & (ordered >= 0)])
+    classes = np.unique(labels[labels >= 0])  # -1 cannot be read
+    return np.sort(np.concatenate([np.flatnonzero(labels == c)[:samples] for c in classes]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,37 +127,17 @@ def measure_gates(
     *,
     batch_size: int,
     num_threads: int | None = None,
-    seen: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Gates]:
     """Returns the gates of each block over the first `samples` images of each class.
 
-    Sums are kept, of classes and channels, not images; a block without a squeeze counts with the
-    mean of its gates over the map.
+    The gates of a block without a squeeze are averaged over the map. Memory holds sums by class and
+    channel only, whatever the number of images.
     """
     labels = dataset.labels()
     positions = pick(labels, samples)
     labels = labels[positions]
     shuffled = np.random.default_rng(0).permutation(labels)
-    sums = [Sums(dataset.num_classes) for _ in blocks]
     picked = _Picked(dataset.name, dataset.split, dataset.class_names, dataset, positions)
-    mesh = data_mesh()
-    batches = eval_batches(picked, network.view, batch_size=batch_size, num_threads=num_threads)
-    done = 0
-    for gates, mask in _gates_of(network, blocks, batches, mesh):
-        here = slice(done, done + batch_size)
-        kept = mask[: len(labels[here])]
-        for block_sums, gate in zip(sums, gates, strict=True):
-            gate = gate[: len(kept)][kept]
-            block_sums.add(gate, labels[here][kept], shuffled[here][kept])
-        done = min(done + batch_size, len(labels))
-        seen(done, len(labels))
-    return [of.gates(block.name) for of, block in zip(sums, blocks, strict=True)]
-
-
-def _gates_of(
-    network: Network, blocks: Sequence[Block], batches: Iterable[Mapping], mesh: Mesh
-) -> Iterable[tuple[list[np.ndarray], np.ndarray]]:
-    """Yields the gates of each block, `[B, C]`, and the mask of each batch."""
 
     def gates(variables, images):
         images = normalize(images, network.mean, network.std, network.model.dtype)
@@ -178,77 +145,72 @@ def _gates_of(
         sown = flatten_dict(sown['intermediates'])
         return [sown[*block.path, 'gate'][0].mean((1, 2)).astype(jnp.float32) for block in blocks]
 
-    gates = jax.jit(
-        gates, in_shardings=(replicated(mesh), split(mesh)), out_shardings=replicated(mesh)
-    )
-    variables = jax.device_put(network.variables, replicated(mesh))
-    for batch in batches:
-        on_device = shard_batch(mesh, batch)
-        yield jax.device_get(gates(variables, on_device['image'])), batch['mask']
+    mesh = data_mesh()
+    whole = replicated(mesh)
+    gates = jax.jit(gates, in_shardings=(whole, split(mesh)), out_shardings=whole)
+    variables = jax.device_put(network.variables, whole)
+    sums = [Sums(dataset.num_classes) for _ in blocks]
+    batches = _batches(picked, network, batch_size, num_threads)
+    for first, batch in zip(range(0, len(labels), batch_size), batches, strict=True):
+        found = jax.device_get(gates(variables, shard_batch(mesh, batch)['image']))
+        rows = np.flatnonzero(batch['mask'])
+        for block_sums, gate in zip(sums, found, strict=True):
+            block_sums.add(gate[rows], labels[first + rows], shuffled[first + rows])
+    return [of.gates(block.name) for of, block in zip(sums, blocks, strict=True)]
+
+
+def _batches(
+    dataset: Dataset, network: Network, batch_size: int, num_threads: int | None
+) -> Iterator[Mapping[str, np.ndarray]]:
+    """Yields the batches of `eval_batches` and shows their progress."""
+    batches = eval_batches(dataset, network.view, batch_size=batch_size, num_threads=num_threads)
+    with Progress() as progress:
+        for i, batch in enumerate(batches, start=1):
+            yield batch
+            progress.show(min(i * batch_size, len(dataset)), len(dataset))
 
 
 class Sums:
-    """Adds up the gates of a block, by class."""
+    """Adds up the gates of a block by class, under the true labels and under shuffled ones."""
 
     def __init__(self, num_classes: int):
         self._num_classes = num_classes
-        zero: Any = 0  # arrays, from the first batch on
-        self._count = self._sum = self._squares = zero
-        self._other_count = self._other_sum = zero
-        self._total = self._opened = self._closed = 0
+        zero: Any = 0  # arrays after the first `add`
+        self._count = self._sum = self._squares = self._opened = self._closed = zero
 
     def add(self, gates: np.ndarray, labels: np.ndarray, shuffled: np.ndarray) -> None:
-        """Adds `[B, C]` gates of images with these labels, and with these after a shuffle."""
+        """Adds the gates `[B, C]` of images."""
         gates = gates.astype(np.float64)
-        one_hot, other = (np.eye(self._num_classes)[of].T for of in (labels, shuffled))
-        self._count += one_hot.sum(1)
-        self._sum += one_hot @ gates
-        self._squares += one_hot @ gates**2
-        self._other_count += other.sum(1)
-        self._other_sum += other @ gates
+        one_hot = np.eye(self._num_classes)[np.stack([labels, shuffled])].swapaxes(1, 2)
+        self._count += one_hot.sum(2)[..., None]  # [2, classes, 1]
+        self._sum += one_hot @ gates  # [2, classes, C]
+        self._squares += one_hot[0] @ gates**2
         self._opened += (gates > OPEN).sum()
         self._closed += (gates < CLOSED).sum()
-        self._total += gates.size
 
     def gates(self, name: str) -> Gates:
-        """Returns what the sums say."""
-        count = self._count[:, None]
+        """Returns the statistics of all gates so far."""
+        images = self._count[0].sum()
+        overall = self._sum[0].sum(0) / images
+        total = (self._squares.sum(0) - images * overall**2).sum()
         with np.errstate(invalid='ignore'):  # classes without images
-            mean = self._sum / count
-            std = np.sqrt(np.maximum(self._squares / count - mean**2, 0))
-        overall = self._sum.sum(0) / count.sum()
-        total = (self._squares.sum(0) - count.sum() * overall**2).sum()
-
-        def explained(sums, count):
-            held = count > 0
-            between = (sums[held] ** 2 / count[held, None]).sum(0) - count.sum() * overall**2
-            return float(between.sum() / total) if total > 0 else 0.0
-
-        return Gates(
-            name,
-            mean,
-            std,
-            overall,
-            explained(self._sum, self._count),
-            explained(self._other_sum, self._other_count),
-            float(self._opened / self._total),
-            float(self._closed / self._total),
-        )
+            mean = self._sum[0] / self._count[0]
+            std = np.sqrt(np.maximum(self._squares / self._count[0] - mean**2, 0))
+            between = np.nansum(self._sum**2 / self._count, axis=1) - images * overall**2
+        explained = between.sum(1) / total if total > 0 else np.zeros(2)
+        saturated = np.array([self._opened, self._closed]) / (images * len(overall))
+        return Gates(name, mean, std, overall, *explained.tolist(), *saturated.tolist())
 
 
 class Removal(NamedTuple):
-    """What a network is without some of its SE blocks, not trained again.
-
-    Errors are shares: `whole` of the network as it is, `without` with the gates left out,
-    `constant` with each gate at its mean over the images, which BatchNorm's scale can hold.
-    """
+    """Results of `evaluate` for a network without the SE blocks of its last stage."""
 
     blocks: tuple[str, ...]
-    params: int
+    params: int  # of these blocks
     all_params: int
-    whole: dict[str, float]
-    without: dict[str, float]
-    constant: dict[str, float]
+    whole: dict[str, float]  # with the blocks
+    without: dict[str, float]  # not trained again
+    constant: dict[str, float]  # each gate at its mean over the images, as BatchNorm could scale
 
 
 def remove_last_stage(
@@ -259,7 +221,6 @@ def remove_last_stage(
     *,
     batch_size: int,
     num_threads: int | None = None,
-    seen: Callable[[int, int], None] = lambda done, total: None,
 ) -> Removal:
     """Evaluates a network with and without the SE blocks of its last stage, on all examples."""
     last = {
@@ -269,36 +230,32 @@ def remove_last_stage(
     }
     loading = {'batch_size': batch_size, 'num_threads': num_threads}
 
-    def result(number, instead=None):
+    def result(instead=None):
         def gated(call, args, kwargs, context):
             path = context.module.path
             if instead and path in last and context.method_name == '__call__':
                 return instead(args[0], last[path].overall_mean)
             return call(*args, **kwargs)
 
-        def seen_of_all(done, total):
-            seen(number * total + done, 3 * total)
-
         evaluator = Evaluator([network], dataset, data_mesh(), **loading)
-        with nn.intercept_methods(gated):
-            return evaluator.run(seen=seen_of_all).summary()
+        with nn.intercept_methods(gated), Progress() as progress:
+            return evaluator.run(seen=progress.show).summary()
 
     return Removal(
         tuple(of.name for of in last.values()),
         sum(block.params for block in blocks if block.path in last),
         sum(leaf.size for leaf in jax.tree.leaves(network.variables['params'])),
-        result(0),
-        result(1, lambda x, mean: x),
-        result(2, lambda x, mean: x * jnp.asarray(mean, x.dtype).reshape(1, 1, 1, -1)),
+        result(),
+        result(lambda x, mean: x),
+        result(lambda x, mean: x * jnp.asarray(mean, x.dtype).reshape(1, 1, 1, -1)),
     )
 
 
-def write_excitation(
+def write(
     out: AnyPath,
     name: str,
-    data: str,
+    dataset: Dataset,
     samples: int,
-    class_names: Sequence[str],
     gates: Sequence[Gates],
     removal: Removal,
 ) -> str:
@@ -307,32 +264,28 @@ def write_excitation(
     lines = csv.writer(text, lineterminator='\n')
     lines.writerow(('block', 'channel', 'class', 'mean', 'std'))
     for block in gates:
-        for mean, std, of in zip(block.mean, block.std, class_names, strict=True):
+        for mean, std, label in zip(block.mean, block.std, dataset.class_names, strict=True):
             for channel, pair in enumerate(zip(mean, std, strict=True)):
-                lines.writerow((block.name, channel, of, *(f'{value:.6g}' for value in pair)))
+                lines.writerow((block.name, channel, label, *(f'{value:.6g}' for value in pair)))
     atomic_write(out / 'excitation.csv', text.getvalue().encode())
-    page = _page(name, data, samples, gates, removal)
-    atomic_write(out / 'excitation.md', page.encode())
-    return page
 
-
-def _page(name: str, data: str, samples: int, gates: Sequence[Gates], removal: Removal) -> str:
-    percent = '{:.1f} %'.format
     head = ['block', 'channels', 'mean gate', 'class explains', 'labels shuffled']
     rows = [[*head, f'above {OPEN}', f'below {CLOSED}']]
     for block in gates:
         shares = block.specificity, block.shuffled, block.opened, block.closed
-        numbers = (percent(100 * share) for share in shares)
-        rows.append([block.name, str(block.channels), f'{block.overall_mean.mean():.3f}', *numbers])
+        mean = f'{block.overall_mean.mean():.3f}'
+        percent = (f'{100 * share:.1f} %' for share in shares)
+        rows.append([block.name, str(block.channels), mean, *percent])
     removed = [['', 'top-1 error', 'top-5 error', 'parameters']]
-    for what, of, params in (
+    fewer = removal.all_params - removal.params
+    for what, result, params in (
         ('all of it', removal.whole, removal.all_params),
-        ('without', removal.without, removal.all_params - removal.params),
-        ('at its mean gate', removal.constant, removal.all_params - removal.params),
+        ('without', removal.without, fewer),
+        ('at its mean gate', removal.constant, fewer),
     ):
-        errors = (f'{100 * (1 - of[key]):.2f} %' for key in ('top1', 'top5'))
+        errors = (f'{100 * (1 - result[key]):.2f} %' for key in ('top1', 'top5'))
         removed.append([what, *errors, f'{params:,}'])
-    return f"""# Gates of {name} on {data}
+    page = f"""# Gates of {name} on {dataset.name}
 
 Up to {samples} images of each class. "Class explains": the share of the gates' variance over
 images, summed over channels, that lies between the classes (eta squared); with the labels shuffled
@@ -346,3 +299,5 @@ On all {removal.whole['examples']:,} evaluation images, and without training aga
 
 {tables.markdown(removed)}
 """
+    atomic_write(out / 'excitation.md', page.encode())
+    return page

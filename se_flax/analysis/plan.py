@@ -1,12 +1,12 @@
-"""The plan of a study: its cells and seeds in a file, so that it can go on, be shared, be extended.
+"""The plan of a study: its cells and seeds, in a file from which it is resumed, shared or extended.
 
-`plan.json` is all that a folder needs: what has been run is asked of the runs themselves.
+`plan.json` is all a study's folder needs: which runs have finished is read from their workdirs.
 """
 
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_collections
 
@@ -18,12 +18,12 @@ from se_flax.training.config import MACHINE_FIELDS, assign, make_config
 from se_flax.training.fine_tune import fill_from_weights
 
 PLAN, RUNS = 'plan.json', 'runs'
-# Of networks with SE; on another, `se` would put blocks into it.
+# Fields of networks with SE; on another network, `se` would add blocks.
 SE_FIELDS = ('se', 'placement', 'se_stages')
 
 
 class Task(NamedTuple):
-    """A run of a study: what it is of, and where."""
+    """One run of a study."""
 
     cell: Cell
     seed: int
@@ -31,16 +31,13 @@ class Task(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A study of `seeds` runs a cell, each as `config` and the assignments to its fields say.
-
-    `runs` is the folder that has them.
-    """
+    """A study and the runs of its cells."""
 
     study: Study
-    config: str
-    assignments: tuple[tuple[str, str], ...]
-    seeds: int
-    runs: AnyPath
+    config: str  # FILE[:ARGUMENT] of all cells
+    assignments: tuple[tuple[str, str], ...]  # (field, value) to set in it
+    seeds: int  # runs per cell
+    runs: AnyPath  # the folder of all workdirs
 
     def cell_config(self, cell: Cell, seed: int | None = None) -> ml_collections.ConfigDict:
         """Returns the config of a run, locked; raises UserError for an unknown model or field."""
@@ -48,7 +45,7 @@ class Plan(NamedTuple):
         if cell.model not in (None, SE):
             twin = config.model.removeprefix('se_')
             if cell.model == PLAIN and twin == config.model:
-                raise UserError(f'{config.model} has no name without SE; take a model that is se_*')
+                raise UserError(f'{config.model} has no name without SE; use a model named se_*')
             config.model = twin if cell.model == PLAIN else cell.model
             check_model(config.model)
             if not config.model.startswith('se_'):
@@ -61,75 +58,77 @@ class Plan(NamedTuple):
         return config.lock()
 
     def tasks(self) -> list[Task]:
-        """Returns all runs, seed by seed, so that what is compared is there early."""
-        folders = {cell: self.runs / self._folder(cell) for cell in self.study.cells}
-        first = self.cell_config(self.study.cells[0]).seed
-        return [
-            Task(cell, seed, folder / f'seed{seed}')
-            for seed in range(first, first + self.seeds)
-            for cell, folder in folders.items()
-        ]
-
-    def _folder(self, cell: Cell) -> str:
-        """Names what a run is, not whose: studies that share `runs` share equal runs."""
-        words = [self.cell_config(cell).model]
-        words += [f'{name.removeprefix("model_fields.")}={text}' for name, text in cell.fields]
-        return re.sub(r'[^\w.=+-]+', '_', ' '.join(words)).strip('_')
+        """Returns all runs, seed by seed, so that comparisons are possible early."""
+        configs = [self.cell_config(cell) for cell in self.study.cells]
+        # A folder names the run and not the study: studies that share `runs` share equal runs.
+        folders = []
+        for cell, config in zip(self.study.cells, configs, strict=True):
+            fields = [f'{name.removeprefix("model_fields.")}={text}' for name, text in cell.fields]
+            name = re.sub(r'[^\w.=+-]+', '_', ' '.join([config.model, *fields])).strip('_')
+            folders.append((cell, self.runs / name))
+        seeds = range(configs[0].seed, configs[0].seed + self.seeds)
+        return [Task(cell, s, folder / f'seed{s}') for s in seeds for cell, folder in folders]
 
 
 def save_plan(directory: AnyPath, plan: Plan) -> Plan:
-    """Writes the plan of a folder, or adds seeds to the one there; returns what holds now.
+    """Writes the plan of a folder, or adds seeds to the one there; returns the result.
 
-    Raises UserError where the folder has another study's.
+    Raises UserError if the folder has the plan of another study.
     """
-    ours = _to_json(directory, plan)
+    seeds = plan.seeds
+    ours: dict[str, Any] = {
+        'title': plan.study.title,
+        'config': plan.config,
+        'assignments': [a for a in plan.assignments if a[0] not in MACHINE_FIELDS],
+        'runs': '' if plan.runs == directory / RUNS else str(plan.runs),
+        'cells': [cell._asdict() for cell in plan.study.cells],
+    }
     if (directory / PLAN).exists():
         theirs = _read(directory)
-        differing = [key for key in ours if key != 'seeds' and ours[key] != theirs.get(key)]
-        if differing:
-            key = differing[0]
-            raise UserError(
-                f'{directory} has the plan of another study: its {key} is {theirs.get(key)!r}, '
-                f'here it is {ours[key]!r}. Take another --out'
-            )
-        ours['seeds'] = max(ours['seeds'], theirs['seeds'])
-        plan = plan._replace(seeds=ours['seeds'])
-        if ours == theirs:
-            return plan
+        for key, value in json.loads(json.dumps(ours)).items():  # with lists instead of tuples
+            if value != theirs.get(key):
+                raise UserError(
+                    f'{directory} has the plan of another study: its {key} is {theirs.get(key)!r}, '
+                    f'here it is {value!r}. Use another --out'
+                )
+        seeds = max(seeds, theirs['seeds'])
+        if seeds == theirs['seeds']:
+            return plan._replace(seeds=seeds)
     directory.mkdir(parents=True, exist_ok=True)
-    atomic_write(directory / PLAN, (json.dumps(ours, indent=1) + '\n').encode())
-    return plan
+    text = json.dumps(ours | {'seeds': seeds}, indent=1)
+    atomic_write(directory / PLAN, f'{text}\n'.encode())
+    return plan._replace(seeds=seeds)
 
 
 def load_plan(directory: AnyPath) -> Plan:
-    """Reads the plan of a folder; raises MissingError where there is none."""
+    """Reads the plan of a folder; raises MissingError if it has none."""
     if not (directory / PLAN).exists():
         raise MissingError(f'{directory} has no {PLAN}; `se-flax ablate` makes one')
-    known = _read(directory)
-    cells = [
-        Cell(
-            cell['name'],
-            tuple(map(tuple, cell['fields'])),
-            cell['model'],
-            cell['paper'] and tuple(cell['paper']),
-            cell['baseline'],
-        )
-        for cell in known['cells']
-    ]
-    return Plan(
-        Study(known['title'], tuple(cells)),
-        known['config'],
-        tuple(map(tuple, known['assignments'])),
-        known['seeds'],
-        as_path(known['runs']) if known['runs'] else directory / RUNS,
-    )
+    plan = _tuples(_read(directory))
+    cells = tuple(Cell(**cell) for cell in plan['cells'])
+    runs = as_path(plan['runs']) if plan['runs'] else directory / RUNS
+    study = Study(plan['title'], cells)
+    return Plan(study, plan['config'], plan['assignments'], plan['seeds'], runs)
+
+
+def _read(directory: AnyPath) -> dict:
+    try:
+        return json.loads((directory / PLAN).read_text())
+    except ValueError as error:
+        raise UserError(f'{directory / PLAN} is damaged ({error})') from None
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _tuples(v) for name, v in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def shard_of(tasks: Sequence[Task], text: str | None, environ: Mapping[str, str]) -> list[Task]:
     """Returns every n-th task from the i-th on, for `i/n`, i from 0.
 
-    For `/n` the completion index of an indexed Kubernetes job is i. Without any, a SLURM array job
-    tells both; elsewhere all tasks are meant.
+    `/n` takes i from the completion index of an indexed Kubernetes job. None takes both from a
+    SLURM array job, and is all tasks elsewhere.
     """
     index = 'JOB_COMPLETION_INDEX'
     if text is None and 'SLURM_ARRAY_TASK_ID' in environ:
@@ -138,7 +137,7 @@ def shard_of(tasks: Sequence[Task], text: str | None, environ: Mapping[str, str]
             for name in ('ID', 'MIN', 'MAX', 'STEP', 'COUNT')
         )
         if (high - low) // step + 1 != count:
-            raise UserError('a SLURM array with gaps does not tell its place: --shard I/N')
+            raise UserError('a SLURM array with gaps does not give its place: --shard I/N')
         text = f'{(here - low) // step}/{count}'
     if text is None:
         if index in environ:
@@ -149,24 +148,5 @@ def shard_of(tasks: Sequence[Task], text: str | None, environ: Mapping[str, str]
     found = re.fullmatch(r'(\d+)/(\d+)', text)
     i, n = map(int, found.groups()) if found else (0, 0)
     if i >= n:
-        raise UserError(f'--shard {text}: it is I/N with I from 0 to N - 1, such as 0/4')
+        raise UserError(f'--shard {text}: must be I/N with I from 0 to N - 1, such as 0/4')
     return list(tasks[i::n])
-
-
-def _to_json(directory: AnyPath, plan: Plan) -> dict:
-    known = {
-        'title': plan.study.title,
-        'config': plan.config,
-        'assignments': [a for a in plan.assignments if a[0] not in MACHINE_FIELDS],
-        'runs': '' if plan.runs == directory / RUNS else str(plan.runs),
-        'cells': [cell._asdict() for cell in plan.study.cells],
-        'seeds': plan.seeds,
-    }
-    return json.loads(json.dumps(known))  # tuples are lists there
-
-
-def _read(directory: AnyPath) -> dict:
-    try:
-        return json.loads((directory / PLAN).read_text())
-    except ValueError as error:
-        raise UserError(f'{directory / PLAN} is not as it was written ({error})') from None

@@ -18,6 +18,7 @@ from se_flax.data import EvalTransform, eval_batches, open_dataset
 from se_flax.errors import UserError
 from se_flax.evaluation import normalize
 from se_flax.evaluation.evaluator import Evaluator, Network
+from se_flax.evaluation.progress import Progress
 from se_flax.models import create_model
 from se_flax.parallel import data_mesh
 
@@ -120,13 +121,12 @@ def test_specificity_is_one_of_the_class_alone_and_nothing_of_noise():
     assert constant.gates('c').specificity == 0
 
 
-def test_gates_are_those_of_the_equations(network, dataset):
+def test_gates_are_those_of_the_equations(network, dataset, monkeypatch):
     """On all images at once, by the block's own two layers from its input."""
     blocks = se_blocks(network.model, network.variables, 28)
     seen = []
-    found = measure_gates(
-        network, blocks, dataset, 3, batch_size=16, seen=lambda *done: seen.append(done)
-    )
+    monkeypatch.setattr(Progress, 'show', lambda self, *done: seen.append(done))
+    found = measure_gates(network, blocks, dataset, 3, batch_size=16)
     assert seen == [(16, 30), (30, 30)]
     positions = pick(dataset.labels(), 3)
     labels = dataset.labels()[positions]

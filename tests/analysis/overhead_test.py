@@ -1,8 +1,11 @@
 """What SE costs: the table against the paper's sentences, the timing on a tiny net."""
 
+import pathlib
+
 import jax.numpy as jnp
 
-from se_flax.analysis.overhead import count_table, measure, time_table
+from se_flax import tables
+from se_flax.analysis.overhead import TIMES, count_table, measure
 
 
 def test_se_resnet50_costs_what_the_paper_says():
@@ -18,13 +21,19 @@ def test_se_resnet50_costs_what_the_paper_says():
     assert se[5:] == ['3.87 G', '+0.065 %']  # of the layers alone; the paper says 0.26 %
 
 
+def test_the_table_of_the_docs_is_made_from_the_counts():
+    page = pathlib.Path(__file__).parents[2] / 'docs' / 'experiments' / 'complexity.md'
+    assert tables.markdown(count_table()) in page.read_text()
+
+
 def test_timings_are_of_both_networks_and_their_ratio():
-    timings = measure('resnet8_cifar', batch_size=2, image_size=None, dtype=jnp.float32, rounds=3)
-    assert [t.what for t in timings] == ['forward', 'forward + backward']
-    for t in timings:
-        assert (t.batch_size, t.image_size) == (2, 32)
-        low, high = t.spread
-        assert 0 < low <= t.ratio <= high
-        assert min(t.plain, t.se) > 0
-    assert timings[1].plain > timings[0].plain
-    assert len(time_table(timings)) == 3
+    rows = measure('resnet8_cifar', 2, None, jnp.float32, rounds=3)
+    assert [row[:4] for row in rows] == [
+        ['resnet8_cifar', what, '2', '32'] for what in ('forward', 'forward + backward')
+    ]
+    times = [[float(cell) for cell in (*row[4:7], *row[7].split(' to '))] for row in rows]
+    for plain, se, ratio, low, high in times:
+        assert 0 < low <= ratio <= high
+        assert min(plain, se) > 0
+    assert times[1][0] > times[0][0]
+    assert {len(row) for row in rows} == {len(TIMES)}

@@ -77,7 +77,7 @@ def test_another_study_in_its_folder_is_refused(tmp_path):
 
 def test_a_network_that_is_plain_cannot_be_ablated(tmp_path):
     plan = plan_of(STUDIES['stages'], tmp_path, ('model', 'resnet8_cifar'))
-    with pytest.raises(UserError, match='take a model that is se_'):
+    with pytest.raises(UserError, match='use a model named se_'):
         plan.tasks()
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from se_flax.analysis.excitation import Gates
-from se_flax.analysis.plots import draw_between, draw_study, draw_within, png, sampled
+from se_flax.analysis.plots import draw_gates, draw_study, png, sampled
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def test_fifty_channels_are_even_and_few_are_all():
 
 
 def test_between_classes_are_the_means(gates):
-    figure = draw_between(gates, {'cat': 4, 'dog': 0}, 50)
+    figure = draw_gates(gates, {'cat': 4, 'dog': 0}, 50)
     for axes, block in zip(figure.axes, gates, strict=True):
         at = sampled(block.channels, 50)
         cat, dog, everything = (line.get_ydata() for line in axes.lines)
@@ -38,7 +38,7 @@ def test_between_classes_are_the_means(gates):
 
 
 def test_within_a_class_the_band_is_one_deviation(gates):
-    figure = draw_within(gates, {'cat': 4}, 50)
+    figure = draw_gates(gates, {'cat': 4}, 50, within=True)
     for axes, block in zip(figure.axes, gates, strict=True):
         at = sampled(block.channels, 50)
         [band] = axes.collections

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -9,13 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from se_flax import tables
 from se_flax.analysis.plan import Plan
-from se_flax.analysis.results import Difference, collect, paired, table, write_results
+from se_flax.analysis.results import collect, paired, table, write_results
 from se_flax.analysis.study import STUDIES
 from se_flax.training import workdir
 from se_flax.training.metrics_log import MetricsWriter
 
 from .plan_test import QUICKSTART
+
+EXPERIMENTS = pathlib.Path(__file__).parents[2] / 'docs' / 'experiments'
 
 
 @given(st.integers(2, 8), st.integers(0, 10**6))
@@ -26,27 +30,27 @@ def test_paired_is_the_t_interval_of_the_differences(seeds, draw):
     d = np.array([ours[seed] - theirs[seed] for seed in ours])
     low, high = stats.t.interval(0.95, len(d) - 1, d.mean(), stats.sem(d))
     got = paired(ours, {**theirs, 99: 5.0})  # a seed that only one of them has
+    got = [got[name] for name in ('difference', 'low', 'high')]
     np.testing.assert_allclose(got, (d.mean(), low, high), atol=6e-4)  # given to three digits
 
 
-def test_few_seeds_say_less():
-    assert paired({0: 1.0}, {1: 2.0}) is None
-    assert paired({0: 1.0}, {0: 2.0}) == Difference(-1.0, None, None)
-    assert paired({0: 1.0, 1: 2.0}, {0: 2.0, 1: 3.0}) == Difference(-1.0, -1.0, -1.0)
-
-
 @pytest.mark.parametrize(
-    ('low', 'high', 'reading'),
+    ('differences', 'expected'),
     [
-        (-2.0, -0.1, 'lower'),
-        (0.1, 2.0, 'higher'),
-        (-0.1, 0.1, 'not told apart'),
-        (0.0, 1.0, 'not told apart'),
-        (None, None, 'one seed says nothing'),
+        ([], (None, None, None, '')),
+        ([-1.0], (-1.0, None, None, 'one seed says nothing')),
+        ([-1.0, -1.0], (-1.0, -1.0, -1.0, 'lower')),
+        ([2.0, 2.0], (2.0, 2.0, 2.0, 'higher')),
+        ([0.0, 0.0], (0.0, 0.0, 0.0, 'not told apart')),
+        ([-1.0, -1.1], (-1.05, -1.685, -0.415, 'lower')),
+        ([1.0, -1.0], (0.0, -12.706, 12.706, 'not told apart')),
     ],
 )
-def test_nothing_is_better_where_zero_lies_within(low, high, reading):
-    assert Difference(0.0, low, high).reading == reading
+def test_the_reading_says_no_more_than_the_interval(differences, expected):
+    ours = {seed: 10 + difference for seed, difference in enumerate(differences)}
+    got = paired(ours, dict.fromkeys([*ours, 'another'], 10.0))
+    assert tuple(got.values()) == pytest.approx(expected, abs=1e-9)
+    assert paired(ours, {'another': 10.0})['difference'] is None
 
 
 @pytest.fixture
@@ -103,3 +107,11 @@ def test_the_three_files_agree(plan, tmp_path):
     assert '| average | 2 | 15.00 ± 7.07 |' in text
     for line in table(rows)[1:]:
         assert f'| {" | ".join(line)} |' in text
+
+
+@pytest.mark.parametrize(
+    'page', sorted(EXPERIMENTS.glob('*/results.md')), ids=lambda p: p.parent.name
+)
+def test_the_tables_of_the_docs_are_made_from_their_rows(page):
+    lines = page.with_name('results.jsonl').read_text().splitlines()
+    assert tables.markdown(table(list(map(json.loads, lines)))) in page.read_text()

@@ -92,7 +92,7 @@ def test_both_programs_tell_it_in_a_line(refused, tmp_path, train_main, capfd, m
     def refuse(*args, **kwargs):
         raise refused
 
-    monkeypatch.setattr('se_flax.cli.list_models', refuse)
+    monkeypatch.setattr('se_flax.commands.models.list_models', refuse)
     assert cli.main(['models']) == 2
     assert capfd.readouterr().err.endswith('; to use less, lower --batch-size\n')
     monkeypatch.setattr('se_flax.training.run.train', refuse)

@@ -123,7 +123,7 @@ def test_stopped_twice_it_goes_on_by_the_command_it_names(
         assert 'Traceback' not in text
         last = text.splitlines()[-1]
         stopped, command = re.fullmatch(
-            r'stopped after step (\d+), .*; to go on: (.*)', last
+            r'stopped after step (\d+), .*; to resume: (.*)', last
         ).groups()
         assert step <= int(stopped) < 24
         assert newest(workdir) == int(stopped) == read_rows(rows)[-1]['step']
@@ -152,7 +152,7 @@ def test_stopped_before_the_first_step(tmp_path, start_train_main):
     text = process.communicate()[0]
     assert process.returncode == 75, text
     assert 'Traceback' not in text
-    assert 'stopped after step 0, nothing is lost; to go on: ' in text.splitlines()[-1]
+    assert 'stopped after step 0, nothing is lost; to resume: ' in text.splitlines()[-1]
 
 
 def test_a_finished_run_is_left_as_it_is(reference, train_main, capfd):

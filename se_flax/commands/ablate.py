@@ -1,0 +1,107 @@
+"""`se-flax ablate` runs a study and writes its tables and its picture."""
+
+import argparse
+import os
+import sys
+from typing import Any
+
+from se_flax import tables
+from se_flax.analysis.study import NETWORKS, STUDIES, Study, grid, networks
+from se_flax.commands.common import add_command, names
+from se_flax.errors import Problems, UserError, check_known
+from se_flax.storage import as_path, is_remote
+
+EXAMPLE = 'se-flax ablate squeeze --config configs/quickstart.py --out runs/squeeze'
+FLAGS = (
+    *('--config', '--config.FIELD=VALUE', '--out', '--seeds', '--networks', '--vary'),
+    *('--shard', '--runs'),
+)
+EPILOG = (
+    '--config.FIELD=VALUE sets a field of the config for all cells, as in training. The same '
+    'command resumes a study; with more --seeds it adds runs.'
+)
+
+
+def add_to(commands: Any) -> None:
+    text = 'run a study: several seeds of each cell, a table and a picture'
+    parser = add_command(commands, 'ablate', _run, text)
+    parser.set_defaults(trains=True)
+    parser.epilog = EPILOG
+    option = parser.add_argument
+    option('study', nargs='?', metavar='STUDY', help='default: list the studies and an example')
+    option('--config', metavar='FILE[:ARGUMENT]', help='of a network with SE')
+    option('--out', metavar='DIR')
+    option('--seeds', type=int, default=3, metavar='K', help='runs of each cell; default: 3')
+    option('--networks', type=names, default=(), metavar='NAME,NAME')
+    text = 'of a grid: all combinations are run, the first is the baseline'
+    option('--vary', action='append', default=[], metavar='FIELD=VALUE,VALUE', help=text)
+    text = 'every N-th run from the I-th on; default in a SLURM array job; Kubernetes jobs need /N'
+    option('--shard', metavar='I/N', help=text)
+    text = 'shared by studies of one config; default: runs in --out'
+    option('--runs', metavar='DIR', help=text)
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.study is None:
+        rows = [(name, study.title) for name, study in STUDIES.items()]
+        rows += [('networks', f'{NETWORKS}: --networks NAME,NAME')]
+        rows += [('grid', 'all combinations of any fields: --vary FIELD=VALUE,VALUE')]
+        print(f'{tables.aligned(rows, left=2)}\n\nto start one: {EXAMPLE}')
+        return 0
+    from rich.console import Console
+
+    from se_flax.analysis import plots, results
+    from se_flax.analysis.ablate import ablate, check
+    from se_flax.analysis.plan import RUNS, Plan, save_plan, shard_of
+    from se_flax.training.config import parse_assignments
+    from se_flax.training.loop import Preempted
+    from se_flax.training.preemption import stop_signals
+
+    problems = Problems()
+    assignments = problems.check((), parse_assignments, args.rest, FLAGS)
+    study = problems.check((), _study, args)
+    remote = is_remote(args.out or '') or is_remote(args.runs or '')
+    wrong = {
+        f'--seeds {args.seeds}: at least 1, and 3 for an interval worth reading': args.seeds < 1,
+        'a study needs local folders, whose logs can grow; not in a bucket': remote,
+        f'a study needs --config and --out, such as {EXAMPLE}': not (args.config and args.out),
+    }
+    for text, happened in wrong.items():
+        if happened:
+            problems.add((), UserError(text))
+    problems.tell()
+    out = as_path(args.out)
+    runs = as_path(args.runs) if args.runs else out / RUNS
+    plan = Plan(study, args.config, tuple(assignments), args.seeds, runs)
+    steps = check(plan)
+    shard_of(plan.tasks(), args.shard, os.environ)  # raises before anything is written
+    plan = save_plan(out, plan)
+    tasks = shard_of(plan.tasks(), args.shard, os.environ)
+    # rich takes FORCE_COLOR for a terminal; a log file must stay plain.
+    console = Console(file=sys.stdout, force_terminal=sys.stdout.isatty())
+    failed, stopped = [], None
+    try:
+        with stop_signals() as stop_requested:
+            failed = ablate(plan, steps, tasks, console, stop_requested)
+    except Preempted as error:
+        stopped = error
+    rows = results.write_results(out, plan)
+    if rows:
+        plots.save(plots.draw_study(plan.study.title, rows), out / 'results.png')
+        print(tables.aligned(results.table(rows)))
+    if stopped:
+        raise stopped
+    for line in failed:
+        print(f'failed: {line}', file=sys.stderr)
+    print(f'{out}: results.md, results.csv, results.jsonl, results.png')
+    return 1 if failed else 0
+
+
+def _study(args: argparse.Namespace) -> Study:
+    check_known('study', args.study, [*STUDIES, 'networks', 'grid'])
+    for option, study in (('networks', 'networks'), ('vary', 'grid')):
+        if getattr(args, option) and args.study != study:
+            raise UserError(f'--{option} belongs to the study {study}, not to {args.study}')
+    if args.study == 'networks':
+        return networks(args.networks)
+    return grid(args.vary) if args.study == 'grid' else STUDIES[args.study]

@@ -1,0 +1,138 @@
+"""`se-flax analyze` (gates of a network, costs of SE, curves of runs) and `se-flax report`."""
+
+import argparse
+import os
+from typing import Any
+
+from se_flax import tables
+from se_flax.commands import common
+from se_flax.errors import UserError, check_known
+from se_flax.storage import as_path, atomic_write, check_writable
+
+CHANNELS = 50  # of each block in the figures, as in the paper
+# The four classes of Figures 6 and 7: goldfish, pug, plane (an airliner) and cliff.
+PAPER_CLASSES = ('n01443537', 'n02110958', 'n02690373', 'n09246464')
+
+
+def add_to(commands: Any) -> None:
+    verbs = common.add_group(commands, 'analyze', 'analyze trained networks and the costs of SE')
+    text = 'measure the gates of a network'
+    excitation = common.add_command(verbs, 'excitation', _excitation, text)
+    common.add_network(excitation)
+    option = excitation.add_argument
+    option('--data', metavar='NAME', help="default: the run's own")
+    option('--data-dir', help=common.DATA_DIR)
+    text = 'in the figures, up to 6'
+    option('--classes', type=common.names, default=(), metavar='NAME,NAME', help=text)
+    option('--samples', type=int, default=50, metavar='N', help='images a class; default: 50')
+    text = 'default: excitation in the workdir, where `report` finds it'
+    option('--out', metavar='DIR', help=text)
+
+    text = 'compare the costs of SE with the paper'
+    option = common.add_command(verbs, 'complexity', _complexity, text).add_argument
+    network = ('resnet50',)
+    option('--networks', type=common.names, default=network, metavar='NAME,NAME', help='to time')
+    option('--batch-size', type=int, default=8, metavar='B', help='default: 8')
+    option('--size', type=int, metavar='S', help="pixels; default: each network's own")
+    option('--dtype', default='float32', help='float32 (default) or bfloat16')
+    option('--out', metavar='FILE.md', help='write the tables, too')
+
+    text = 'draw the training curves of several runs'
+    option = common.add_command(verbs, 'curves', _curves, text).add_argument
+    option('workdirs', nargs='+', metavar='DIR')
+    option('--out', default='curves.png', metavar='FILE.png')
+
+    text = 'write one HTML page of a study or a run'
+    option = common.add_command(commands, 'report', _report, text).add_argument
+    option('directory', metavar='DIR')
+    option('--out', metavar='FILE.html', help='default: report.html in DIR')
+
+
+def _excitation(args: argparse.Namespace) -> None:
+    from se_flax.analysis import excitation, plots
+    from se_flax.inference import open_eval_set
+
+    if args.samples < 1:
+        raise UserError(f'--samples {args.samples}: at least 1 image of a class')
+    trained = common.open_network(args)
+    network = trained.network
+    dataset = open_eval_set([trained], args.data, args.data_dir)
+    names = dataset.class_names
+    for name in args.classes:
+        check_known(f'class of {dataset.name}', name, names)
+    default = PAPER_CLASSES if {*PAPER_CLASSES} <= {*names} else names[:4]
+    classes = {name: names.index(name) for name in args.classes or default}
+    if len(classes) > len(plots.COLORS):
+        raise UserError(
+            f'--classes: {len(classes)} classes, at most {len(plots.COLORS)} in a figure'
+        )
+    out = as_path(args.out or as_path(args.workdir or '.') / excitation.EXCITATION)
+    out.mkdir(parents=True, exist_ok=True)
+    check_writable(out / 'excitation.md')
+
+    blocks = excitation.se_blocks(network.model, network.variables, network.view.image_size)
+    config = trained.config
+    loading = {'batch_size': config.eval_batch_size, 'num_threads': config.num_threads or None}
+    gates = excitation.measure_gates(network, blocks, dataset, args.samples, **loading)
+    removal = excitation.remove_last_stage(network, blocks, gates, dataset, **loading)
+    shown = [gates[blocks.index(block)] for block in excitation.shown(blocks)]
+    plots.save(plots.draw_gates(shown, classes, CHANNELS), out / 'between_classes.png')
+    pair = dict(list(classes.items())[:2])
+    figure = plots.draw_gates(shown, pair, CHANNELS, within=True)
+    plots.save(figure, out / 'within_classes.png')
+    print(excitation.write(out, trained.name, dataset, args.samples, gates, removal))
+    print(f'{out}: excitation.md, excitation.csv, between_classes.png, within_classes.png')
+
+
+def _complexity(args: argparse.Namespace) -> None:
+    import jax
+    import jax.numpy as jnp
+
+    from se_flax.analysis.overhead import NOTE, TIMES, count_table, measure
+
+    check_known('dtype', args.dtype, ('float32', 'bfloat16'))
+    for option, value in (('--batch-size', args.batch_size), ('--size', args.size)):
+        if value is not None and value < 1:
+            raise UserError(f'{option} {value}: at least 1')
+    if args.out:
+        check_writable(as_path(args.out))
+    counts = count_table()
+    print(tables.aligned(counts), end='\n\n', flush=True)
+    times = [TIMES]
+    for name in args.networks:
+        times += measure(name, args.batch_size, args.size, jnp.dtype(args.dtype))
+    device = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
+    note = f'{device}, jax {jax.__version__}, {args.dtype}. {NOTE}'
+    print(tables.aligned(times, left=2), note, sep='\n\n')
+    if args.out:
+        page = '\n\n'.join([tables.markdown(counts), tables.markdown(times), note])
+        atomic_write(as_path(args.out), f'{page}\n'.encode())
+
+
+def _curves(args: argparse.Namespace) -> None:
+    from se_flax.analysis import plots
+    from se_flax.training.metrics_log import read_rows
+    from se_flax.training.workdir import read_config
+
+    if len(args.workdirs) > len(plots.COLORS):
+        raise UserError(f'{len(args.workdirs)} runs: a picture fits at most {len(plots.COLORS)}')
+    workdirs = {os.path.abspath(workdir): workdir for workdir in args.workdirs}
+    parent = os.path.commonpath(workdirs)
+    runs = {}
+    for path, workdir in workdirs.items():
+        read_config(as_path(workdir))  # raises if it is no run
+        name = os.path.relpath(path, parent) if len(workdirs) > 1 else workdir
+        runs[name] = read_rows(as_path(workdir) / 'metrics.jsonl')
+        if not runs[name]:
+            raise UserError(f'{workdir} has no metrics yet')
+    plots.save(plots.draw_curves(runs), as_path(args.out))
+    print(args.out)
+
+
+def _report(args: argparse.Namespace) -> None:
+    from se_flax.analysis.report import report
+
+    directory = as_path(args.directory)
+    out = as_path(args.out or directory / 'report.html')
+    atomic_write(out, report(directory).encode())
+    print(out)

@@ -1,0 +1,117 @@
+"""`se-flax evaluate` prints the error rates of a network or an ensemble."""
+
+import argparse
+from functools import partial
+from typing import Any
+
+from se_flax.commands.common import DATA_DIR, DTYPE, add_command, add_fold, path
+from se_flax.errors import UserError
+from se_flax.tables import aligned
+
+CROPS = (
+    '1: the center (default), 2: also its mirror image, 10: corners, center and their mirror '
+    'images, 12: also the whole image'
+)
+
+
+def add_to(commands: Any) -> None:
+    parser = add_command(commands, 'evaluate', _run, 'measure the error rates of trained networks')
+    networks = parser.add_argument_group('networks', 'the outputs of several are averaged')
+    option = partial(networks.add_argument, dest='networks', action='append', default=[])
+    option('--workdir', type=lambda folder: ('run', folder), metavar='DIR', help='of a run')
+    option('--weights', type=lambda file: ('weights', path(file)), metavar='FILE.safetensors')
+    networks.add_argument('--dtype', help=DTYPE)
+    add_fold(networks)
+
+    option = parser.add_argument_group('images').add_argument
+    option('--data', help="default: the run's own; required without --workdir")
+    option('--data-dir', help=DATA_DIR)
+    option('--batch-size', type=int, metavar='B', help='images per batch')
+
+    text = 'several sizes or resizes, such as 256,288,320, are scales to average over'
+    option = parser.add_argument_group('protocol', text).add_argument
+    text = "pixels; default: the network's own"
+    option('--size', type=_sizes, default=(), metavar='S', help=text)
+    text = "pixels of the shorter edge, 0 for no resize; default: the network's own"
+    option('--resize', type=_sizes, default=(), metavar='R', help=text)
+    option('--crops', type=int, default=1, metavar='N', help=CROPS)
+    text = 'probabilities (default) or logits, over crops, scales and networks'
+    option('--average', default='probabilities', metavar='WHAT', help=text)
+
+    option = parser.add_argument_group('output').add_argument
+    option('--per-class', action='store_true', help='print a table of classes, the worst first')
+    text = 'write the five most probable classes of each image to a .csv or .jsonl'
+    option('--predictions', type=path, metavar='FILE', help=text)
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(size) for size in text.split(','))
+    except ValueError:
+        message = f'{text!r} is not a list of pixels such as 256,288'
+        raise argparse.ArgumentTypeError(message) from None
+
+
+def _run(args: argparse.Namespace) -> None:
+    from se_flax.evaluation.predictions import Predictions
+    from se_flax.evaluation.progress import Progress
+    from se_flax.evaluation.protocols import Protocol
+    from se_flax.inference import evaluate_networks, fold, open_run, open_weights
+
+    if not args.networks:
+        raise UserError('nothing to evaluate: --workdir DIR or --weights FILE.safetensors')
+    protocol = Protocol(args.size, args.resize, args.crops, args.average)
+    predictions = Predictions(args.predictions) if args.predictions else None
+    with Progress() as progress:
+        open_network = {'run': open_run, 'weights': open_weights}
+        networks = [open_network[kind](file, args.dtype) for kind, file in args.networks]
+        networks = [fold(network) for network in networks] if args.fold else networks
+        result = evaluate_networks(
+            networks,
+            args.data,
+            args.data_dir,
+            protocol,
+            batch_size=args.batch_size,
+            predictions=predictions,
+            seen=progress.show,
+        )
+    if args.per_class:
+        print(_class_table(result), end='\n\n')
+    for network in networks:
+        step = '' if network.step is None else f', step {network.step:,}'
+        print(f'{network.name}{step}: {protocol.describe(network.network.view)}')
+    views = sum(protocol.crops * len(protocol.scales(n.network.view)) for n in networks)
+    if views > 1:
+        print(f'{views} views an image, their {protocol.average} averaged')
+    print(_errors(result))
+    if predictions:
+        predictions.write()
+        print(f'predictions: {args.predictions}')
+
+
+def _errors(result: Any) -> str:
+    """Formats the error rates of an `Evaluation` with their intervals."""
+    from se_flax.evaluation import wilson
+
+    total = result.summary()
+    examples = total['examples']
+    rows = [('', 'error', '95 % interval', 'accuracy')]
+    for name, key in (('top-1', 'top1'), ('top-5', 'top5')):
+        wrong = 1 - total[key]
+        low, high = wilson(round(wrong * examples), examples)
+        interval = f'{_percent(low)} to {_percent(high)} %'
+        rows.append((name, f'{_percent(wrong)} %', interval, f'{_percent(total[key])} %'))
+    return f'{examples:,} images of {result.data}, loss {total["loss"]:.4f}\n{aligned(rows)}'
+
+
+def _class_table(result: Any) -> str:
+    """Formats the error rates of each class that has images, the worst first."""
+    counts = zip(result.class_names, result.counts, strict=True)
+    rows = [(name, n, 1 - top1 / n, 1 - top5 / n) for name, (n, top1, top5) in counts if n]
+    rows.sort(key=lambda row: (-row[2], -row[3], row[0]))
+    texts = [(name, f'{n:,}', *(f'{_percent(e)} %' for e in errors)) for name, n, *errors in rows]
+    return aligned([('class', 'images', 'top-1 error', 'top-5 error'), *texts])
+
+
+def _percent(share: float) -> str:
+    return f'{100 * share:.2f}'

@@ -13,7 +13,7 @@ PEAK = """
 import resource, sys
 import numpy as np
 from se_flax.data.transforms import EvalTransform, TrainTransform
-from se_flax.data.views import Squash
+from se_flax.data.transforms import Squash
 
 height, width, interpolation = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 image = np.full((height, width, 3), 7, np.uint8)

@@ -1,5 +1,6 @@
 import hashlib
 import pathlib
+import runpy
 import types
 
 import numpy as np
@@ -7,12 +8,15 @@ import pytest
 import tensorflow_datasets as tfds
 
 from se_flax.data import decode, open_dataset
-from se_flax.data.fashion_mnist import FashionMnist, FashionMnistMini, draw_balanced, read_idx
+from se_flax.data.fashion_mnist import FashionMnist, read_idx
 
 PACKAGE = pathlib.Path(open_dataset.__code__.co_filename).parent
+SCRIPTS = pathlib.Path(__file__).parents[2] / 'scripts'
+SCRIPT = runpy.run_path(str(SCRIPTS / 'build_fashion_mnist_mini.py'))
+draw_balanced = SCRIPT['draw_balanced']
 
 
-class Tiny(FashionMnistMini, skip_registration=True):
+class Tiny(SCRIPT['FashionMnistMini'], skip_registration=True):
     """The choice of the embedded set, from few images."""
 
     per_class = types.MappingProxyType({'train': 3, 'test': 1})

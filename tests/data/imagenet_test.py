@@ -194,11 +194,11 @@ def test_a_build_that_was_killed_goes_on(tars, prepared, no_tensorflow, tmp_path
         open_dataset('imagenet2012', 'train', data_dir)
     assert main(['data', 'check', 'imagenet2012', '--data-dir', str(data_dir)]) == 2
     said = capsys.readouterr().err
-    assert f'is not complete: {len(written)} of 10 shards are written; go on by: ' in said
+    assert f'is not complete: {len(written)} of 10 shards are written; to resume, run: ' in said
     with pytest.raises(UserError, match='was begun with max_side=None, not 64; take that, or del'):
         prepare('imagenet2012', data_dir, tars, max_side=64, allow_other_counts=True)
 
-    going_on = said.strip().partition('go on by: se-flax ')[2]
+    going_on = said.strip().partition('to resume, run: se-flax ')[2]
     ended = run(*shlex.split(going_on), env=no_tensorflow)
     assert ended.returncode == 0, ended.stderr
     final = {path.name: path.stat().st_mtime_ns for path in (work.with_name('5.1.0')).iterdir()}
@@ -210,7 +210,7 @@ def test_a_build_that_was_killed_goes_on(tars, prepared, no_tensorflow, tmp_path
 def test_nothing_is_done_twice(tars, prepared):
     before = files_of(prepared)
     assert prepare('imagenet2012', prepared, '/nowhere') == check('imagenet2012', prepared)
-    with pytest.raises(UserError, match='is there with max_side=None and quality=None, not 64 and'):
+    with pytest.raises(UserError, match='exists with max_side=None and quality=None, not 64 and'):
         prepare('imagenet2012', prepared, tars, max_side=64)
     assert files_of(prepared) == before
 
@@ -249,9 +249,9 @@ def test_encoding_again(originals):
     ('options', 'message'),
     [
         ({'max_side': 0}, 'max_side=0 is too small; take at least 1'),
-        ({'quality': 101}, 'quality=101 is none of JPEG; take 1 to 100'),
-        ({'quality': 0}, 'quality=0 is none of JPEG; take 1 to 100'),
-        ({}, 'holds 36 images of 3 classes, and ImageNet has 1,281,167 of 1,000; for a part'),
+        ({'quality': 101}, 'quality=101 is not a JPEG quality; take 1 to 100'),
+        ({'quality': 0}, 'quality=0 is not a JPEG quality; take 1 to 100'),
+        ({}, 'holds 36 images of 3 classes, and ImageNet has 1,281,167 of 1,000; for a deliberate'),
     ],
 )
 def test_wrong_options(tars, tmp_path, options, message):
@@ -366,14 +366,16 @@ def test_two_builds_at_a_time(tars, tmp_path):
     work.mkdir(parents=True)
     descriptor = os.open(work, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
-    with pytest.raises(UserError, match='another process is at work in .*; let it end'):
+    with pytest.raises(UserError, match='another process is working in .*; let it finish'):
         prepare('imagenet2012', tmp_path, tars, allow_other_counts=True)
     os.close(descriptor)
 
 
 def test_a_folder_in_the_way(tars, tmp_path):
     (tmp_path / 'imagenet2012' / '5.1.0').mkdir(parents=True)
-    with pytest.raises(UserError, match=r'5\.1\.0 is there, but is no whole data set; delete it'):
+    with pytest.raises(
+        UserError, match=r'5\.1\.0 exists, but is not a complete data set; delete it'
+    ):
         prepare('imagenet2012', tmp_path, tars, allow_other_counts=True)
 
 

@@ -267,8 +267,8 @@ def test_the_generator_alone_decides(crop):
     [
         (lambda: TrainTransform(8, 'inceptoin'), "unknown crop 'inceptoin': did you mean incep"),
         (lambda: TrainTransform(8, interpolation='lanczos'), "unknown interpolation 'lanczos'"),
-        (lambda: TrainTransform(0), 'image_size=0 is too small; take at least 1'),
-        (lambda: TrainTransform(8, pad=-1), 'pad=-1 is too small; take at least 0'),
+        (lambda: TrainTransform(0), 'image_size=0 must be at least 1'),
+        (lambda: TrainTransform(8, pad=-1), 'pad=-1 must be at least 0'),
         (lambda: TrainTransform(8, rotation=181), 'rotation=181 must be 0 to 180'),
         (lambda: TrainTransform(8, rotation=-10), 'rotation=-10 must be 0 to 180'),
         (lambda: TrainTransform(8, jitter=float('nan')), 'jitter=nan must be 0 to 255'),

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from se_flax.data.views import Squash
+from se_flax.data.transforms import Squash
 from se_flax.errors import UserError
 
 
@@ -20,5 +20,5 @@ def test_squash_resizes_the_shorter_edge_and_then_the_longer():
 def test_mistakes():
     with pytest.raises(UserError, match="unknown interpolation 'bilinar': did you mean bilinear"):
         Squash(21, 'bilinar')
-    with pytest.raises(UserError, match='image_size=0 is too small; take at least 1'):
+    with pytest.raises(UserError, match='image_size=0 must be at least 1'):
         Squash(0)

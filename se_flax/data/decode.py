@@ -46,15 +46,11 @@ def decode(
     is taken. For one channel, colors become gray; for three, gray and CMYK become RGB, and alpha is
     dropped; any other number must be the file's own. 16 bits become 8.
 
-    Args:
-        image: the file's bytes, or a decoded image.
-        channels: of the result.
-        exif_orientation: rotate the image as its EXIF data specify; most training sets are used
-            without. (The orientation of a TIFF of 1 or 3 channels is always applied.)
-        max_pixels: largest height x width; checked in the header, before decoding.
+    `exif_orientation` rotates the image as its EXIF data specify; most training sets are used
+    without. (The orientation of a TIFF of 1 or 3 channels is always applied.)
 
-    Raises:
-        DecodeError: for a file that is cut short, damaged or too large, or has other channels.
+    Raises DecodeError for a file that is cut short, damaged or has other channels, and for one of
+    more than `max_pixels` by its header, before decoding. An array counts as decoded.
     """
     if isinstance(image, np.ndarray):
         pixels = image
@@ -66,7 +62,7 @@ def decode(
         except MemoryError as error:
             raise DecodeError(NO_MEMORY) from error
         if exif_orientation:
-            pixels = _oriented(pixels, image)
+            pixels = _oriented(pixels, image, max_pixels)
     if pixels.shape[2] == 3 and channels == 1:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None]
     if pixels.shape[2] != channels:
@@ -78,7 +74,7 @@ def _decode(image: bytes, channels: int, max_pixels: int) -> np.ndarray:
     if channels not in (1, 3):
         if image[:4] in TIFF:
             return _decode_tiff(image, max_pixels)
-        _check_size(*_pillow(image).size, max_pixels)
+        _pillow(image, max_pixels)
         return _decode_by_opencv(image, cv2.IMREAD_UNCHANGED)
     if image[:2] == JPEG:
         return _decode_jpeg(image, 'RGB' if channels == 3 else 'GRAY', max_pixels)
@@ -86,7 +82,7 @@ def _decode(image: bytes, channels: int, max_pixels: int) -> np.ndarray:
         width, height = np.frombuffer(image[16:24].ljust(8, b'\0'), '>u4').tolist()
         _check_size(width, height, max_pixels)
     elif image[:2] == b'BM' or image[8:12] == b'WEBP':
-        _check_size(*_pillow(image).size, max_pixels)
+        _pillow(image, max_pixels)
     else:
         return _decode_by_pillow(image, max_pixels)
     try:
@@ -141,17 +137,19 @@ def _decode_by_opencv(image: bytes, kind: int) -> np.ndarray:
     return pixels[..., [2, 1, 0, 3]] if pixels.shape[2] == 4 else pixels
 
 
-def _pillow(image: bytes) -> Image.Image:
+def _pillow(image: bytes, max_pixels: int) -> Image.Image:
+    """Reads the header and checks the size."""
     with _as_decode_error():
         try:
-            return Image.open(io.BytesIO(image), formats=PILLOW)
+            file = Image.open(io.BytesIO(image), formats=PILLOW)
         except Image.UnidentifiedImageError as error:
             raise DecodeError('not an image that Pillow can read') from error
+        _check_size(*file.size, max_pixels)
+        return file
 
 
 def _decode_by_pillow(image: bytes, max_pixels: int) -> np.ndarray:
-    file = _pillow(image)
-    _check_size(*file.size, max_pixels)
+    file = _pillow(image, max_pixels)
     with _as_decode_error():
         file.load()
         if file.mode == 'F':
@@ -184,9 +182,9 @@ def _eight_bits(pixels: np.ndarray) -> np.ndarray:
     return pixels
 
 
-def _oriented(pixels: np.ndarray, image: bytes) -> np.ndarray:
+def _oriented(pixels: np.ndarray, image: bytes, max_pixels: int) -> np.ndarray:
     try:
-        file = _pillow(image)
+        file = _pillow(image, max_pixels)
         turn = file.format != 'TIFF' and file.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # invalid EXIF data
         return pixels

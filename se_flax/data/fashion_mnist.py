@@ -28,9 +28,7 @@ CLASS_NAMES = [
 class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Writes 28x28 gray PNG images and their labels, without TensorFlow.
 
-    Args:
-        data_dir: see tfds.
-        folder: holds the four gzip files; if one is missing, tfds downloads them.
+    If one of the four gzip files is missing in `folder`, tfds downloads them.
     """
 
     name = 'fashion_mnist'

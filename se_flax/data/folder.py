@@ -66,26 +66,19 @@ class FolderDataset(Dataset):
 def open_folder(
     name: str, split: str, path: str, *, eval_split: float = 0.0, seed: int = 0
 ) -> FolderDataset:
-    """Opens one split of an image folder.
+    """Opens one split, 'train' or 'eval', of an image folder.
 
     The classes of both splits are the sorted folders of `train`; a class has the images in its
     folder at any depth. The eval images are in the first of the folders `val`, `valid`,
-    `validation`, `test` and `eval` that exists. Hidden names and leftovers of file managers are
-    ignored; other files that are not images are counted in a warning. Names are compared in
-    Unicode's normal form.
+    `validation`, `test` and `eval` that exists. Without one, the share `eval_split` of each class's
+    images, at least one, is drawn by `seed`, and the classes are the folders of `train`, or of
+    `path` itself; an image that is added later hardly changes the draw of the others.
 
-    Args:
-        name: of the data set, in messages.
-        split: 'train' or 'eval'.
-        path: of the folder.
-        eval_split: share of each class's images, at least one, drawn by `seed` for 'eval' if there
-            is no folder of them. The classes then are the folders of `train`, or of `path` itself.
-            An image that is added later hardly changes the draw of the others.
-        seed: of `eval_split`.
+    Hidden names and leftovers of file managers are ignored; other files that are not images are
+    counted in a warning. Names are compared in Unicode's normal form.
 
-    Raises:
-        MissingError: if a folder is missing.
-        UserError: for a class without images, or one that `train` lacks.
+    Raises MissingError for a missing folder, and UserError for a class without images, or one that
+    `train` lacks.
     """
     if '://' in path:
         raise UserError(f'{name}: images are read from disks and mounts, not from {path}')

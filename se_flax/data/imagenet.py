@@ -50,6 +50,7 @@ QUALITY = 90  # default for smaller images
 Path = str | os.PathLike
 Tars = dict[str, pathlib.Path]  # by split
 Entries = dict[str, np.ndarray]  # ENTRY [images], by split
+Shards = list[tuple[pathlib.Path, str, np.ndarray]]  # path, split, entries
 
 
 def build(
@@ -84,32 +85,41 @@ def build(
         'tars': {tar.name: [tar.stat().st_size, tar.stat().st_mtime_ns] for tar in tars.values()},
     }
     _check_same(work, plan)
+    pool = concurrent.futures.ProcessPoolExecutor(
+        len(os.sched_getaffinity(0)),
+        multiprocessing.get_context('spawn'),  # a fork copies locks that our threads hold
+        _start_worker,
+    )
     try:
-        with _workers() as pool:
-            entries = _load_index(work) or _list_splits(tars, pool)
-            for split, tar in tars.items():
-                imagenet_tars.check_counts(split, tar, entries[split], allow_other_counts)
-            plan['shards'] = {split: num_shards(split, len(entries[split])) for split in tars}
-            tasks = _missing_shards(work, tars, entries, plan)
-            work.parent.mkdir(parents=True, exist_ok=True)
-            _check_space(work.parent, tasks)
-            with _lock(work):
-                index = io.BytesIO()
-                np.savez(index, allow_pickle=False, **entries)
-                atomic_write(work / INDEX, index.getvalue())
-                atomic_write(work / PLAN, json.dumps(plan, indent=2).encode())
-                _write_shards(tasks, pool)
-                _write_metadata(work, entries, plan)
-                (work / INDEX).unlink()
-                work.rename(final)
-                sync(final.parent)
-    except UserError:
-        raise
+        entries = _load_index(work) or _list_splits(tars, pool)
+        for split, tar in tars.items():
+            imagenet_tars.check_counts(split, tar, entries[split], allow_other_counts)
+        plan['shards'] = {split: num_shards(split, len(entries[split])) for split in tars}
+        shards = _missing_shards(work, entries, plan['shards'])
+        work.parent.mkdir(parents=True, exist_ok=True)
+        _check_space(work.parent, shards, plan)
+        with _lock(work):
+            index = io.BytesIO()
+            np.savez(index, train=entries['train'], validation=entries['validation'])
+            atomic_write(work / INDEX, index.getvalue())
+            atomic_write(work / PLAN, json.dumps(plan, indent=2).encode())
+            encodings = {'train': (max_side, quality), 'validation': (None, None)}
+            futures = {
+                pool.submit(write_shard, path, tars[split], part, *encodings[split]): len(part)
+                for path, split, part in shards
+            }
+            _wait('images written', futures)
+            _write_metadata(work, entries, plan)
+            (work / INDEX).unlink()
+            work.rename(final)
+            sync(final.parent)
     except (OSError, RuntimeError) as error:  # ArrayRecord and a broken pool raise RuntimeError
         raise UserError(
             f'{NAME!r} cannot be built: {error}; finished shards are kept: run the same command '
             f'to resume'
         ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)  # running tasks finish
 
 
 def full_encoding(max_side: int | None, quality: int | None) -> tuple[int | None, int | None]:
@@ -205,10 +215,10 @@ def serialize(image: bytes, label: int, name: bytes) -> bytes:
 
 def write_shard(
     shard: pathlib.Path, tar: pathlib.Path, entries: np.ndarray, *encoding: int | None
-) -> int:
-    """Writes the images of `entries` to a complete ArrayRecord file or none; returns how many.
+) -> None:
+    """Writes the images of `entries` to an ArrayRecord file, which appears when it is complete.
 
-    `encoding` is `encode`'s. Raises UserError if one is not an image.
+    `encoding` is `encode`'s max_side and quality. Raises UserError if one is not an image.
     """
     temporary = shard.with_name(f'.{shard.name}.new')
     # JPEG does not compress further, and reads faster uncompressed; tfds groups by one, too.
@@ -224,7 +234,6 @@ def write_shard(
     writer.close()
     sync(temporary)
     temporary.replace(shard)
-    return len(entries)
 
 
 def _incomplete(data_dir: Path) -> pathlib.Path:
@@ -264,20 +273,6 @@ def _lock(work: pathlib.Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-@contextlib.contextmanager
-def _workers() -> Iterator[concurrent.futures.Executor]:
-    """A pool of a process per core; after an exception, running tasks finish."""
-    pool = concurrent.futures.ProcessPoolExecutor(
-        len(os.sched_getaffinity(0)),
-        multiprocessing.get_context('spawn'),  # a fork copies locks that our threads hold
-        _start_worker,
-    )
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
 
@@ -296,17 +291,14 @@ def _load_index(work: pathlib.Path) -> Entries | None:
 
 
 def _list_splits(tars: Tars, pool: concurrent.futures.Executor) -> Entries:
-    """Lists both tars; the tars of the classes inside of the training tar are tasks."""
+    """Lists both tars; the tar of a class inside of the training tar is one task."""
     list_images, train = imagenet_tars.list_images, tars['train']
     validation = pool.submit(list_images, 'validation', tars['validation'])
     training = [
         pool.submit(list_images, 'train', train, tar.offset_data, tar.offset_data + tar.size)
         for tar in imagenet_tars.list_tar(train)
     ]
-    with _progress('classes listed', len(training)) as advance:
-        for future in concurrent.futures.as_completed(training):
-            future.result()
-            advance(1)
+    _wait('classes listed', dict.fromkeys(training, 1))
     images = [future.result() for future in training]
     return {
         'train': shuffle(np.concatenate([np.empty(0, ENTRY), *images])),
@@ -314,35 +306,25 @@ def _list_splits(tars: Tars, pool: concurrent.futures.Executor) -> Entries:
     }
 
 
-def _missing_shards(
-    work: pathlib.Path, tars: Tars, entries: Entries, plan: dict[str, Any]
-) -> list[tuple]:
-    """Returns the arguments of `write_shard` for each shard that does not exist yet."""
-    encodings = {'train': (plan['max_side'], plan['quality']), 'validation': (None, None)}
-    tasks = []
-    for split, count in plan['shards'].items():
+def _missing_shards(work: pathlib.Path, entries: Entries, counts: dict[str, int]) -> Shards:
+    shards = []
+    for split, count in counts.items():
         for i, part in enumerate(np.array_split(entries[split], count)):
             path = work / f'{NAME}-{split}.array_record-{i:05}-of-{count:05}'
             if not path.exists():
-                tasks.append((path, tars[split], part, *encodings[split]))
-    return tasks
+                shards.append((path, split, part))
+    return shards
 
 
-def _check_space(folder: pathlib.Path, tasks: list[tuple]) -> None:
+def _check_space(folder: pathlib.Path, shards: Shards, plan: dict[str, Any]) -> None:
     """Checks the space for images that keep their bytes; the size of others is unknown."""
-    needed = sum(int(part['size'].sum()) for *_, part, _, quality in tasks if quality is None)
+    again = 'train' if plan['quality'] else None  # encoded again
+    needed = sum(int(part['size'].sum()) for _, split, part in shards if split != again)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
             f'{folder} has {free / 1e9:.1f} GB free, and {needed / 1e9:.1f} GB are to be written'
         )
-
-
-def _write_shards(tasks: list[tuple], pool: concurrent.futures.Executor) -> None:
-    futures = [pool.submit(write_shard, *task) for task in tasks]
-    with _progress('images written', sum(len(part) for _, _, part, *_ in tasks)) as advance:
-        for future in concurrent.futures.as_completed(futures):
-            advance(future.result())
 
 
 def _write_metadata(work: pathlib.Path, entries: Entries, plan: dict[str, Any]) -> None:
@@ -376,6 +358,14 @@ def _write_metadata(work: pathlib.Path, entries: Entries, plan: dict[str, Any]) 
         homepage='https://image-net.org/',
     )
     sync(work)
+
+
+def _wait(what: str, futures: dict[concurrent.futures.Future, int]) -> None:
+    """Shows the progress of tasks, each worth a number of `what`, until all are done."""
+    with _progress(what, sum(futures.values())) as advance:
+        for future in concurrent.futures.as_completed(futures):
+            future.result()
+            advance(futures[future])
 
 
 @contextlib.contextmanager

@@ -21,8 +21,7 @@ AnyPath: TypeAlias = pathlib.Path | epath.Path
 def as_path(path: str | os.PathLike) -> AnyPath:
     """Returns the path of a local folder, with `~` expanded, or of one in a bucket.
 
-    Raises UserError for another kind of address, if its package is not installed, and for a bucket
-    that cannot be reached.
+    Raises UserError for an unknown or unreachable address, and if its package is not installed.
     """
     if isinstance(path, AnyPath):
         return path
@@ -54,10 +53,9 @@ def _temporary(path: AnyPath) -> AnyPath:
 
 
 def atomic_write(path: AnyPath, data: bytes) -> None:
-    """Replaces a file; a reader, or a crash, sees either the old bytes or the new ones.
+    """Replaces a file, durably; readers, also after a crash, see the old bytes or the new ones.
 
-    On a disk it is durable on return. A crash may leave the temporary file `.<name>.new` beside
-    it, which the next write replaces.
+    A crash may leave `.<name>.new` beside it, which the next write replaces.
     """
     if is_remote(path):
         path.write_bytes(data)
@@ -69,10 +67,7 @@ def atomic_write(path: AnyPath, data: bytes) -> None:
 
 
 def check_writable(path: AnyPath) -> None:
-    """Raises MissingError, UserError or OSError if `atomic_write` would fail.
-
-    Called before long work, so that its result is not lost.
-    """
+    """Raises MissingError, UserError or OSError if `atomic_write` would fail; before long work."""
     if is_remote(path):
         return
     if not path.parent.is_dir():
@@ -95,10 +90,7 @@ def sync(path: AnyPath) -> None:
 
 
 class GrowingFile(contextlib.AbstractContextManager):
-    """A file to append to; in a bucket, each `sync` writes all of it again.
-
-    It starts with `content`, and is replaced if it holds something else.
-    """
+    """A file to append to, which starts with `content`; in a bucket, `sync` writes all of it."""
 
     def __init__(self, path: AnyPath, content: bytes):
         if not path.exists() or path.read_bytes() != content:
@@ -111,7 +103,7 @@ class GrowingFile(contextlib.AbstractContextManager):
             self._file.close()
 
     def write(self, data: bytes) -> None:
-        """Appends; on a disk, the operating system has the data when this returns."""
+        """Appends; on a disk, the operating system has the data on return."""
         if self._file:
             self._file.write(data)
             self._file.flush()
@@ -119,7 +111,7 @@ class GrowingFile(contextlib.AbstractContextManager):
             self._content += data
 
     def sync(self) -> None:
-        """Returns when all data are safe."""
+        """Returns when all data survive a crash of the system."""
         if self._file:
             os.fsync(self._file.fileno())
         else:

@@ -38,7 +38,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from se_flax.data import imagenet_tars
 from se_flax.data.decode import JPEG, decode
 from se_flax.data.imagenet_tars import ENTRY, TARS
-from se_flax.errors import UserError
+from se_flax.errors import UserError, check_at_least
 from se_flax.storage import atomic_write, sync
 
 NAME = 'imagenet2012'
@@ -47,15 +47,15 @@ MAX_SHARDS = {'train': 1024, 'validation': 64}
 PLAN = 'prepared.json'  # how the data set was made; stays in it
 INDEX = 'index.npz'  # of an incomplete data set: what is in the tars
 QUALITY = 90  # default for smaller images
-Path = str | os.PathLike
+PathLike = str | os.PathLike
 Tars = dict[str, pathlib.Path]  # by split
 Entries = dict[str, np.ndarray]  # ENTRY [images], by split
 Shards = list[tuple[pathlib.Path, str, np.ndarray]]  # path, split, entries
 
 
 def build(
-    folder: Path,
-    data_dir: Path,
+    folder: PathLike,
+    data_dir: PathLike,
     *,
     max_side: int | None = None,
     quality: int | None = None,
@@ -84,18 +84,28 @@ def build(
         'allow_other_counts': allow_other_counts,
         'tars': {tar.name: [tar.stat().st_size, tar.stat().st_mtime_ns] for tar in tars.values()},
     }
-    _check_same(work, plan)
+    begun = (work / PLAN).exists()
+    if begun:
+        check_made_with(work, plan)
     pool = concurrent.futures.ProcessPoolExecutor(
         len(os.sched_getaffinity(0)),
         multiprocessing.get_context('spawn'),  # a fork copies locks that our threads hold
         _start_worker,
     )
     try:
-        entries = _load_index(work) or _list_splits(tars, pool)
+        if begun and (work / INDEX).exists():
+            entries = dict(np.load(work / INDEX))
+        else:
+            entries = _list_splits(tars, pool)
         for split, tar in tars.items():
             imagenet_tars.check_counts(split, tar, entries[split], allow_other_counts)
         plan['shards'] = {split: num_shards(split, len(entries[split])) for split in tars}
-        shards = _missing_shards(work, entries, plan['shards'])
+        shards = [
+            (path, split, part)
+            for split, count in plan['shards'].items()
+            for i, part in enumerate(np.array_split(entries[split], count))
+            if not (path := work / f'{NAME}-{split}.array_record-{i:05}-of-{count:05}').exists()
+        ]
         work.parent.mkdir(parents=True, exist_ok=True)
         _check_space(work.parent, shards, plan)
         with _lock(work):
@@ -124,20 +134,37 @@ def build(
 
 def full_encoding(max_side: int | None, quality: int | None) -> tuple[int | None, int | None]:
     """Returns both, with the default quality for smaller images; raises UserError if invalid."""
-    if max_side is not None and max_side < 1:
-        raise UserError(f'max_side={max_side} is too small; take at least 1')
+    if max_side is not None:
+        check_at_least('max_side', max_side, 1)
     if quality is not None and not 1 <= quality <= 100:
-        raise UserError(f'quality={quality} is not a JPEG quality; take 1 to 100')
+        raise UserError(f'quality={quality} must be 1 to 100')
     return max_side, QUALITY if max_side and quality is None else quality
 
 
-def read_plan(folder: Path) -> dict[str, Any]:
+def read_plan(folder: PathLike) -> dict[str, Any]:
     """Reads how a data set was made; one that another program made keeps all bytes."""
     path = pathlib.Path(folder) / PLAN
     return json.loads(path.read_text()) if path.exists() else {'max_side': None, 'quality': None}
 
 
-def how_to_prepare(data_dir: Path, option: str = '') -> str:
+def check_made_with(folder: PathLike, wanted: dict[str, Any]) -> None:
+    """Raises UserError if a folder was made with other options, or other tars, than `wanted`."""
+    made = read_plan(folder)
+    for tar, size_and_time in wanted.get('tars', {}).items():
+        if made['tars'][tar] != size_and_time:
+            raise UserError(
+                f'{folder} was made with another {tar}, of other size or time; delete the folder '
+                f'to start over'
+            )
+    for option in ('max_side', 'quality'):
+        if made[option] != wanted[option]:
+            raise UserError(
+                f'{folder} was made with {option}={made[option]}, not {wanted[option]}; take that, '
+                f'another --data-dir, or delete the folder to start over'
+            )
+
+
+def how_to_prepare(data_dir: PathLike, option: str = '') -> str:
     """Returns the message for a missing data set, with the command that makes or resumes it.
 
     `option` is the command's option for `data_dir`.
@@ -236,27 +263,8 @@ def write_shard(
     temporary.replace(shard)
 
 
-def _incomplete(data_dir: Path) -> pathlib.Path:
+def _incomplete(data_dir: PathLike) -> pathlib.Path:
     return pathlib.Path(data_dir) / NAME / f'{VERSION}.incomplete'
-
-
-def _check_same(work: pathlib.Path, plan: dict[str, Any]) -> None:
-    """Raises UserError if an incomplete build was begun with other tars or options."""
-    if not (work / PLAN).exists():
-        return
-    begun = read_plan(work)
-    for name in TARS.values():
-        if begun['tars'][name] != plan['tars'][name]:
-            raise UserError(
-                f'{work} was begun with another {name}, of other size or time; delete the folder '
-                f'to start over'
-            )
-    for option in ('max_side', 'quality'):
-        if begun[option] != plan[option]:
-            raise UserError(
-                f'{work} was begun with {option}={begun[option]}, not {plan[option]}; take that, '
-                f'or delete the folder to start over'
-            )
 
 
 @contextlib.contextmanager
@@ -283,13 +291,6 @@ def _start_worker() -> None:
     threading.Thread(target=die_with_parent, daemon=True).start()
 
 
-def _load_index(work: pathlib.Path) -> Entries | None:
-    if not ((work / PLAN).exists() and (work / INDEX).exists()):
-        return None
-    with np.load(work / INDEX) as index:
-        return dict(index)
-
-
 def _list_splits(tars: Tars, pool: concurrent.futures.Executor) -> Entries:
     """Lists both tars; the tar of a class inside of the training tar is one task."""
     list_images, train = imagenet_tars.list_images, tars['train']
@@ -306,20 +307,10 @@ def _list_splits(tars: Tars, pool: concurrent.futures.Executor) -> Entries:
     }
 
 
-def _missing_shards(work: pathlib.Path, entries: Entries, counts: dict[str, int]) -> Shards:
-    shards = []
-    for split, count in counts.items():
-        for i, part in enumerate(np.array_split(entries[split], count)):
-            path = work / f'{NAME}-{split}.array_record-{i:05}-of-{count:05}'
-            if not path.exists():
-                shards.append((path, split, part))
-    return shards
-
-
 def _check_space(folder: pathlib.Path, shards: Shards, plan: dict[str, Any]) -> None:
     """Checks the space for images that keep their bytes; the size of others is unknown."""
-    again = 'train' if plan['quality'] else None  # encoded again
-    needed = sum(int(part['size'].sum()) for _, split, part in shards if split != again)
+    kept = [part for _, split, part in shards if split != 'train' or not plan['quality']]
+    needed = sum(int(part['size'].sum()) for part in kept)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(

@@ -12,11 +12,10 @@ the image that each thread decodes; and the orders of four epochs and a fifth wh
 `40 N` bytes, 51 MB for ImageNet. Each worker needs that much (benchmarks/results/input.md).
 """
 
-import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import cv2
@@ -68,10 +67,8 @@ def train_batches(
     Raises UserError if `process_count` does not divide `batch_size`, for an unknown `sampling`,
     and, while iterating, for too many corrupt records, with their names.
     """
-    check_multiple('batch_size', batch_size, 'process_count', process_count)
-    sampler = make_sampler(sampling, dataset, seed)
     part = (batch_size, process_index, process_count)
-    loader = _TrainLoader(dataset, transform, *part, max_corrupt, sampler, seed)
+    loader = _TrainLoader(dataset, transform, *part, max_corrupt, sampling=sampling, seed=seed)
     batches = loader.run(start_step, num_steps, num_threads, num_workers)
     return ({'image': batch['image'], 'label': batch['label']} for batch in batches)
 
@@ -94,7 +91,6 @@ def eval_batches(
 
     Raises the errors of `train_batches`.
     """
-    check_multiple('batch_size', batch_size, 'process_count', process_count)
     part = (batch_size, process_index, process_count)
     loader = _EvalLoader(dataset, transform, *part, max_corrupt)
     return loader.run(0, -(-len(dataset) // batch_size), num_threads)
@@ -103,38 +99,32 @@ def eval_batches(
 Chunk = tuple[Batch, dict[int, str]]  # rows of a batch; why an example is corrupt, by position
 
 
-@dataclasses.dataclass(frozen=True)
 class _EvalLoader:
     """Makes this process's batches, in order; a call makes one chunk of one."""
 
-    dataset: Dataset
-    transform: Any  # a View that can be called
-    batch_size: int
-    process_index: int
-    process_count: int
-    max_corrupt: float | None
-
     consequence = 'left out'  # of being corrupt
 
-    @property
-    def rows(self) -> int:
-        return self.batch_size // self.process_count
-
-    @property
-    def chunks(self) -> int:
-        return -(-self.rows // CHUNK)  # of a batch
-
-    @property
-    def allowed(self) -> int:
-        """How many records may be corrupt: at least one, but not all."""
-        size = len(self.dataset)
-        if self.max_corrupt is None:
-            return size
-        return min(max(int(self.max_corrupt * size), 1), size - 1)
+    def __init__(
+        self,
+        dataset: Dataset,
+        transform: Any,  # a View that can be called
+        batch_size: int,
+        process_index: int,
+        process_count: int,
+        max_corrupt: float | None,
+    ):
+        check_multiple('batch_size', batch_size, 'process_count', process_count)
+        self.dataset, self.transform, self.batch_size = dataset, transform, batch_size
+        self.rows = batch_size // process_count
+        self.first = process_index * self.rows
+        self.chunks = -(-self.rows // CHUNK)  # of a batch
+        self.allowed = len(dataset)  # corrupt records
+        if max_corrupt is not None:
+            self.allowed = min(max(int(max_corrupt * len(dataset)), 1), len(dataset) - 1)
 
     def __call__(self, number: int) -> Chunk:
         step, part = divmod(number, self.chunks)
-        start = step * self.batch_size + self.process_index * self.rows
+        start = step * self.batch_size + self.first
         edges = [start + self.rows * p // self.chunks for p in (part, part + 1)]
         rows, size = edges[1] - edges[0], self.transform.image_size
         batch = {
@@ -193,12 +183,12 @@ class _EvalLoader:
             yield batch
 
 
-@dataclasses.dataclass(frozen=True)
 class _TrainLoader(_EvalLoader):
-    sampler: Callable[[int], int]
-    seed: int
-
     consequence = 'replaced by the next one'
+
+    def __init__(self, *args: Any, sampling: str, seed: int):
+        super().__init__(*args)
+        self.sampler, self.seed = make_sampler(sampling, self.dataset, seed), seed
 
     def fill(self, chunk: Chunk, positions: range) -> None:
         bits = np.random.Philox(key=(self.seed, 0))

@@ -81,7 +81,8 @@ def prepare(
             raise
     else:
         if quality:
-            _check_encoding(find_builder(name, data_dir).data_dir, max_side, quality)
+            folder = find_builder(name, data_dir).data_dir
+            imagenet.check_made_with(folder, {'max_side': max_side, 'quality': quality})
         return description
     if name == imagenet.NAME and folder is not None:
         imagenet.build(
@@ -94,16 +95,6 @@ def prepare(
     else:
         _build(name, data_dir, folder)
     return check(name, data_dir)
-
-
-def _check_encoding(folder: str | os.PathLike, max_side: int | None, quality: int) -> None:
-    """Raises UserError if an existing data set was made with another encoding."""
-    made = imagenet.read_plan(folder)
-    if (made['max_side'], made['quality']) != (max_side, quality):
-        raise UserError(
-            f'{folder} exists with max_side={made["max_side"]} and quality={made["quality"]}, '
-            f'not {max_side} and {quality}; delete it, or take another --data-dir'
-        )
 
 
 def _build(name: str, data_dir: str | None, folder: str | os.PathLike | None) -> None:

@@ -128,17 +128,22 @@ class TrainTransform(View):
             view = image[top : top + h, left : left + w]
             out[:] = resize(view, self.image_size, self.image_size, self.interpolation)
         else:
-            out[:] = fit(image, self.image_size, self.image_size, self.interpolation)
-        if self.crop == 'pad':
-            out[:] = shift(out, rng.integers(-self.pad, self.pad, 2, endpoint=True), self.fill)
+            image = fit(image, self.image_size, self.image_size, self.interpolation)
+            if self.crop == 'pad':
+                shift(image, rng.integers(-self.pad, self.pad, 2, endpoint=True), self.fill, out)
+            else:
+                out[:] = image
         if self.flip and rng.random() < 0.5:
             cv2.flip(out, 1, dst=out)
         if self.rotation:
             out[:] = rotate(out, rng.uniform(-self.rotation, self.rotation), self.fill)
         if self.jitter:
-            out[:] = jittered(out, rng.uniform(-self.jitter, self.jitter, self.channels))
+            by = rng.uniform(-self.jitter, self.jitter, self.channels)
+            out[:] = _by_channel(_add, out, by)
         if self.cutout:
-            cut(out, rng.integers(self.image_size, size=2), self.cutout, self.fill)
+            start = rng.integers(self.image_size, size=2) - self.cutout // 2
+            y, x = (slice(max(edge, 0), max(edge + self.cutout, 0)) for edge in start)
+            out[y, x] = self.fill
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,15 +258,13 @@ def _center(image: np.ndarray, size: int) -> np.ndarray:
     return image[top : top + size, left : left + size]
 
 
-def shift(image: np.ndarray, by: np.ndarray, fill: tuple[int, ...]) -> np.ndarray:
-    """Moves an image by (down, right) pixels; pixels from outside are `fill`."""
-    (height, width), (down, right) = image.shape[:2], by.tolist()
-    shifted = np.empty_like(image)
-    shifted[:] = fill
-    shifted[max(down, 0) : max(height + down, 0), max(right, 0) : max(width + right, 0)] = image[
-        max(-down, 0) : max(height - down, 0), max(-right, 0) : max(width - right, 0)
-    ]
-    return shifted
+def shift(image: np.ndarray, by: np.ndarray, fill: tuple[int, ...], out: np.ndarray) -> None:
+    """Writes `image` moved `by` (down, right) pixels into `out`; pixels from outside are `fill`."""
+    by = by.tolist()  # Python's ints are faster
+    target = tuple(slice(max(step, 0), min(step, 0) or None) for step in by)
+    source = tuple(slice(max(-step, 0), min(-step, 0) or None) for step in by)
+    out[:] = fill
+    out[target] = image[source]
 
 
 def rotate(image: np.ndarray, degrees: float, fill: tuple[int, ...]) -> np.ndarray:
@@ -275,16 +278,5 @@ def rotate(image: np.ndarray, degrees: float, fill: tuple[int, ...]) -> np.ndarr
     return _by_channel(rotated, image, fill)
 
 
-def jittered(image: np.ndarray, by: np.ndarray) -> np.ndarray:
-    """Adds a number to each channel; sums are rounded and clipped to 0 to 255."""
-
-    def added(pixels, by):
-        return cv2.add(pixels, (*np.atleast_1d(by), 0.0))
-
-    return _by_channel(added, image, by)
-
-
-def cut(image: np.ndarray, center: np.ndarray, side: int, fill: tuple[int, ...]) -> None:
-    """Sets the `side` square around a pixel to `fill`, in place, clipped at the border."""
-    y, x = (slice(max(c - side // 2, 0), max(c - side // 2 + side, 0)) for c in center)
-    image[y, x] = fill
+def _add(pixels, by):
+    return cv2.add(pixels, (*np.atleast_1d(by), 0.0))  # rounds and clips

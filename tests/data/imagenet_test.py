@@ -195,7 +195,7 @@ def test_a_build_that_was_killed_goes_on(tars, prepared, no_tensorflow, tmp_path
     assert main(['data', 'check', 'imagenet2012', '--data-dir', str(data_dir)]) == 2
     said = capsys.readouterr().err
     assert f'is not complete: {len(written)} of 10 shards are written; to resume, run: ' in said
-    with pytest.raises(UserError, match='was begun with max_side=None, not 64; take that, or del'):
+    with pytest.raises(UserError, match='was made with max_side=None, not 64; take that, another'):
         prepare('imagenet2012', data_dir, tars, max_side=64, allow_other_counts=True)
 
     going_on = said.strip().partition('to resume, run: se-flax ')[2]
@@ -210,7 +210,7 @@ def test_a_build_that_was_killed_goes_on(tars, prepared, no_tensorflow, tmp_path
 def test_nothing_is_done_twice(tars, prepared):
     before = files_of(prepared)
     assert prepare('imagenet2012', prepared, '/nowhere') == check('imagenet2012', prepared)
-    with pytest.raises(UserError, match='exists with max_side=None and quality=None, not 64 and'):
+    with pytest.raises(UserError, match='was made with max_side=None, not 64; take that'):
         prepare('imagenet2012', prepared, tars, max_side=64)
     assert files_of(prepared) == before
 
@@ -248,9 +248,9 @@ def test_encoding_again(originals):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        ({'max_side': 0}, 'max_side=0 is too small; take at least 1'),
-        ({'quality': 101}, 'quality=101 is not a JPEG quality; take 1 to 100'),
-        ({'quality': 0}, 'quality=0 is not a JPEG quality; take 1 to 100'),
+        ({'max_side': 0}, 'max_side=0 must be at least 1'),
+        ({'quality': 101}, 'quality=101 must be 1 to 100'),
+        ({'quality': 0}, 'quality=0 must be 1 to 100'),
         ({}, 'holds 36 images of 3 classes, and ImageNet has 1,281,167 of 1,000; for a deliberate'),
     ],
 )
@@ -384,7 +384,7 @@ def test_other_tars_than_it_was_begun_with(tars, no_tensorflow, tmp_path):
         shutil.copy2(tars / name, tmp_path)
     run(*command(tmp_path, tmp_path), code=DIE, env=no_tensorflow)
     os.utime(tmp_path / VALIDATION, ns=(0, 0))
-    with pytest.raises(UserError, match=f'was begun with another {VALIDATION}, of other size or'):
+    with pytest.raises(UserError, match=f'was made with another {VALIDATION}, of other size or'):
         prepare('imagenet2012', tmp_path, tmp_path, allow_other_counts=True)
 
 

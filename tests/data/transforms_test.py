@@ -1,5 +1,6 @@
 import dataclasses
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -9,6 +10,7 @@ from PIL import Image
 from se_flax.data.transforms import (
     INTERPOLATIONS,
     EvalTransform,
+    Squash,
     TrainTransform,
     View,
     fit,
@@ -222,6 +224,15 @@ def test_eval_equals_pillow(interpolation):
     np.testing.assert_array_equal(out, np.asarray(want))
 
 
+def test_squash_resizes_the_shorter_edge_and_then_the_longer():
+    image = np.random.default_rng(0).integers(0, 256, (30, 50, 3), np.uint8)
+    out = np.empty((21, 21, 3), np.uint8)
+    Squash(21)(image, None, out)
+    np.testing.assert_array_equal(out, cv2.resize(cv2.resize(image, (35, 21)), (21, 21)))
+    Squash(21)(image[:21, :21], None, out)
+    np.testing.assert_array_equal(out, image[:21, :21])
+
+
 def test_bilinear_equals_its_formula():
     image = photo(7, 10)
     got = resize(image, 5, 16, 'bilinear')
@@ -275,6 +286,8 @@ def test_the_generator_alone_decides(crop):
         (lambda: TrainTransform(8, crop_area=(0.5, 1.1)), r'0 < least <= greatest <= 1\.0'),
         (lambda: TrainTransform(8, crop_aspect=(2, 1)), r'crop_aspect=\(2, 1\) must be'),
         (lambda: EvalTransform(8, resize=7), 'resize=7 is below image_size=8; take 0 or at least'),
+        (lambda: Squash(21, 'bilinar'), "unknown interpolation 'bilinar': did you mean bilinear"),
+        (lambda: Squash(0), 'image_size=0 must be at least 1'),
     ],
 )
 def test_mistakes_are_named(make, message):

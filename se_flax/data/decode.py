@@ -113,10 +113,8 @@ def _decode_jpeg(image: bytes, space: str, max_pixels: int) -> np.ndarray:
         height, width, *_ = simplejpeg.decode_jpeg_header(image)
         _check_size(width, height, max_pixels)
         return simplejpeg.decode_jpeg(image, space)
-    except DecodeError:
-        raise
     except ValueError as error:
-        if any(damage in str(error) for damage in DAMAGE):
+        if isinstance(error, DecodeError) or any(damage in str(error) for damage in DAMAGE):
             raise DecodeError(str(error)) from error
         reason = str(error).removeprefix('tjDecompressHeader3(): ')
     try:

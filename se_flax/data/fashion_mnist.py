@@ -37,12 +37,7 @@ class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
     # the checksums of URL are found without it.
     url_infos = None
 
-    def __init__(
-        self,
-        data_dir: str | os.PathLike | None = None,
-        *,
-        folder: str | os.PathLike = DEBIAN_FOLDER,
-    ):
+    def __init__(self, data_dir=None, *, folder: str | os.PathLike = DEBIAN_FOLDER):
         self.folder = pathlib.Path(folder)
         super().__init__(data_dir=data_dir, file_format='array_record')
 

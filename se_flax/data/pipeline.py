@@ -92,15 +92,15 @@ def eval_batches(
     Raises the errors of `train_batches`.
     """
     part = (batch_size, process_index, process_count)
-    loader = _EvalLoader(dataset, transform, *part, max_corrupt)
+    loader = _Loader(dataset, transform, *part, max_corrupt)
     return loader.run(0, -(-len(dataset) // batch_size), num_threads)
 
 
 Chunk = tuple[Batch, dict[int, str]]  # rows of a batch; why an example is corrupt, by position
 
 
-class _EvalLoader:
-    """Makes this process's batches, in order; a call makes one chunk of one."""
+class _Loader:
+    """Makes this process's batches of the examples in order; a call makes one chunk."""
 
     consequence = 'left out'  # of being corrupt
 
@@ -183,7 +183,9 @@ class _EvalLoader:
             yield batch
 
 
-class _TrainLoader(_EvalLoader):
+class _TrainLoader(_Loader):
+    """Makes batches of sampled examples, with random transforms."""
+
     consequence = 'replaced by the next one'
 
     def __init__(self, *args: Any, sampling: str, seed: int):

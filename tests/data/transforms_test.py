@@ -24,7 +24,7 @@ sides = st.integers(1, 600)
 
 
 def photo(height, width, seed=0):
-    """Different in every pixel that a test looks at."""
+    """Random pixels."""
     return np.random.default_rng(seed).integers(256, size=(height, width, 3), dtype=np.uint8)
 
 
@@ -143,7 +143,7 @@ def test_cutout_centre_is_any_pixel():
 
 @pytest.mark.parametrize('size', [32, 33])
 def test_rotation_turns_around_the_centre(size):
-    """By its formula: each pixel is looked up where it came from; the colour is affine in x, y."""
+    """Compares with the formula, on colors that are affine in x and y."""
     y, x = np.mgrid[:size, :size] - (size - 1) / 2
     image = np.stack([100 + 3 * x, 100 + 2 * y, 0 * x + 60], -1).round().astype(np.uint8)
     out = rotate(image, 10, (0, 0, 9))
@@ -188,7 +188,7 @@ def test_jitter_adds_one_number_to_a_channel():
 
 
 def test_what_is_off_draws_nothing():
-    """A run of before these fields is the same run: the cutout is drawn from the same numbers."""
+    """Runs from before these fields existed stay the same: the cutout draws the same numbers."""
     image = photo(20, 20)
     plain = TrainTransform(20, 'none', cutout=4)
     rng, out = np.random.default_rng(3), np.empty((20, 20, 3), np.uint8)
@@ -216,7 +216,7 @@ def test_eval_takes_the_centre():
 
 @pytest.mark.parametrize('interpolation', ['bilinear_antialias', 'bicubic_antialias'])
 def test_eval_equals_pillow(interpolation):
-    """As torchvision evaluates: shorter edge, then centre, with Pillow's antialias."""
+    """As torchvision evaluates: shorter edge, then center, with Pillow's antialias."""
     image = photo(50, 75)
     method = Image.Resampling[interpolation.split('_')[0].upper()]
     want = Image.fromarray(image).resize((48, 32), method).crop((12, 4, 36, 28))
@@ -241,7 +241,7 @@ def test_bilinear_equals_its_formula():
 
 
 def bilinear(image, height, width):
-    """Half-pixel centres, two neighbours an axis, no antialias."""
+    """Half-pixel centers, two neighbors per axis, no antialias."""
     for axis, size in ((0, height), (1, width)):
         old = image.shape[axis]
         at = np.clip((np.arange(size) + 0.5) * old / size - 0.5, 0, old - 1)

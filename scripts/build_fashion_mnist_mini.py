@@ -3,25 +3,51 @@
     apt-get install dataset-fashion-mnist
     python scripts/build_fashion_mnist_mini.py [DATA_DIR]
 
-Without DATA_DIR it writes into the package, where no built one may be. The choice of images is
-fixed: each run gives the same images and labels in the same order.
+Without DATA_DIR it writes into the package, which must not contain one already. The choice of
+images is fixed: each run gives the same images and labels in the same order.
 """
 
 import pathlib
 import sys
 import tempfile
+import types
 
-from se_flax.data.fashion_mnist import FashionMnistMini
+import numpy as np
+import tensorflow_datasets as tfds
+
+from se_flax.data.fashion_mnist import FashionMnist
 
 PACKAGE = pathlib.Path(__file__).parents[1] / 'se_flax' / 'data'
+
+
+class FashionMnistMini(FashionMnist, skip_registration=True):
+    """The 10,000 training and 2,000 test images that ship with the install."""
+
+    name = 'fashion_mnist_mini'
+    VERSION = tfds.core.Version('1.0.0')
+    per_class = types.MappingProxyType({'train': 1000, 'test': 200})
+
+    def choose(self, split, labels):
+        """Draws images of each class."""
+        return draw_balanced(labels, self.per_class[split]).tolist()
+
+
+def draw_balanced(labels: np.ndarray, per_class: int) -> np.ndarray:
+    """Draws `per_class` positions of each class by a fixed seed; sorted int64 [classes * n]."""
+    rng = np.random.default_rng(0)
+    drawn = [
+        rng.choice(np.flatnonzero(labels == label), per_class, replace=False)
+        for label in np.unique(labels)
+    ]
+    return np.sort(np.concatenate(drawn))
 
 
 def main(data_dir=PACKAGE):
     """Writes `data_dir/fashion_mnist_mini/<version>/`."""
     builder = FashionMnistMini(data_dir)
     if builder.is_prepared():
-        sys.exit(f'{builder.data_dir} is there already; delete it first')
-    with tempfile.TemporaryDirectory() as downloads:  # else an empty folder stays beside
+        sys.exit(f'{builder.data_dir} exists already; delete it first')
+    with tempfile.TemporaryDirectory() as downloads:  # otherwise an empty folder is left
         builder.download_and_prepare(download_dir=downloads)
     print(builder.data_dir)
 

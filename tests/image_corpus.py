@@ -1,4 +1,4 @@
-"""Image files of every odd kind that people have, made by code; each has less than 100 kB."""
+"""Image files of every unusual kind in practice, generated; each takes less than 100 kB."""
 
 import base64
 import io
@@ -17,8 +17,8 @@ ALPHA = GRAY.rotate(180)
 PALETTE = PHOTO.convert('P', palette=Image.Palette.ADAPTIVE, colors=16)
 WIDE = np.asarray(PHOTO).astype(np.uint16) * 257  # 16 bits
 FRAMES = {'save_all': True, 'append_images': [PHOTO.rotate(90 * i) for i in (1, 2)]}
-# By libjpeg-turbo with what no package of Python offers, 16 x 12 pixels: `arith_code`, and a luma
-# three times as wide as the chroma.
+# Written by libjpeg-turbo with options that no Python package has, 16 x 12 pixels: `arith_code`,
+# and a luma three times as wide as the chroma.
 ARITHMETIC = base64.b64decode(
     '/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAAYEBQYFBAYGBQYHBwYIChAKCgkJChQODwwQFxQYGBcUFhYaHSUfGhsjHBYW'
     'ICwgIyYnKSopGR8tMC0oMCUoKSj/2wBDAQcHBwoIChMKChMoGhYaKCgoKCgoKCgoKCgoKCgoKCgoKCgoKCgoKCgoKCgo'
@@ -74,7 +74,7 @@ PNG = encoded(PHOTO, 'PNG')
 SOF, SOS, DQT, EOI = b'\xff\xc0', b'\xff\xda', b'\xff\xdb', b'\xff\xd9'
 ADOBE = b'\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\x07'  # with an unknown colour transform
 
-# libjpeg's warnings with a file for each. Whole pixels: the message, and what was done.
+# A file for each of libjpeg's warnings, by message. These leave the pixels intact.
 ODD_JPEGS = {
     '2 extraneous bytes before marker 0xdb': inserted(JPEG, DQT, b'\0\1'),
     'extraneous bytes before marker 0xd9': inserted(JPEG, EOI, bytes(16)),
@@ -92,7 +92,7 @@ DAMAGED_JPEGS = {
     'bad arithmetic code': patched(ARITHMETIC, SOS, 16, 209),
 }
 
-# What Pillow reads to the very pixels that are expected; JPEG to the rounding of its library.
+# Pillow reads exactly the expected pixels; of JPEG, up to rounding.
 READABLE = {
     **{f'JPEG, {mode}': encoded(PHOTO.convert(mode), 'JPEG') for mode in ('RGB', 'L', 'CMYK')},
     'JPEG, YCCK': inserted(
@@ -131,7 +131,7 @@ READABLE = {
     **{f'{kind}, 1 x 300': encoded(PHOTO.resize((1, 300)), kind) for kind in ('JPEG', 'PNG')},
     **{f'{kind}, 300 x 1': encoded(PHOTO.resize((300, 1)), kind) for kind in ('JPEG', 'PNG')},
 }
-# Suffixes by which `READABLE` is told from other files, and a wrong one.
+# Suffixes for the kinds in `READABLE`; the others are wrongly named `.png`.
 SUFFIX = {'JPEG': 'jpg', 'MPO': 'MPO', 'APNG': 'png', 'WebP': 'webp', 'JPEG 2000': 'jp2'}
 
 UNREADABLE = {

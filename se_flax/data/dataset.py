@@ -1,26 +1,41 @@
-"""What every data set is to the pipeline: labelled images by position."""
+"""The interface of every data set: labelled images by position."""
 
 import concurrent.futures
 import dataclasses
 import hashlib
+import itertools
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import numpy as np
 
 from se_flax.data.decode import DecodeError, decode
 
 logger = logging.getLogger(__name__)
-SPAN = 1024  # examples a task: ImageNet has too many to hold one for each
+T = TypeVar('T')
+SPAN = 1024  # most examples a task: ImageNet has too many for a task each
+
+
+def map_examples(f: Callable[[int], T], count: int, threads: int | None = None) -> Iterator[T]:
+    """Yields f(0) to f(count - 1), computed by threads (default: one per core)."""
+
+    span = min(SPAN, 1 + count // 100)
+
+    def of_span(start):
+        return list(map(f, range(start, min(start + span, count))))
+
+    with concurrent.futures.ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
+        yield from itertools.chain.from_iterable(pool.map(of_span, range(0, count, span)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """One split of a data set; `len()` of it is the number of examples.
+    """One split of a data set; its length is the number of examples.
 
     Attributes:
-        name: as `open_dataset` took it.
+        name: the argument of `open_dataset`.
         split: 'train' or 'eval'.
         class_names: by label.
     """
@@ -40,51 +55,47 @@ class Dataset:
     def read(self, i: int) -> tuple[bytes | np.ndarray, int]:
         """Reads example `i`: an image file or uint8 pixels `[H, W, C]`, and its label.
 
-        Raises DecodeError for a record that cannot be read.
+        Raises DecodeError if the record cannot be read.
         """
         raise NotImplementedError
 
     def key(self, i: int) -> str:
-        """Names example `i` in messages."""
+        """Returns the name of example `i` for messages."""
         return f'{self.name}/{self.split}/{i}'
 
     def fingerprint(self) -> str:
-        """Returns a short hash that other examples, or another order of them, hardly share.
+        """Returns a short hash that identifies the examples and their order.
 
-        Of names and sizes, without reading an example, so the same wherever the data lie.
+        It is computed from names and sizes, without reading an example, and does not depend on
+        where the data are.
         """
         return digest([self.name, self.split, str(len(self)), *self.class_names])
 
     def labels(self) -> np.ndarray:
-        """Returns the label of each example, int32 `[N]`; -1, logged, where it cannot be read.
+        """Returns the label of each example, int32 `[N]`; -1, with a warning, if unreadable.
 
-        It reads every record, though it decodes none: for ImageNet 147 GB, by all cores.
+        It reads every record, but decodes none: 147 GB for ImageNet, on all cores.
         """
 
-        def of_span(start):
-            return [self._label(i) for i in range(start, min(start + SPAN, len(self)))]
+        def label(i):
+            try:
+                return self.read(i)[1]
+            except DecodeError as error:
+                logger.warning('%s: %s; it has no label', self.key(i), error)
+                return -1
 
-        with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            spans = pool.map(of_span, range(0, len(self), SPAN))
-            return np.concatenate([np.zeros(0, np.int32), *spans], dtype=np.int32)
-
-    def _label(self, i: int) -> int:
-        try:
-            return self.read(i)[1]
-        except DecodeError as error:
-            logger.warning('%s: %s; it has no label', self.key(i), error)
-            return -1
+        return np.fromiter(map_examples(label, len(self)), np.int32, len(self))
 
 
 def digest(names: Iterable[str]) -> str:
-    """Returns 16 hexadecimal digits of SHA-256 over names in their order."""
+    """Returns 16 hexadecimal digits of SHA-256 of the names in order."""
     text = '\0'.join(names)
     return hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True)
 class DecodedDataset(Dataset):
-    """A data set whose pixels are in memory; what could not be decoded is left as it was."""
+    """A data set with its pixels in memory; None is an example that could not be decoded."""
 
     original: Dataset
     examples: list[tuple[np.ndarray, int] | None] = dataclasses.field(repr=False)
@@ -105,10 +116,10 @@ class DecodedDataset(Dataset):
 def decode_all(
     dataset: Dataset, decode: Callable[[bytes | np.ndarray], np.ndarray] = decode
 ) -> Dataset:
-    """Decodes every image once, by all cores; for sets whose pixels fit into memory.
+    """Decodes every image once, on all cores; for data sets whose pixels fit into memory.
 
-    `decode` is such as `View.decode`. An image that it refuses stays encoded, so that a pipeline
-    names it when it meets it.
+    `decode` is a function such as `View.decode`. An image that it refuses stays encoded, so that
+    the pipeline reports it.
     """
 
     def decoded(i):
@@ -118,6 +129,5 @@ def decode_all(
         except DecodeError:
             return None
 
-    with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        examples = list(pool.map(decoded, range(len(dataset))))
+    examples = list(map_examples(decoded, len(dataset)))
     return DecodedDataset(dataset.name, dataset.split, dataset.class_names, dataset, examples)

@@ -1,7 +1,6 @@
 """Image folders: `PATH/train/<class>/` and `PATH/val/<class>/`, or `PATH/<class>/` alone."""
 
 import collections
-import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
@@ -14,17 +13,17 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from se_flax.data.dataset import SPAN, Dataset, digest
+from se_flax.data.dataset import Dataset, digest, map_examples
 from se_flax.data.decode import DecodeError
 from se_flax.errors import MissingError, UserError, check_known
 
 logger = logging.getLogger(__name__)
-SUFFIXES = (  # of what `decode` reads
+SUFFIXES = (  # of the formats that `decode` reads
     *('.jpg', '.jpeg', '.jpe', '.jfif', '.mpo', '.png', '.apng', '.webp', '.gif', '.avif'),
     *('.bmp', '.dib', '.tif', '.tiff', '.jp2', '.j2k', '.ppm', '.pgm', '.pbm'),
 )
 FOLDERS = {'train': ('train',), 'eval': ('val', 'valid', 'validation', 'test', 'eval')}
-# What file managers, archivers and network disks leave; and all hidden names.
+# Left by file managers, archivers and network disks; ignored like all hidden names.
 LEFTOVERS = {
     *('@eadir', '#recycle', '#snapshot', '$recycle.bin', '__macosx', '__pycache__'),
     *('desktop.ini', 'lost+found', 'system volume information', 'thumbs.db'),
@@ -33,7 +32,7 @@ LEFTOVERS = {
 
 @dataclasses.dataclass(frozen=True)
 class FolderDataset(Dataset):
-    """Image files, sorted by class and name; each a path below `root`, and its label."""
+    """Image files, sorted by class and name: `files` has each path below `root` and its label."""
 
     root: str
     files: list[tuple[str, int]] = dataclasses.field(repr=False)
@@ -52,45 +51,34 @@ class FolderDataset(Dataset):
         return printable(os.path.join(self.root, self.files[i][0]))
 
     def fingerprint(self) -> str:
-        def of_span(start):
-            files = self.files[start : start + SPAN]
-            return [f'{normal(path)} {self._size(path)}' for path, _ in files]
+        def name_and_size(i):
+            path, size = self.files[i][0], -1
+            with contextlib.suppress(OSError):  # a broken link: `read` reports it
+                size = os.stat(os.path.join(self.root, path)).st_size
+            return f'{normal(path)} {size}'
 
-        with concurrent.futures.ThreadPoolExecutor(16) as pool:  # network disks take their time
-            spans = pool.map(of_span, range(0, len(self), SPAN))
-            return digest(itertools.chain.from_iterable(spans))
+        return digest(map_examples(name_and_size, len(self), 16))  # network disks are slow
 
     def labels(self) -> np.ndarray:
         return np.array([label for _, label in self.files], np.int32)
-
-    def _size(self, path: str) -> int:
-        with contextlib.suppress(OSError):  # a link to nowhere is a matter of `read`
-            return os.stat(os.path.join(self.root, path)).st_size
-        return -1
 
 
 def open_folder(
     name: str, split: str, path: str, *, eval_split: float = 0.0, seed: int = 0
 ) -> FolderDataset:
-    """Opens one split of an image folder.
+    """Opens one split, 'train' or 'eval', of an image folder.
 
-    The classes are the sorted folders of `train`, for both splits; a class has the images in its
-    folder at any depth. The eval images are in the first of `val`, `valid`, `validation`, `test`
-    and `eval` that is there. Hidden names and what file managers leave are ignored; other files
-    that are no images are counted in a warning. Names are compared in Unicode's normal form.
+    The classes of both splits are the sorted folders of `train`; a class has the images in its
+    folder at any depth. The eval images are in the first of the folders `val`, `valid`,
+    `validation`, `test` and `eval` that exists. Without one, the share `eval_split` of each class's
+    images, at least one, is drawn by `seed`, and the classes are the folders of `train`, or of
+    `path` itself; an image that is added later hardly changes the draw of the others.
 
-    Args:
-        name: of the data set, in messages.
-        split: 'train' or 'eval'.
-        path: of the folder.
-        eval_split: share of each class's images, at least one, that is drawn by `seed` for 'eval'
-            where there is no folder of them; the classes then are the folders of `train`, or of
-            `path` itself. An image that is added later moves hardly another one.
-        seed: of `eval_split`.
+    Hidden names and leftovers of file managers are ignored; other files that are not images are
+    counted in a warning. Names are compared in Unicode's normal form.
 
-    Raises:
-        MissingError: for a folder that is not there.
-        UserError: for a class without images, or one that `train` lacks.
+    Raises MissingError for a missing folder, and UserError for a class without images, or one that
+    `train` lacks.
     """
     if '://' in path:
         raise UserError(f'{name}: images are read from disks and mounts, not from {path}')
@@ -98,132 +86,22 @@ def open_folder(
     if not root.is_dir():
         raise MissingError(f'no folder {root}')
     if eval_split:
-        return _open_share(name, split, root, eval_split, seed)
-    folder, train = (_split_folder(root, of) for of in (split, 'train'))
-    class_names = _class_folders(train)
+        if existing := [of for of in FOLDERS['eval'] if (root / of).is_dir()]:
+            raise UserError(
+                f'eval_split={eval_split}, but {root / existing[0]} has images; take eval_split=0'
+            )
+        folder = train = root / 'train' if (root / 'train').is_dir() else root
+    else:
+        folder, train = (_split_folder(root, of) for of in (split, 'train'))
+    class_names = tuple(_class_folders(train))
     files = _files(folder, class_names)
-    return FolderDataset(name, split, tuple(class_names), str(folder), files)
-
-
-def _open_share(
-    name: str, split: str, root: pathlib.Path, share: float, seed: int
-) -> FolderDataset:
-    if there := [of for of in FOLDERS['eval'] if (root / of).is_dir()]:
-        raise UserError(f'eval_split={share}, but {root / there[0]} has images; take eval_split=0')
-    folder = root / 'train' if (root / 'train').is_dir() else root
-    class_names = _class_folders(folder)
-    files = []
-    for _, group in itertools.groupby(_files(folder, class_names), key=lambda file: file[1]):
-        of_class = list(group)
-        count = min(max(1, round(share * len(of_class))), len(of_class) - 1)
-        drawn = set(sorted(of_class, key=lambda file: _draw(seed, file[0]))[:count])
-        files += [file for file in of_class if (file in drawn) == (split == 'eval')]
-    if not files:
-        raise UserError(f'eval_split={share} draws nothing from {folder}: no class has two images')
-    return FolderDataset(name, split, tuple(class_names), str(folder), files)
-
-
-def _draw(seed: int, path: str) -> bytes:
-    """A number that neither the machine nor the other images change."""
-    return hashlib.sha256(f'{seed} {normal(path)}'.encode(errors='surrogateescape')).digest()
-
-
-def find_images(folder: str | os.PathLike, others: collections.Counter[str]) -> Iterator[str]:
-    """Yields the image files below a folder, at any depth, by their relative paths in order.
-
-    Ignores what `open_folder` does; `others` counts other files by their suffix.
-    """
-    for path in sorted(_walk(os.fspath(folder)), key=normal):
-        if (suffix := os.path.splitext(path)[1].lower()) in SUFFIXES:
-            yield path
-        else:
-            others[suffix or 'without a suffix'] += 1
-
-
-def image_files(paths: Sequence[str | os.PathLike], class_names: tuple[str, ...]) -> FolderDataset:
-    """Returns images without labels: files, and all those below folders.
-
-    Raises MissingError for a path that is not there, and UserError for a folder without images.
-    """
-    files = []
-    for path in paths:
-        path = os.fspath(path)
-        if os.path.isdir(path):
-            others: collections.Counter[str] = collections.Counter()
-            found = [os.path.join(path, image) for image in find_images(path, others)]
-            tell_left_out(path, others)
-            if not found:
-                raise _no_images(path)
-            files += found
-        elif os.path.exists(path):
-            files.append(path)
-        else:
-            folder = pathlib.Path(path).parent
-            near = [p.name for p in sorted(folder.glob('*')) if p.is_file()][:5]
-            raise MissingError(f'no image {path}; that folder has {", ".join(near) or "no files"}')
-    return FolderDataset('images', 'eval', class_names, '', [(path, 0) for path in files])
-
-
-def tell_left_out(folder: str | os.PathLike, others: collections.Counter[str]) -> None:
-    """Warns in a line of the files that are not used."""
-    if others:
-        kinds = ', '.join(f'{n:,} {kind}' for kind, n in others.most_common(5))
-        where = printable(os.fspath(folder))
-        logger.warning('%s: %s files are left out: %s', where, f'{others.total():,}', kinds)
-
-
-def _no_images(folder: str | os.PathLike) -> UserError:
-    return UserError(f'no images in {folder}: it holds no file of {", ".join(SUFFIXES)}')
-
-
-def _walk(folder: str, within: str = '', above: tuple[str, ...] = ()) -> Iterator[str]:
-    here = os.path.join(folder, within)
-    real = os.path.realpath(here)
-    if real in above:  # a link to a folder that it is in
-        return
-    with os.scandir(here) as entries:
-        for entry in entries:
-            path = os.path.join(within, entry.name)
-            if is_leftover(entry.name):
-                continue
-            if entry.is_dir():
-                yield from _walk(folder, path, (*above, real))
-            else:
-                yield path
-
-
-def is_leftover(name: str) -> bool:
-    """Tells whether a file or folder is hidden, or left by a file manager and the like."""
-    return name.startswith('.') or name.lower() in LEFTOVERS
-
-
-def normal(text: str) -> str:
-    """Returns text in Unicode's normal form C: macOS spells names in form D."""
-    return unicodedata.normalize('NFC', text)
-
-
-def printable(path: str) -> str:
-    """Returns a path with escapes for the bytes that are not UTF-8."""
-    return os.fsencode(path).decode('utf-8', 'backslashreplace')
-
-
-def _files(folder: pathlib.Path, class_names: Iterable[str]) -> list[tuple[str, int]]:
-    files = []
-    others: collections.Counter[str] = collections.Counter()
-    labels = {name: label for label, name in enumerate(class_names)}
-    for name, folders in _class_folders(folder).items():
-        check_known(f'class in {folder}', name, class_names)
-        images = [
-            os.path.join(of, image) for of in folders for image in find_images(folder / of, others)
-        ]
-        if not images:
-            raise _no_images(folder / name)
-        files += [(image, labels[name]) for image in images]
-    loose = [p.name for p in folder.iterdir() if not (p.is_dir() or is_leftover(p.name))]
-    if loose:
-        others['beside the folders of the classes'] += len(loose)
-    tell_left_out(folder, others)
-    return files
+    if eval_split:
+        files = _draw(files, split, eval_split, seed)
+        if not files:
+            raise UserError(
+                f'eval_split={eval_split} draws nothing from {folder}: no class has two images'
+            )
+    return FolderDataset(name, split, class_names, str(folder), files)
 
 
 def _split_folder(root: pathlib.Path, split: str) -> pathlib.Path:
@@ -237,7 +115,7 @@ def _split_folder(root: pathlib.Path, split: str) -> pathlib.Path:
 
 
 def _class_folders(folder: pathlib.Path) -> dict[str, list[str]]:
-    """Returns the folders of each class; one may be there in two spellings of Unicode."""
+    """Returns the folders of each class; a class may exist in two Unicode spellings."""
     found = collections.defaultdict(list)
     for path in folder.iterdir():
         if path.is_dir() and not is_leftover(path.name):
@@ -245,3 +123,115 @@ def _class_folders(folder: pathlib.Path) -> dict[str, list[str]]:
     if not found:
         raise UserError(f'{folder} is empty: it must hold a folder of images for each class')
     return {name: sorted(found[name]) for name in sorted(found)}
+
+
+def _files(folder: pathlib.Path, class_names: Sequence[str]) -> list[tuple[str, int]]:
+    files, others = [], collections.Counter[str]()
+    for name, folders in _class_folders(folder).items():
+        check_known(f'class in {folder}', name, class_names)
+        images = [
+            os.path.join(of, image) for of in folders for image in find_images(folder / of, others)
+        ]
+        if not images:
+            raise _no_images(folder / name)
+        label = class_names.index(name)
+        files += [(image, label) for image in images]
+    loose = [p.name for p in folder.iterdir() if not (p.is_dir() or is_leftover(p.name))]
+    if loose:
+        others['beside the folders of the classes'] += len(loose)
+    _warn_left_out(folder, others)
+    return files
+
+
+def _draw(
+    files: Iterable[tuple[str, int]], split: str, share: float, seed: int
+) -> list[tuple[str, int]]:
+    def order(file):  # depends neither on the machine nor on the other images
+        text = f'{seed} {normal(file[0])}'
+        return hashlib.sha256(text.encode(errors='surrogateescape')).digest()
+
+    drawn = []
+    for _, group in itertools.groupby(files, key=lambda file: file[1]):
+        of_class = list(group)
+        count = min(max(1, round(share * len(of_class))), len(of_class) - 1)
+        of_eval = set(sorted(of_class, key=order)[:count])
+        drawn += [file for file in of_class if (file in of_eval) == (split == 'eval')]
+    return drawn
+
+
+def image_files(paths: Sequence[str | os.PathLike], class_names: tuple[str, ...]) -> FolderDataset:
+    """Returns images without labels: the files in `paths`, and all those below its folders.
+
+    Raises MissingError for a missing path, and UserError for a folder without images.
+    """
+    files = []
+    for path in paths:
+        path = os.fspath(path)
+        if os.path.isdir(path):
+            others = collections.Counter[str]()
+            found = [os.path.join(path, image) for image in find_images(path, others)]
+            _warn_left_out(path, others)
+            if not found:
+                raise _no_images(path)
+            files += found
+        elif os.path.exists(path):
+            files.append(path)
+        else:
+            folder = pathlib.Path(path).parent
+            near = [p.name for p in sorted(folder.glob('*')) if p.is_file()][:5]
+            raise MissingError(f'no image {path}; that folder has {", ".join(near) or "no files"}')
+    return FolderDataset('images', 'eval', class_names, '', [(path, 0) for path in files])
+
+
+def find_images(folder: str | os.PathLike, others: collections.Counter[str]) -> Iterator[str]:
+    """Yields the image files below a folder, at any depth, by their sorted relative paths.
+
+    Ignores the same names as `open_folder`; counts other files in `others` by their suffix.
+    """
+    for path in sorted(_walk(os.fspath(folder)), key=normal):
+        if (suffix := os.path.splitext(path)[1].lower()) in SUFFIXES:
+            yield path
+        else:
+            others[suffix or 'without a suffix'] += 1
+
+
+def _walk(folder: str, within: str = '', above: tuple[str, ...] = ()) -> Iterator[str]:
+    here = os.path.join(folder, within)
+    real = os.path.realpath(here)
+    if real in above:  # a link to one of its own parents
+        return
+    with os.scandir(here) as entries:
+        for entry in entries:
+            path = os.path.join(within, entry.name)
+            if is_leftover(entry.name):
+                continue
+            if entry.is_dir():
+                yield from _walk(folder, path, (*above, real))
+            else:
+                yield path
+
+
+def _warn_left_out(folder: str | os.PathLike, others: collections.Counter[str]) -> None:
+    if others:
+        kinds = ', '.join(f'{n:,} {kind}' for kind, n in others.most_common(5))
+        where = printable(os.fspath(folder))
+        logger.warning('%s: %s files are left out: %s', where, f'{others.total():,}', kinds)
+
+
+def _no_images(folder: str | os.PathLike) -> UserError:
+    return UserError(f'no images in {folder}: it holds no file of {", ".join(SUFFIXES)}')
+
+
+def is_leftover(name: str) -> bool:
+    """Returns whether a file or folder is hidden, or left by a file manager and the like."""
+    return name.startswith('.') or name.lower() in LEFTOVERS
+
+
+def normal(text: str) -> str:
+    """Returns text in Unicode's normal form C; macOS spells names in form D."""
+    return unicodedata.normalize('NFC', text)
+
+
+def printable(path: str) -> str:
+    """Returns a path with escapes for the bytes that are not UTF-8."""
+    return os.fsencode(path).decode('utf-8', 'backslashreplace')

@@ -1,7 +1,7 @@
-"""What is in ImageNet's two tars, and where: names, labels, offsets, without reading an image.
+"""Lists the images in ImageNet's two tars by name, label and byte offset, without reading them.
 
-The training tar holds a tar for each class, the validation tar the images themselves, whose labels
-are a list that tfds brings.
+The training tar holds a tar for each class. The validation tar holds the images themselves; their
+labels are a list that ships with tfds.
 """
 
 import functools
@@ -16,9 +16,8 @@ import tensorflow_datasets as tfds
 from se_flax.errors import MissingError, UserError
 
 TARS = {'train': 'ILSVRC2012_img_train.tar', 'validation': 'ILSVRC2012_img_val.tar'}
-IMAGES = {'train': 1_281_167, 'validation': 50_000}
-CLASSES = 1000
-# The group is the wnid, and the number from which the label follows.
+COUNTS = {'train': (1_281_167, 1000), 'validation': (50_000, 1000)}  # images, classes
+# The group determines the label: the wnid, or the number of the validation image.
 FILE_NAMES = {
     'train': re.compile(r'(n\d{8})_\d{1,8}\.JPEG'),
     'validation': re.compile(r'ILSVRC2012_val_(\d{8})\.JPEG'),
@@ -27,36 +26,39 @@ ENTRY = np.dtype([('name', 'S32'), ('label', '<i8'), ('offset', '<i8'), ('size',
 BLOCK = 512  # bytes, the unit of a tar
 
 
+def _tfds_list(name: str) -> list[str]:
+    return tfds.core.tfds_path(f'datasets/imagenet2012/{name}.txt').read_text().split()
+
+
 def class_names() -> list[str]:
-    """Reads tfds's list of the 1000 wnids, by label."""
-    return tfds.core.tfds_path('datasets/imagenet2012/labels.txt').read_text().split()
+    """Returns the 1000 wnids by label."""
+    return _tfds_list('labels')
 
 
 @functools.cache
 def labels_of(split: str) -> dict[str, int]:
-    """Maps what the group of FILE_NAMES finds to the label."""
+    """Maps the group of FILE_NAMES to the label."""
     labels = {wnid: label for label, wnid in enumerate(class_names())}
     if split == 'train':
         return labels
-    wnids = tfds.core.tfds_path('datasets/imagenet2012/validation_labels.txt').read_text().split()
+    wnids = _tfds_list('validation_labels')
     return {f'{number:08}': labels[wnid] for number, wnid in enumerate(wnids, 1)}
 
 
 def list_tar(tar: pathlib.Path, start: int = 0, end: int | None = None) -> list[tarfile.TarInfo]:
-    """Lists the files of a tar that lies in bytes `start` to `end` of `tar`; offsets are `tar`'s.
+    """Lists the files of the tar in bytes `start` to `end` of the file `tar`.
 
-    Raises UserError for one that is damaged or cut short.
+    Offsets are relative to the whole file. Raises UserError if it is damaged or cut short.
     """
     with tar.open('rb', buffering=0) as file:
-        end = end or tar.stat().st_size
         file.seek(start)
         try:
             with tarfile.open(fileobj=file, mode='r:') as archive:
                 members = [member for member in archive if member.isfile()]
         except tarfile.TarError as error:
-            raise UserError(f'{tar} is damaged, cut short or no tar: {error}') from error
+            raise UserError(f'{tar} is damaged, cut short or not a tar: {error}') from error
         # tarfile takes damage and the end of the file for the end of the archive, a block of zeros.
-        at = archive.offset
+        at, end = archive.offset, end or tar.stat().st_size
         if at + BLOCK > end or os.pread(file.fileno(), BLOCK, at) != bytes(BLOCK):
             raise UserError(f'{tar} is damaged or cut short: no end of the archive at byte {at:,}')
     return members
@@ -65,9 +67,9 @@ def list_tar(tar: pathlib.Path, start: int = 0, end: int | None = None) -> list[
 def list_images(
     split: str, tar: pathlib.Path, start: int = 0, end: int | None = None
 ) -> np.ndarray:
-    """Lists the images of a tar as `list_tar`: ENTRY `[images]`.
+    """Lists the images of a tar as `list_tar` does: ENTRY `[images]`.
 
-    Raises UserError for a member whose name is none of the split's.
+    Raises UserError for a file that is not an image of the split.
     """
     entries = []
     for member in list_tar(tar, start, end):
@@ -80,29 +82,28 @@ def list_images(
 
 
 def find_tars(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Finds the tar of each split; raises MissingError for one that is not there."""
+    """Returns the tar of each split; raises MissingError if one is missing."""
     if not folder.is_dir():
         raise MissingError(
-            f'no folder {folder}; imagenet2012 is made of {" and ".join(TARS.values())}'
+            f'no folder {folder}; imagenet2012 is made from {" and ".join(TARS.values())}'
         )
-    tars = {split: folder / name for split, name in TARS.items()}
-    absent = [tar.name for tar in tars.values() if not tar.is_file()]
+    absent = [name for name in TARS.values() if not (folder / name).is_file()]
     if absent:
+        them = 'them' if len(absent) > 1 else 'it'
         raise MissingError(
-            f'no {" and no ".join(absent)} in {folder}; https://image-net.org has '
-            f'{"them" if len(absent) > 1 else "it"}'
+            f'no {" and no ".join(absent)} in {folder}; https://image-net.org has {them}'
         )
-    return tars
+    return {split: folder / name for split, name in TARS.items()}
 
 
-def check_counts(split: str, tar: pathlib.Path, entries: np.ndarray, others: bool) -> None:
-    """Raises UserError for a tar of no images, or others than ImageNet's unless these may be."""
-    images, classes = len(entries), len(np.unique(entries['label']))
-    if not images:
+def check_counts(split: str, tar: pathlib.Path, entries: np.ndarray, allow_others: bool) -> None:
+    """Raises UserError for a tar without images, or with other counts than ImageNet's."""
+    counts = len(entries), len(np.unique(entries['label']))
+    if not len(entries):
         raise UserError(f'{tar} holds no images')
-    if not others and (images, classes) != (IMAGES[split], CLASSES):
+    if counts != COUNTS[split] and not allow_others:
         raise UserError(
-            f'{tar} holds {images:,} images of {classes:,} classes, and ImageNet has '
-            f'{IMAGES[split]:,} of {CLASSES:,}; for a part of it, made on purpose, add '
+            f'{tar} holds {counts[0]:,} images of {counts[1]:,} classes, and ImageNet has '
+            f'{COUNTS[split][0]:,} of {COUNTS[split][1]:,}; for a deliberate part of it, add '
             f'--allow-other-counts'
         )

@@ -1,24 +1,22 @@
 """Batches addressed by number: batch k is a pure function of the seed and k.
 
-Position i of a run is an example by (seed, i) (`se_flax.data.sampling`), seen through random
-numbers keyed `(seed, i)`. Global batch k holds positions `[k B, (k + 1) B)`, and process p of P
-makes the p-th contiguous P-th of it. So to resume is to start at k, and neither the number of
-processes nor of threads or workers changes a pixel.
+Position i of a run is an example chosen by (seed, i) (`se_flax.data.sampling`), transformed with
+random numbers keyed by (seed, i). Global batch k holds positions `[k B, (k + 1) B)`, and process p
+of P makes the p-th contiguous P-th of it. To resume is therefore to start at k, and the numbers of
+processes, threads and workers do not change a pixel.
 
 One task makes a chunk of a batch, up to 128 images, in one array. Memory does not grow with the
-run: up to `buffer = max(2 num_threads, chunks of 2 batches)` chunks are held, `buffer * 128 *
-channels * image_size**2` bytes, 19 MB a chunk at 224; where a batch is several chunks, one more
-batch while they are joined; the image that each thread is at; and the orders of four epochs and a
-fifth while it is drawn, `40 N` bytes, 51 MB for ImageNet. With workers each has so much
-(benchmarks/results/input.md).
+run. It is: up to `buffer = max(2 num_threads, chunks of 2 batches)` chunks, `buffer * 128 *
+channels * image_size**2` bytes, 19 MB a chunk at 224; one more batch while its chunks are joined;
+the image that each thread decodes; and the orders of four epochs and a fifth while it is drawn,
+`40 N` bytes, 51 MB for ImageNet. Each worker needs that much (benchmarks/results/input.md).
 """
 
-import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import cv2
 import grain
@@ -27,13 +25,12 @@ from absl import flags
 
 from se_flax.data.dataset import Dataset
 from se_flax.data.decode import NO_MEMORY, DecodeError
-from se_flax.data.sampling import ClassAware, Shuffle, make_sampler
-from se_flax.data.transforms import EvalTransform, TrainTransform, View
-from se_flax.data.views import Squash
+from se_flax.data.sampling import make_sampler
+from se_flax.data.transforms import EvalTransform, Squash, TrainTransform
 from se_flax.errors import UserError, check_multiple
 
 logger = logging.getLogger(__name__)
-CHUNK = 128  # images; beyond it a chunk only takes memory
+CHUNK = 128  # images; larger chunks only take memory
 Batch = dict[str, np.ndarray]
 
 
@@ -57,26 +54,23 @@ def train_batches(
     A batch is `{'image': uint8 [b, S, S, C], 'label': int32 [b]}`, where `b` is the global
     `batch_size / process_count`. Epochs follow each other without a gap, so a batch may hold the
     end of one and the start of the next. `sampling` is 'shuffle', each example once an epoch, or
-    'class_aware', each class equally often (`se_flax.data.sampling`), for which each process reads
-    the label of every example first.
+    'class_aware', each class equally often (`se_flax.data.sampling`), for which each process first
+    reads the label of every example.
 
-    Threads (by default one a core) decode; `num_workers` processes, with so many threads each,
-    do it instead where one process's Python is the limit.
+    Threads (default: one per core) decode. Where Python itself is the limit, `num_workers`
+    processes with that many threads each do so instead.
 
-    A record that cannot be decoded is logged once and replaced by the next one in the data set
-    that can. More than `max_corrupt` of the data set's records, though always one, stop the run.
-    Each process, and each start, counts those it has met.
+    A corrupt record is logged once and replaced by the next readable one in the data set. The run
+    stops if more than `max_corrupt` of the data set's records are corrupt, but one always may be.
+    Each process counts those it has met since its start.
 
-    Raises UserError where `process_count` does not divide `batch_size`, for an unknown `sampling`,
-    and, on the way, with the records' names, for too many of them that cannot be decoded.
+    Raises UserError if `process_count` does not divide `batch_size`, for an unknown `sampling`,
+    and, while iterating, for too many corrupt records, with their names.
     """
-    layout = _Layout.of(batch_size, process_index, process_count)
-    allowed = _allowed(dataset, max_corrupt)
-    sampler = make_sampler(sampling, dataset, seed)
-    task = _TrainChunk(dataset, transform, layout, sampler, seed, allowed)
-    chunks = _run(task, layout, start_step, num_steps, num_threads, num_workers)
-    batches = _account(chunks, dataset, allowed, 'replaced by the next one')
-    return ({'image': chunk.image, 'label': chunk.label} for chunk in batches)
+    part = (batch_size, process_index, process_count)
+    loader = _TrainLoader(dataset, transform, *part, max_corrupt, sampling=sampling, seed=seed)
+    batches = loader.run(start_step, num_steps, num_threads, num_workers)
+    return ({'image': batch['image'], 'label': batch['label']} for batch in batches)
 
 
 def eval_batches(
@@ -91,167 +85,129 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Makes this process's part of the batches that hold each example once, in order.
 
-    A batch is that of `train_batches` with a `'mask': bool [b]`, False for padding and for a
-    record that cannot be decoded. Each process makes `ceil(N / batch_size)` batches of one shape.
-    Without `max_corrupt` any number of them may be.
+    A batch is that of `train_batches` and a `'mask': bool [b]`, False for padding and for corrupt
+    records. Each process makes `ceil(N / batch_size)` batches of one shape. If `max_corrupt` is
+    None, any number of records may be corrupt.
 
-    Raises as `train_batches` does.
+    Raises the errors of `train_batches`.
     """
-    layout = _Layout.of(batch_size, process_index, process_count)
-    allowed = len(dataset) if max_corrupt is None else _allowed(dataset, max_corrupt)
-    num_steps = -(-len(dataset) // batch_size)
-    chunks = _run(_EvalChunk(dataset, transform, layout), layout, 0, num_steps, num_threads)
-    batches = _account(chunks, dataset, allowed, 'left out')
-    return ({'image': chunk.image, 'label': chunk.label, 'mask': chunk.mask} for chunk in batches)
+    part = (batch_size, process_index, process_count)
+    loader = _Loader(dataset, transform, *part, max_corrupt)
+    return loader.run(0, -(-len(dataset) // batch_size), num_threads)
 
 
-class _Chunk(NamedTuple):
-    """Consecutive rows of a batch; `corrupt` has the reason by the example's position."""
-
-    image: np.ndarray
-    label: np.ndarray
-    mask: np.ndarray
-    corrupt: dict[int, str]
-
-    @classmethod
-    def empty(cls, rows: int, view: View) -> '_Chunk':
-        image = np.zeros((rows, view.image_size, view.image_size, view.channels), np.uint8)
-        return cls(image, np.zeros(rows, np.int32), np.zeros(rows, bool), {})
+Chunk = tuple[Batch, dict[int, str]]  # rows of a batch; why an example is corrupt, by position
 
 
-@dataclasses.dataclass(frozen=True)
-class _Layout:
-    """Which positions of the run make a chunk of this process."""
+class _Loader:
+    """Makes this process's batches of the examples in order; a call makes one chunk."""
 
-    batch_size: int
-    first: int  # row of the global batch
-    rows: int  # of each batch
-    chunks: int  # of each batch
+    consequence = 'left out'  # of being corrupt
 
-    @classmethod
-    def of(cls, batch_size: int, process_index: int, process_count: int) -> '_Layout':
+    def __init__(
+        self,
+        dataset: Dataset,
+        transform: Any,  # a View that can be called
+        batch_size: int,
+        process_index: int,
+        process_count: int,
+        max_corrupt: float | None,
+    ):
         check_multiple('batch_size', batch_size, 'process_count', process_count)
-        rows = batch_size // process_count
-        return cls(batch_size, process_index * rows, rows, -(-rows // CHUNK))
+        self.dataset, self.transform, self.batch_size = dataset, transform, batch_size
+        self.rows = batch_size // process_count
+        self.first = process_index * self.rows
+        self.chunks = -(-self.rows // CHUNK)  # of a batch
+        self.allowed = len(dataset)  # corrupt records
+        if max_corrupt is not None:
+            self.allowed = min(max(int(max_corrupt * len(dataset)), 1), len(dataset) - 1)
 
-    def positions(self, number: int) -> range:
+    def __call__(self, number: int) -> Chunk:
         step, part = divmod(number, self.chunks)
         start = step * self.batch_size + self.first
         edges = [start + self.rows * p // self.chunks for p in (part, part + 1)]
-        return range(*edges)
+        rows, size = edges[1] - edges[0], self.transform.image_size
+        batch = {
+            'image': np.zeros((rows, size, size, self.transform.channels), np.uint8),
+            'label': np.zeros(rows, np.int32),
+            'mask': np.zeros(rows, bool),
+        }
+        chunk: Chunk = batch, {}
+        self.fill(chunk, range(*edges))
+        return chunk
+
+    def fill(self, chunk: Chunk, positions: range) -> None:
+        for row, index in enumerate(positions):
+            if index < len(self.dataset):
+                self.load(chunk, row, index, None)
+
+    def load(self, chunk: Chunk, row: int, index: int, rng: np.random.Generator | None) -> bool:
+        """Fills a row with an example; returns False, and notes why, if it is corrupt."""
+        batch, corrupt = chunk
+        try:
+            image, batch['label'][row] = self.dataset.read(index)
+            self.transform(self.transform.decode(image), rng, batch['image'][row])
+        except (DecodeError, cv2.error, MemoryError) as error:  # the last two in resizing
+            corrupt[index] = str(error) or NO_MEMORY
+            return False
+        batch['mask'][row] = True
+        return True
+
+    def run(
+        self, start_step: int, num_steps: int, num_threads: int | None, num_workers: int = 0
+    ) -> Iterator[Batch]:
+        """Yields batches made ahead; logs each corrupt record once, stops if there are too many."""
+        if num_steps <= start_step:
+            return
+        num_threads = num_threads or len(os.sched_getaffinity(0))
+        ahead = grain.ReadOptions(num_threads, max(2 * num_threads, 2 * self.chunks))
+        numbers = grain.MapDataset.range(start_step * self.chunks, num_steps * self.chunks)
+        chunks = numbers.map(self).to_iter_dataset(ahead)
+        if num_workers:
+            if not flags.FLAGS.is_parsed():  # Grain reads its flags, even without absl's app.run
+                flags.FLAGS.mark_as_parsed()
+            chunks = chunks.mp_prefetch(grain.MultiprocessingOptions(num_workers))
+        met: list[int] = []
+        for batch, corrupt in chunks.batch(self.chunks, batch_fn=_join):
+            for index, reason in corrupt.items():
+                if index not in met:
+                    met.append(index)
+                    key = self.dataset.key(index)
+                    logger.warning('%s: %s; it is %s', key, reason, self.consequence)
+            if len(met) > self.allowed:
+                keys = ', '.join(map(self.dataset.key, met[:20]))
+                raise UserError(
+                    f'{len(met)} of {len(self.dataset)} records cannot be decoded, max_corrupt '
+                    f'allows {self.allowed}: {keys}{", ..." if len(met) > 20 else ""}'
+                )
+            yield batch
 
 
-@dataclasses.dataclass(frozen=True)
-class _TrainChunk:
-    dataset: Dataset
-    transform: TrainTransform
-    layout: _Layout
-    sampler: Shuffle | ClassAware
-    seed: int
-    allowed: int
+class _TrainLoader(_Loader):
+    """Makes batches of sampled examples, with random transforms."""
 
-    def __call__(self, number: int) -> _Chunk:
-        positions = self.layout.positions(number)
-        chunk = _Chunk.empty(len(positions), self.transform)
+    consequence = 'replaced by the next one'
+
+    def __init__(self, *args: Any, sampling: str, seed: int):
+        super().__init__(*args)
+        self.sampler, self.seed = make_sampler(sampling, self.dataset, seed), seed
+
+    def fill(self, chunk: Chunk, positions: range) -> None:
         bits = np.random.Philox(key=(self.seed, 0))
         rng, start = np.random.Generator(bits), bits.state
         for row, position in enumerate(positions):
             index = self.sampler(position)
-            # The same numbers as from a new Philox of this key, at a tenth of the time.
+            # The same numbers as from a new Philox of this key, in a tenth of the time.
             start['state']['key'][1] = position
             bits.state = start
-            # Past `allowed` the run is about to stop: no more need to look for a whole image.
-            while len(chunk.corrupt) <= self.allowed and not _load(self, chunk, row, index, rng):
+            # Beyond `allowed` the run is about to stop, so no further image is tried.
+            while len(chunk[1]) <= self.allowed and not self.load(chunk, row, index, rng):
                 index = (index + 1) % len(self.dataset)
-        return chunk
 
 
-@dataclasses.dataclass(frozen=True)
-class _EvalChunk:
-    dataset: Dataset
-    transform: EvalTransform | Squash
-    layout: _Layout
-
-    def __call__(self, number: int) -> _Chunk:
-        positions = self.layout.positions(number)
-        chunk = _Chunk.empty(len(positions), self.transform)
-        for row, index in enumerate(positions):
-            if index < len(self.dataset):
-                _load(self, chunk, row, index, None)
-        return chunk
-
-
-def _load(
-    task: _TrainChunk | _EvalChunk,
-    chunk: _Chunk,
-    row: int,
-    index: int,
-    rng: Any,  # a Generator, but None in evaluation
-) -> bool:
-    """Fills a row with an example; False, and noted in `corrupt`, where it cannot be decoded."""
-    try:
-        image, chunk.label[row] = task.dataset.read(index)
-        task.transform(task.transform.decode(image), rng, chunk.image[row])
-    except (DecodeError, cv2.error, MemoryError) as error:  # the last two in resizing
-        chunk.corrupt[index] = str(error) or NO_MEMORY
-        return False
-    chunk.mask[row] = True
-    return True
-
-
-def _run(
-    task: Callable[[int], _Chunk],
-    layout: _Layout,
-    start_step: int,
-    num_steps: int,
-    num_threads: int | None,
-    num_workers: int = 0,
-) -> Iterator[_Chunk]:
-    """Runs the tasks of a range of steps ahead of the consumer; yields whole batches in order."""
-    if num_steps <= start_step:
-        return iter(())
-    num_threads = num_threads or len(os.sched_getaffinity(0))
-    ahead = grain.ReadOptions(num_threads, max(2 * num_threads, 2 * layout.chunks))
-    numbers = grain.MapDataset.range(start_step * layout.chunks, num_steps * layout.chunks)
-    chunks = numbers.map(task).to_iter_dataset(ahead)
-    if num_workers:
-        if not flags.FLAGS.is_parsed():  # Grain reads its flags, also outside of absl's app.run
-            flags.FLAGS.mark_as_parsed()
-        chunks = chunks.mp_prefetch(grain.MultiprocessingOptions(num_workers))
-    return iter(chunks.batch(layout.chunks, batch_fn=_join))
-
-
-def _join(chunks: list[_Chunk]) -> _Chunk:
+def _join(chunks: list[Chunk]) -> Chunk:
     if len(chunks) == 1:
         return chunks[0]
-    images, labels, masks, corrupt = zip(*chunks, strict=True)
-    return _Chunk(
-        np.concatenate(images),
-        np.concatenate(labels),
-        np.concatenate(masks),
-        functools.reduce(dict.__or__, corrupt),
-    )
-
-
-def _allowed(dataset: Dataset, max_corrupt: float) -> int:
-    """Counts the records that may be corrupt: a share, but at least one and never all."""
-    return min(max(int(max_corrupt * len(dataset)), 1), len(dataset) - 1)
-
-
-def _account(
-    batches: Iterator[_Chunk], dataset: Dataset, allowed: int, deed: str
-) -> Iterator[_Chunk]:
-    """Logs each corrupt record once and stops where there are more than `allowed`."""
-    met = []
-    for batch in batches:
-        for index, reason in batch.corrupt.items():
-            if index not in met:
-                met.append(index)
-                logger.warning('%s: %s; it is %s', dataset.key(index), reason, deed)
-        if len(met) > allowed:
-            keys = ', '.join(map(dataset.key, met[:20])) + (', ...' if len(met) > 20 else '')
-            raise UserError(
-                f'{len(met)} of {len(dataset)} records cannot be decoded, '
-                f'max_corrupt allows {allowed}: {keys}'
-            )
-        yield batch
+    batches, corrupt = zip(*chunks, strict=True)
+    joined = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
+    return joined, functools.reduce(dict.__or__, corrupt)

@@ -5,29 +5,26 @@ import os
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
-from se_flax.data import imagenet
+from se_flax.data import imagenet, sources
 from se_flax.data.fashion_mnist import DEBIAN_FOLDER, FashionMnist
-from se_flax.data.sources import (
-    COMMON,
-    EMBEDDED,
-    FOLDER,
-    IMAGENET,
-    SPLITS,
-    SYNTHETIC,
-    find_builder,
-    open_dataset,
-)
+from se_flax.data.sources import FOLDER, find_builder
 from se_flax.errors import MissingError, UserError
 
 
 def check(name: str, data_dir: str | None = None) -> str:
-    """Says what the data set `name` holds and where; reads its headers, not its images.
+    """Describes the data set `name` in a line; reads its headers, not its images.
 
-    Raises as `open_dataset` does: for a data set that is not there, MissingError with the command
-    that prepares it, or goes on with it.
+    Raises as `open_dataset` does: MissingError with the command that prepares a missing data set.
     """
-    train, evaluation = (open_dataset(name, split, data_dir) for split in SPLITS)
-    where = _where(name, data_dir)
+    train, evaluation = (sources.open_dataset(name, s, data_dir) for s in sources.SPLITS)
+    if name == sources.SYNTHETIC:
+        where = 'made on the fly'
+    elif name.startswith(FOLDER):
+        where = f'in {name.removeprefix(FOLDER)}'
+    else:
+        builder = find_builder(name, data_dir)
+        where = f'{builder.info.file_format.value} in {builder.data_dir}'
+        where += ', ships with the install' if name == sources.EMBEDDED else ''
     return (
         f'{name}: {len(train):,} training and {len(evaluation):,} evaluation images, '
         f'{train.num_classes} classes, {where}'
@@ -35,18 +32,18 @@ def check(name: str, data_dir: str | None = None) -> str:
 
 
 def list_known(data_dir: str | None = None) -> list[tuple[str, str]]:
-    """Returns the data sets that most people use, and what `check` says of each."""
+    """Returns the most used data sets, each with `check`'s description."""
     rows = []
-    for name in COMMON:
+    for name in sources.COMMON:
         try:
-            said = check(name, data_dir).removeprefix(f'{name}: ')
+            found = check(name, data_dir).removeprefix(f'{name}: ')
         except MissingError:
-            said = f'not there: se-flax data prepare {name}'
-            if name == IMAGENET:
-                said += ' --from DIR_WITH_THE_TWO_TARS'
+            found = f'not there: se-flax data prepare {name}'
+            if name == imagenet.NAME:
+                found += ' --from DIR_WITH_THE_TWO_TARS'
             elif name.startswith(FOLDER):
-                said = 'images in PATH/train/<class> and PATH/val/<class>'
-        rows.append((name, said))
+                found = 'images in PATH/train/<class> and PATH/val/<class>'
+        rows.append((name, found))
     return rows
 
 
@@ -59,29 +56,35 @@ def prepare(
     quality: int | None = None,
     allow_other_counts: bool = False,
 ) -> str:
-    """Builds the data set `name` under `data_dir`, by default where tfds looks; returns `check`'s.
+    """Builds the data set `name` if it is not there; returns `check`'s description of it.
 
-    `imagenet2012` is made from the two tars in `folder` (`imagenet.build`, which has the last three
-    arguments), `fashion_mnist` from the four files in it, else from a download; other names by
-    tfds. What is written becomes the final folder at the end, so a build that was cut off is never
-    taken for a data set. Nothing is done for one that is there.
+    It is written below `data_dir` (default: where tfds looks), and renamed once it is complete, so
+    that an interrupted build is never mistaken for a data set. `imagenet2012` is made from the two
+    tars in `folder`, with the last three arguments of `imagenet.build`; `fashion_mnist` from the
+    four files in `folder`, or from a download; other names by tfds.
 
-    Raises UserError where `name` cannot be built, with what it lacks; folders and imagenet2012
-    without a `folder` by `check`'s MissingError.
+    Raises UserError if `name` cannot be built, and `check`'s MissingError for a folder and for
+    `imagenet2012` without a `folder`.
     """
     data_dir = data_dir and os.path.expanduser(data_dir)
-    _check_options(name, folder, max_side or quality or allow_other_counts)
-    encoding = imagenet.full_encoding(max_side, quality)
+    if folder is not None and name not in (imagenet.NAME, FashionMnist.name):
+        raise UserError(f'{name!r} takes no --from: {imagenet.NAME} and {FashionMnist.name} do')
+    if (max_side or quality or allow_other_counts) and name != imagenet.NAME:
+        raise UserError(
+            f'{name!r} takes no --max-side, --quality or --allow-other-counts: {imagenet.NAME} does'
+        )
+    max_side, quality = imagenet.full_encoding(max_side, quality)
     try:
-        said = check(name, data_dir)
+        description = check(name, data_dir)
     except MissingError:
-        if name.startswith(FOLDER) or (name == IMAGENET and folder is None):
+        if name.startswith(FOLDER) or (name == imagenet.NAME and folder is None):
             raise
     else:
-        if encoding != (None, None):
-            _check_encoded(name, data_dir, encoding)
-        return said
-    if name == IMAGENET and folder is not None:
+        if quality:
+            folder = find_builder(name, data_dir).data_dir
+            imagenet.check_made_with(folder, {'max_side': max_side, 'quality': quality})
+        return description
+    if name == imagenet.NAME and folder is not None:
         imagenet.build(
             os.path.expanduser(folder),
             data_dir or tfds.core.constants.DATA_DIR,
@@ -95,49 +98,18 @@ def prepare(
 
 
 def _build(name: str, data_dir: str | None, folder: str | os.PathLike | None) -> None:
+    hint = ''
     try:
         if name == FashionMnist.name:
+            hint = '; the Debian package dataset-fashion-mnist has its files'
             builder = FashionMnist(data_dir, folder=folder or DEBIAN_FOLDER)
         else:
             builder = tfds.builder(name, data_dir=data_dir, file_format='array_record')
         builder.download_and_prepare()
     except ImportError as error:
         raise UserError(
-            f'tfds needs {error.name!r} to build {name!r}, though se_flax does not to read it: '
-            f'install it (tensorflow counts 1.4 GB), or copy a set that was prepared elsewhere'
+            f'tfds needs {error.name!r} to build {name!r}, though se_flax does not need it to read '
+            f'it: install it (tensorflow takes 1.4 GB), or copy a set prepared elsewhere'
         ) from error
     except (OSError, tfds.download.DownloadError, NonMatchingChecksumError) as error:
-        hint = ''
-        if name == FashionMnist.name:
-            hint = '; the Debian package dataset-fashion-mnist has its files'
         raise UserError(f'{name!r} cannot be built: {error}{hint}') from error
-
-
-def _check_options(name: str, folder: str | os.PathLike | None, of_imagenet: object) -> None:
-    if folder is not None and name not in (IMAGENET, FashionMnist.name):
-        raise UserError(f'{name!r} takes no --from: {IMAGENET} and {FashionMnist.name} do')
-    if of_imagenet and name != IMAGENET:
-        raise UserError(
-            f'{name!r} takes no --max-side, --quality or --allow-other-counts: {IMAGENET} does'
-        )
-
-
-def _check_encoded(name: str, data_dir: str | None, wanted: tuple[int | None, int | None]) -> None:
-    """Raises UserError where a set that is there was made with another encoding."""
-    there = find_builder(name, data_dir).data_dir
-    made = imagenet.read_plan(there)
-    if (made['max_side'], made['quality']) != wanted:
-        raise UserError(
-            f'{there} is there with max_side={made["max_side"]} and quality={made["quality"]}, '
-            f'not {wanted[0]} and {wanted[1]}; delete it, or take another --data-dir'
-        )
-
-
-def _where(name: str, data_dir: str | None) -> str:
-    if name == SYNTHETIC:
-        return 'made on the fly'
-    if name.startswith(FOLDER):
-        return f'in {name.removeprefix(FOLDER)}'
-    builder = find_builder(name, data_dir)
-    origin = ', ships with the install' if name == EMBEDDED else ''
-    return f'{builder.info.file_format.value} in {builder.data_dir}{origin}'

@@ -1,7 +1,7 @@
 """Random access to the records of a tfds data set: `len(records)`, `records[i] -> bytes`.
 
-tfds writes two file formats. ArrayRecord has an index; TFRecord has none, so its headers are read
-once. Both are read in place and from any thread.
+tfds writes ArrayRecord files, which have an index, or TFRecord files, whose headers are read once.
+Both are read in place and from any thread.
 """
 
 import bisect
@@ -11,8 +11,9 @@ import os
 import resource
 import struct
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TypeAlias
 
+import grain
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from google.protobuf.message import DecodeError as ProtoError
@@ -21,17 +22,12 @@ from tensorflow_datasets.proto import tf_example_pb2
 from se_flax.data.decode import DecodeError
 from se_flax.errors import UserError
 
-
-class Records(Protocol):
-    """Bytes by position."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, i: int) -> bytes: ...
+Paths = Sequence[str | os.PathLike]
+Records: TypeAlias = grain.sources.RandomAccessDataSource[bytes]
 
 
-def open_records(paths: Sequence[str | os.PathLike], file_format: str) -> Records:
-    """Opens shards, in their order, as one sequence of records.
+def open_records(paths: Paths, file_format: str) -> Records:
+    """Opens shards, in order, as one sequence of records.
 
     `file_format` is 'array_record' or 'tfrecord'. Raises UserError for another one, and for a
     shard that is cut short.
@@ -42,7 +38,12 @@ def open_records(paths: Sequence[str | os.PathLike], file_format: str) -> Record
         raise UserError(
             f'records are stored as {file_format!r}; se_flax reads array_record and tfrecord'
         )
-    _allow_open_files(len(paths))
+    # ArrayRecord keeps each shard open, and the soft limit is often 1024.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 1024 + 2 * len(paths)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     try:
         return ArrayRecordDataSource([str(path) for path in paths])
     except RuntimeError as error:
@@ -50,13 +51,13 @@ def open_records(paths: Sequence[str | os.PathLike], file_format: str) -> Record
 
 
 class TFRecords:
-    """TFRecord shards: all headers are read once, a record by one `pread` after that.
+    """Records of TFRecord shards; each is one `pread` at a position known from the headers.
 
     A file holds records of 8 bytes of length, 4 of checksum, the data, and 4 of checksum
     (https://www.tensorflow.org/tutorials/load_data/tfrecord). Checksums are not compared.
     """
 
-    def __init__(self, paths: Sequence[str | os.PathLike]):
+    def __init__(self, paths: Paths):
         self._paths = [os.fspath(path) for path in paths]
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
             spans = list(pool.map(scan, self._paths))
@@ -95,21 +96,12 @@ def scan(path: str) -> np.ndarray:
 
 
 def parse_example(record: bytes) -> tuple[bytes, int]:
-    """Takes `image` and `label` out of a serialised `tf.train.Example`.
+    """Returns `image` and `label` of a serialized `tf.train.Example`.
 
-    Raises DecodeError where the record is damaged or lacks one of them.
+    Raises DecodeError if the record is damaged or lacks one of them.
     """
     try:
         feature = tf_example_pb2.Example.FromString(record).features.feature
         return feature['image'].bytes_list.value[0], feature['label'].int64_list.value[0]
     except (ProtoError, IndexError) as error:
         raise DecodeError('not a tf.train.Example with an image and a label') from error
-
-
-def _allow_open_files(more: int) -> None:
-    """Raises the soft limit of open files, often 1024: ArrayRecord keeps each shard open."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 1024 + 2 * more
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,4 +1,4 @@
-"""Data sets by name: tfds, image folders, and the one that ships with the install."""
+"""Opens data sets by name: tfds data sets, image folders, and the one that ships with se_flax."""
 
 import dataclasses
 import difflib
@@ -14,28 +14,18 @@ from tensorflow_datasets.core import read_only_builder
 from se_flax.data import imagenet
 from se_flax.data.dataset import Dataset, digest
 from se_flax.data.decode import DecodeError
-from se_flax.data.fashion_mnist import FashionMnistMini
 from se_flax.data.folder import open_folder
 from se_flax.data.records import Records, open_records, parse_example
-from se_flax.data.synthetic import open_synthetic
 from se_flax.errors import MissingError, UserError, check_known
 
-SPLITS = ('train', 'eval')
-# The eval split is the first of these that a tfds data set has: ImageNet's test has no labels.
-TFDS_EVAL = ('validation', 'test')
-EMBEDDED = FashionMnistMini.name
+# The tfds splits of each; of an eval split's, the first that exists: ImageNet's test has no labels.
+SPLITS = {'train': ('train',), 'eval': ('validation', 'test')}
+EMBEDDED = 'fashion_mnist_mini'
 SYNTHETIC = 'synthetic'
-IMAGENET = imagenet.NAME
 FOLDER = 'folder:'
 COMMON = (
-    EMBEDDED,
-    SYNTHETIC,
-    FOLDER + 'PATH',
-    'fashion_mnist',
-    'cifar10',
-    'cifar100',
-    IMAGENET,
-    'places365_small',
+    *(EMBEDDED, SYNTHETIC, FOLDER + 'PATH', 'fashion_mnist', 'cifar10', 'cifar100'),
+    *(imagenet.NAME, 'places365_small'),
 )
 
 
@@ -52,7 +42,7 @@ class TfdsDataset(Dataset):
     def read(self, i: int) -> tuple[bytes | np.ndarray, int]:
         try:
             record = self.records[i]
-        except (RuntimeError, OSError) as error:  # ArrayRecord raises the former
+        except (RuntimeError, OSError) as error:  # ArrayRecord raises RuntimeError
             raise DecodeError(str(error)) from error
         return parse_example(record)
 
@@ -60,26 +50,45 @@ class TfdsDataset(Dataset):
         return digest([super().fingerprint(), *self.shards])
 
 
+@dataclasses.dataclass(frozen=True)
+class SyntheticDataset(Dataset):
+    """Noisy stripes, 64 x 64; the class is their direction. Example i is always the same."""
+
+    class_names: tuple[str, ...] = tuple(f'{degrees} degrees' for degrees in range(0, 180, 18))
+
+    def __len__(self) -> int:
+        return 4096 if self.split == 'train' else 512
+
+    def read(self, i: int) -> tuple[np.ndarray, int]:
+        label = i % self.num_classes
+        rng = np.random.default_rng((int(self.split == 'eval'), i))
+        angle = np.pi * label / self.num_classes
+        x = np.linspace(0, 8 * np.pi, 64)
+        phase = x * np.cos(angle) + x[:, None] * np.sin(angle) + rng.uniform(0, 2 * np.pi)
+        stripes = (64 + 63 * np.sin(phase)).astype(np.uint8)
+        return stripes[..., None] + rng.integers(128, size=(64, 64, 3), dtype=np.uint8), label
+
+
 def open_dataset(
     name: str, split: str, data_dir: str | None = None, *, eval_split: float = 0.0, seed: int = 0
 ) -> Dataset:
     """Opens one split, 'train' or 'eval', of a data set.
 
-    `name` is 'fashion_mnist_mini' (in the install), 'synthetic', 'folder:PATH' (`open_folder`),
+    `name` is 'fashion_mnist_mini' (ships with se_flax), 'synthetic', 'folder:PATH' (`open_folder`),
     or a tfds data set such as 'imagenet2012' or 'imagenet_resized/64x64', prepared as ArrayRecord
-    or TFRecord files under `data_dir` (by default where tfds looks: TFDS_DATA_DIR, or
-    `~/tensorflow_datasets`). A tfds set's eval split is 'validation', else 'test'; its
-    features are an Image `image` and a ClassLabel `label`. A folder without images for 'eval' has
-    the share `eval_split` of them drawn by `seed`.
+    or TFRecord files below `data_dir` (default: where tfds looks, TFDS_DATA_DIR or
+    `~/tensorflow_datasets`). The eval split of a tfds data set is 'validation', else 'test'; its
+    features are an Image `image` and a ClassLabel `label`. From a folder without eval images, the
+    share `eval_split` is drawn by `seed`.
 
-    Raises UserError for an unknown name or split, and MissingError, which says how to prepare it,
-    for a data set that is not there.
+    Raises UserError for an unknown name or split, and MissingError, with the command that prepares
+    it, for a missing data set.
     """
     check_known('split', split, SPLITS)
     if eval_split and not name.startswith(FOLDER):
-        raise UserError(f'eval_split={eval_split} belongs to folder:PATH, and {name!r} is none')
+        raise UserError(f'eval_split={eval_split} belongs to folder:PATH, not to {name!r}')
     if name == SYNTHETIC:
-        return open_synthetic(split)
+        return SyntheticDataset(name, split)
     if name.startswith(FOLDER):
         path = name.removeprefix(FOLDER)
         return open_folder(name, split, path, eval_split=eval_split, seed=seed)
@@ -89,36 +98,31 @@ def open_dataset(
 def find_builder(name: str, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
     """Finds the files of a prepared tfds data set; raises as `open_dataset` does."""
     if name == EMBEDDED:
-        folder = pathlib.Path(__file__).parent / EMBEDDED / str(FashionMnistMini.VERSION)
-        return tfds.builder_from_directory(folder)
+        return tfds.builder_from_directory(pathlib.Path(__file__).parent / EMBEDDED / '1.0.0')
     data_dir = data_dir and os.path.expanduser(data_dir)
     try:
         return read_only_builder.builder_from_files(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
         pass
     plain_name = re.split('[/:]', name)[0]
-    _check_name(plain_name)
+    names = [*COMMON, *tfds.list_builders(with_community_datasets=False)]
+    near = difflib.get_close_matches(plain_name, names, cutoff=0.5)
+    check_known('data set', plain_name, names if near else COMMON)  # all of tfds: two screens
     root = data_dir or tfds.core.constants.DATA_DIR
     option = f' --data-dir={shlex.quote(str(data_dir))}' if data_dir else ''
-    if plain_name == IMAGENET:
+    if plain_name == imagenet.NAME:
         raise MissingError(imagenet.how_to_prepare(root, option))
     raise MissingError(
         f'data set {name!r} is not in {root}; run: se-flax data prepare {name}{option}'
     )
 
 
-def _check_name(name: str) -> None:
-    names = [*COMMON, *tfds.list_builders(with_community_datasets=False)]
-    near = difflib.get_close_matches(name, names, cutoff=0.5)
-    check_known('data set', name, names if near else COMMON)  # all of tfds fills two screens
-
-
 def _open_tfds(name: str, split: str, builder: tfds.core.DatasetBuilder) -> TfdsDataset:
     info = builder.info
-    tfds_split = next((s for s in _candidates(split) if s in info.splits), None)
+    tfds_split = next((s for s in SPLITS[split] if s in info.splits), None)
     if tfds_split is None:
         raise UserError(
-            f'data set {name!r} has no {" or ".join(_candidates(split))} split; '
+            f'data set {name!r} has no {" or ".join(SPLITS[split])} split; '
             f'it has {", ".join(info.splits) or "none"}'
         )
     for key, kind in (('image', tfds.features.Image), ('label', tfds.features.ClassLabel)):
@@ -127,8 +131,7 @@ def _open_tfds(name: str, split: str, builder: tfds.core.DatasetBuilder) -> Tfds
                 f'data set {name!r} has no {kind.__name__} named {key!r}; '
                 f'it has {", ".join(sorted(info.features))}'
             )
-
-    paths = info.splits[tfds_split].filepaths
+    paths, count = info.splits[tfds_split].filepaths, info.splits[tfds_split].num_examples
     absent = [path for path in paths if not path.exists()]
     if absent:
         raise MissingError(
@@ -136,14 +139,10 @@ def _open_tfds(name: str, split: str, builder: tfds.core.DatasetBuilder) -> Tfds
             f'{absent[0]}; delete {builder.data_dir} and prepare it again'
         )
     records = open_records(paths, info.file_format.value)
-    if len(records) != info.splits[tfds_split].num_examples:
+    if len(records) != count:
         raise UserError(
             f'the files of {name!r} hold {len(records)} {tfds_split} records, its '
-            f'dataset_info.json says {info.splits[tfds_split].num_examples}; prepare it again'
+            f'dataset_info.json says {count}; prepare it again'
         )
     shards = tuple(f'{path.name} {path.stat().length}' for path in paths)
     return TfdsDataset(name, split, tuple(info.features['label'].names), records, shards)
-
-
-def _candidates(split: str) -> tuple[str, ...]:
-    return ('train',) if split == 'train' else TFDS_EVAL

@@ -1,21 +1,22 @@
-"""From pixels to what the network is given: crop, resize, flip, rotation, all on uint8.
+"""Image transforms on uint8: crop, resize, flip, rotation, jitter and cutout.
 
-A transform is a pure function `(image, rng, out)`: it reads an image `[H, W, C]`, draws from the
-generator alone, and writes `out`, `[S, S, C]`. Both are uint8; three channels are RGB.
+A transform is a pure function `(image, rng, out)`: it reads an image `[H, W, C]`, draws only from
+the generator, and writes `out`, `[S, S, C]`. Both are uint8; three channels are RGB.
 """
 
 import dataclasses
 import math
+from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image
 
 from se_flax.data.decode import MAX_PIXELS, decode
-from se_flax.errors import UserError, check_known
+from se_flax.errors import UserError, check_at_least, check_known
 
-# OpenCV samples without antialias: it reads 2x2 or 4x4 pixels also where it shrinks ('area'
-# averages). Pillow's filters widen as the image shrinks; public weights were trained with them.
+# OpenCV does not antialias: it reads 2x2 or 4x4 pixels even to shrink an image ('area' averages).
+# Pillow's filters widen as the image shrinks; public weights were trained with them.
 OPENCV = {
     'nearest': cv2.INTER_NEAREST_EXACT,
     'bilinear': cv2.INTER_LINEAR,
@@ -28,14 +29,14 @@ PILLOW = {
 }
 INTERPOLATIONS = (*OPENCV, *PILLOW)
 CROPS = ('inception', 'pad', 'none')
-# Longer edge / shorter edge beyond which an image is first cropped to that: a line of 1 x 16000
-# pixels with its shorter edge resized to 256 has 3 GiB.
-EXTREME = 8
+# Images with a greater ratio of longer to shorter edge are first cropped to it: a line of 1 x 16000
+# pixels takes 3 GiB when its shorter edge is resized to 256.
+MAX_RATIO = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """What each transform has: how large its output is, and how an image file is read before.
+    """The base of the transforms: the size of the output, and how an image file is decoded.
 
     Attributes:
         image_size: side S of the output, in pixels.
@@ -49,6 +50,10 @@ class View:
     exif_orientation: bool = False
     max_pixels: int = MAX_PIXELS
 
+    def __post_init__(self):
+        check_at_least('image_size', self.image_size, 1)
+        check_known('interpolation', self.interpolation, INTERPOLATIONS)  # of each subclass
+
     def decode(self, image: bytes | np.ndarray) -> np.ndarray:
         """Returns the pixels of an image file; raises as `se_flax.data.decode.decode` does."""
         return decode(
@@ -61,31 +66,30 @@ class View:
 
 @dataclasses.dataclass(frozen=True)
 class TrainTransform(View):
-    """Random crop, then flip, rotation, jitter and cutout, which draw nothing where they are off.
+    """Random crop, then flip, rotation, jitter and cutout; what is off draws no numbers.
 
     `rotation=10, jitter=20` are those of the paper's released networks
-    (https://github.com/hujie-frank/SENet, README). No more than these ranges is published: that the
-    crop is rotated (fb.resnet.torch, which its author names, lists rotation after crop and flip),
-    that one number is added to a whole channel, and both distributions are our reading.
+    (https://github.com/hujie-frank/SENet, README). Only these ranges are published. Our reading is
+    that the crop is rotated (as in fb.resnet.torch, which its author names), that one number is
+    added to a whole channel, and that both are uniform.
 
-    Raises UserError for an unknown `crop` or `interpolation` and ranges that hold nothing.
+    Raises UserError for an unknown `crop` or `interpolation` and for invalid ranges.
 
     Attributes:
         crop: 'inception' resizes a random box to S x S (arXiv 1409.4842, section 6);
-            'pad' moves the image by up to `pad` pixels each way (arXiv 1512.03385, section 4.2);
-            'none' takes the centre. The last two first bring another size to S x S: shorter edge
-            resized to S, up or down, then the centre.
+            'pad' shifts the image by up to `pad` pixels each way (arXiv 1512.03385, section 4.2);
+            'none' takes the center. The last two first resize the shorter edge to S and take the
+            center, if the size is another one.
         crop_area: least and greatest share of the image in an 'inception' crop.
-        crop_aspect: least and greatest width / height of it, drawn evenly in the logarithm.
-        pad: pixels of 'pad'; what comes in from outside has the colour `fill`.
-        flip: mirror left to right, half of the time.
-        rotation: greatest angle either way, in degrees to 180, drawn evenly; around the centre of
-            the crop, bilinear, the corners that come in have the colour `fill`.
-        jitter: greatest number either way, to 255, that is added to a channel; drawn evenly for
-            each of them, sums are rounded and stay in 0 to 255.
-        cutout: side of a square of colour `fill` whose centre is any pixel (arXiv 1708.04552);
-            0 for none.
-        fill: a number a channel, 0 to 255.
+        crop_aspect: least and greatest width / height of the crop, log-uniform.
+        pad: pixels of 'pad'; pixels from outside of the image are `fill`.
+        flip: mirror left to right with probability 0.5.
+        rotation: greatest angle either way, 0 to 180 degrees, uniform; around the center of the
+            crop, bilinear, corners from outside of the crop are `fill`.
+        jitter: greatest number that is added to or subtracted from a channel, 0 to 255, uniform
+            for each channel; sums are rounded and clipped.
+        cutout: side of a square of `fill` centered at any pixel (arXiv 1708.04552); 0 for none.
+        fill: a number per channel, 0 to 255.
         interpolation: one of INTERPOLATIONS.
     """
 
@@ -102,22 +106,26 @@ class TrainTransform(View):
 
     def __post_init__(self):
         check_known('crop', self.crop, CROPS)
-        check_known('interpolation', self.interpolation, INTERPOLATIONS)
-        check_size('image_size', self.image_size, at_least=1)
-        check_size('pad', self.pad)
-        check_size('cutout', self.cutout)
-        check_greatest('rotation', self.rotation, 180)
-        check_greatest('jitter', self.jitter, 255)
-        check_range('crop_area', self.crop_area, at_most=1.0)
-        check_range('crop_aspect', self.crop_aspect)
+        super().__post_init__()
+        for name in ('pad', 'cutout'):
+            check_at_least(name, getattr(self, name), 0)
+        for name, most in (('rotation', 180), ('jitter', 255)):
+            if not 0 <= getattr(self, name) <= most:
+                raise UserError(f'{name}={getattr(self, name)} must be 0 to {most}')
+        for name, most in (('crop_area', 1.0), ('crop_aspect', math.inf)):
+            value = getattr(self, name)
+            if len(value) != 2 or not 0 < value[0] <= value[1] <= most:
+                bound = '' if most == math.inf else f' <= {most}'
+                raise UserError(
+                    f'{name}={tuple(value)} must be two numbers, 0 < least <= greatest{bound}'
+                )
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator, out: np.ndarray) -> None:
         """Writes one random view of `image` into `out`."""
         if self.crop == 'inception':
             height, width = image.shape[:2]
-            box = inception_crop(height, width, rng, self.crop_area, self.crop_aspect)
-            top, left, height, width = box
-            view = image[top : top + height, left : left + width]
+            top, left, h, w = inception_crop(height, width, rng, self.crop_area, self.crop_aspect)
+            view = image[top : top + h, left : left + w]
             out[:] = resize(view, self.image_size, self.image_size, self.interpolation)
         else:
             image = fit(image, self.image_size, self.image_size, self.interpolation)
@@ -130,20 +138,23 @@ class TrainTransform(View):
         if self.rotation:
             out[:] = rotate(out, rng.uniform(-self.rotation, self.rotation), self.fill)
         if self.jitter:
-            out[:] = jittered(out, rng.uniform(-self.jitter, self.jitter, self.channels))
+            by = rng.uniform(-self.jitter, self.jitter, self.channels)
+            out[:] = _by_channel(_add, out, by)
         if self.cutout:
-            cut(out, rng.integers(self.image_size, size=2), self.cutout, self.fill)
+            start = rng.integers(self.image_size, size=2) - self.cutout // 2
+            y, x = (slice(max(edge, 0), max(edge + self.cutout, 0)) for edge in start)
+            out[y, x] = self.fill
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalTransform(View):
-    """The centre of the resized image; draws nothing.
+    """The center of the resized image; draws nothing.
 
     Raises UserError for an unknown `interpolation` and a `resize` below `image_size`.
 
     Attributes:
-        resize: length the shorter edge is resized to, at least S; 0 keeps an image's size, except
-            that one smaller than S is enlarged to S.
+        resize: length of the shorter edge after resizing, at least S; 0 keeps an image's size, but
+            enlarges one smaller than S to S.
         interpolation: one of INTERPOLATIONS.
     """
 
@@ -151,8 +162,7 @@ class EvalTransform(View):
     interpolation: str = 'bilinear'
 
     def __post_init__(self):
-        check_known('interpolation', self.interpolation, INTERPOLATIONS)
-        check_size('image_size', self.image_size, at_least=1)
+        super().__post_init__()
         if self.resize and self.resize < self.image_size:
             raise UserError(
                 f'resize={self.resize} is below image_size={self.image_size}; '
@@ -160,9 +170,30 @@ class EvalTransform(View):
             )
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator | None, out: np.ndarray) -> None:
-        """Writes the centre of `image` into `out`; `rng` is not used."""
+        """Writes the center of `image` into `out`; `rng` is not used."""
         shorter = self.resize or max(self.image_size, min(image.shape[:2]))
         out[:] = fit(image, shorter, self.image_size, self.interpolation)
+
+
+@dataclasses.dataclass(frozen=True)
+class Squash(View):
+    """The whole image resized to a square, from which a protocol takes its crops.
+
+    First the shorter edge is resized and then the longer one, as in the source of the twelve
+    crops (`se_flax.evaluation.protocols`). Raises UserError for an unknown `interpolation`.
+
+    Attributes:
+        interpolation: one of INTERPOLATIONS.
+    """
+
+    interpolation: str = 'bilinear'
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator | None, out: np.ndarray) -> None:
+        """Writes `image` into `out`; `rng` is not used."""
+        size, least = self.image_size, min(image.shape[:2])
+        height, width = (min(edge * size // least, MAX_RATIO * size) for edge in image.shape[:2])
+        image = resize(image, height, width, self.interpolation)
+        out[:] = resize(image, size, size, self.interpolation)
 
 
 def inception_crop(
@@ -174,8 +205,8 @@ def inception_crop(
 ) -> tuple[int, int, int, int]:
     """Draws `(top, left, height, width)` of a box inside the image.
 
-    Its share of the area is uniform, its width / height log-uniform, both to the rounding of the
-    sides; ten tries, then the greatest central box whose aspect is allowed (as in torchvision).
+    Its share of the area is uniform, its width / height log-uniform, up to the rounding of the
+    sides. After ten tries, the greatest central box of allowed aspect is taken (as in torchvision).
     """
     low, high = math.log(aspect[0]), math.log(aspect[1])
     for _ in range(10):
@@ -191,7 +222,7 @@ def inception_crop(
 
 
 def resize(image: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:
-    """Resizes `[H, W, C]` to `[height, width, C]`; the same size is returned as it is."""
+    """Resizes `[H, W, C]` to `[height, width, C]`; returns an image of that size unchanged."""
     if image.shape[:2] == (height, width):
         return image
 
@@ -204,8 +235,8 @@ def resize(image: np.ndarray, height: int, width: int, interpolation: str) -> np
     return _by_channel(resized, image)
 
 
-def _by_channel(f, image: np.ndarray, *values) -> np.ndarray:
-    """Returns f(image, *values), of RGB at once; OpenCV takes four channels, Pillow knows alpha."""
+def _by_channel(f, image: np.ndarray, *values: Any) -> np.ndarray:
+    """Returns f(image, *values); by channel if not RGB, as Pillow and OpenCV take few others."""
     if image.shape[2] == 3:
         return f(image, *values)
     planes = map(np.ascontiguousarray, np.moveaxis(image, -1, 0))
@@ -215,32 +246,29 @@ def _by_channel(f, image: np.ndarray, *values) -> np.ndarray:
 def fit(image: np.ndarray, shorter: int, size: int, interpolation: str) -> np.ndarray:
     """Resizes the shorter edge to `shorter`, keeps the aspect, takes the central `size` square."""
     least = min(image.shape[:2])
-    image = _centre(image, EXTREME * least)
+    image = _center(image, MAX_RATIO * least)
     height, width = image.shape[:2]
     image = resize(image, height * shorter // least, width * shorter // least, interpolation)
-    return _centre(image, size)
+    return _center(image, size)
 
 
-def _centre(image: np.ndarray, size: int) -> np.ndarray:
-    """Returns the centre of so many pixels, or as many as there are, each way."""
+def _center(image: np.ndarray, size: int) -> np.ndarray:
+    """Returns the central `size` pixels each way, or all if there are fewer."""
     top, left = (max(0, round((edge - size) / 2)) for edge in image.shape[:2])  # as torchvision
     return image[top : top + size, left : left + size]
 
 
 def shift(image: np.ndarray, by: np.ndarray, fill: tuple[int, ...], out: np.ndarray) -> None:
-    """Writes `image` moved `by` (down, right) pixels into `out`; what comes in is `fill`."""
-    (to_y, from_y), (to_x, from_x) = map(_overlap, by.tolist())  # Python's ints are quicker
+    """Writes `image` moved `by` (down, right) pixels into `out`; pixels from outside are `fill`."""
+    by = by.tolist()  # Python's ints are faster
+    target = tuple(slice(max(step, 0), min(step, 0) or None) for step in by)
+    source = tuple(slice(max(-step, 0), min(-step, 0) or None) for step in by)
     out[:] = fill
-    out[to_y, to_x] = image[from_y, from_x]
-
-
-def _overlap(by: int) -> tuple[slice, slice]:
-    into, out_of = slice(max(by, 0), min(by, 0) or None), slice(max(-by, 0), min(-by, 0) or None)
-    return into, out_of
+    out[target] = image[source]
 
 
 def rotate(image: np.ndarray, degrees: float, fill: tuple[int, ...]) -> np.ndarray:
-    """Turns an image counter-clockwise around its centre; what comes in is `fill`."""
+    """Rotates an image counter-clockwise around its center; pixels from outside are `fill`."""
     height, width = image.shape[:2]
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
 
@@ -250,35 +278,5 @@ def rotate(image: np.ndarray, degrees: float, fill: tuple[int, ...]) -> np.ndarr
     return _by_channel(rotated, image, fill)
 
 
-def jittered(image: np.ndarray, by: np.ndarray) -> np.ndarray:
-    """Adds a number to each channel; sums are rounded and stay in 0 to 255."""
-
-    def added(pixels, by):
-        return cv2.add(pixels, (*np.atleast_1d(by), 0.0))
-
-    return _by_channel(added, image, by)
-
-
-def cut(image: np.ndarray, centre: np.ndarray, side: int, fill: tuple[int, ...]) -> None:
-    """Sets the `side` square around a pixel to `fill`, in place, clipped at the border."""
-    y, x = (slice(max(c - side // 2, 0), max(c - side // 2 + side, 0)) for c in centre)
-    image[y, x] = fill
-
-
-def check_size(what: str, value: int, at_least: int = 0) -> None:
-    """Raises UserError for a size below `at_least`."""
-    if value < at_least:
-        raise UserError(f'{what}={value} is too small; take at least {at_least}')
-
-
-def check_greatest(what: str, value: float, most: float) -> None:
-    """Raises UserError unless 0 <= `value` <= `most`."""
-    if not 0 <= value <= most:
-        raise UserError(f'{what}={value} must be 0 to {most}')
-
-
-def check_range(what: str, value: tuple[float, float], at_most: float = math.inf) -> None:
-    """Raises UserError unless `value` is two numbers, 0 < least <= greatest <= `at_most`."""
-    if len(value) != 2 or not 0 < value[0] <= value[1] <= at_most:
-        bound = '' if at_most == math.inf else f' <= {at_most}'
-        raise UserError(f'{what}={tuple(value)} must be two numbers, 0 < least <= greatest{bound}')
+def _add(pixels, by):
+    return cv2.add(pixels, (*np.atleast_1d(by), 0.0))  # rounds and clips

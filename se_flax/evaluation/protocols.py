@@ -10,8 +10,7 @@ import numpy as np
 from jax.scipy.special import logsumexp
 
 from se_flax.data import EvalTransform
-from se_flax.data.transforms import View
-from se_flax.data.views import Squash
+from se_flax.data.transforms import Squash, View
 from se_flax.errors import UserError, check_known
 
 CROPS = {

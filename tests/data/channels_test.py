@@ -12,8 +12,7 @@ from se_flax.data import EvalTransform, TrainTransform
 from se_flax.data.decode import DecodeError, decode
 from se_flax.data.folder import open_folder
 from se_flax.data.pipeline import eval_batches, train_batches
-from se_flax.data.transforms import INTERPOLATIONS
-from se_flax.data.views import Squash
+from se_flax.data.transforms import INTERPOLATIONS, Squash
 
 PHOTO = cv2.resize(np.random.default_rng(0).integers(256, size=(6, 8, 3), dtype=np.uint8), (40, 30))
 BANDS = np.random.default_rng(1).integers(256, size=(30, 40, 6), dtype=np.uint8)
@@ -45,7 +44,7 @@ def test_colours_become_gray(data):
     got = decode(data, 1)
     want = pixels @ [0.299, 0.587, 0.114]  # ITU-R BT.601
     assert got.shape == (30, 40, 1)
-    assert np.abs(got[..., 0] - want).max() <= 2  # a JPEG's luma is rounded before, too
+    assert np.abs(got[..., 0] - want).max() <= 2  # a JPEG's luma has been rounded already
 
 
 def test_four_channels_of_a_png_are_rgba():
@@ -106,7 +105,7 @@ def test_each_channel_is_seen_as_a_gray_image_is(crop, interpolation):
     TrainTransform(16, **fields, fill=colour[:3])(
         np.ascontiguousarray(BANDS[..., :3]), np.random.default_rng(3), rgb
     )
-    # OpenCV's vector code may round otherwise for three channels at once than for one.
+    # OpenCV's vector code may round three channels at once differently from one.
     assert np.abs(out[..., :3].astype(int) - rgb).max() <= 1
 
 
@@ -116,7 +115,7 @@ def test_jitter_and_evaluation(channels):
     out = np.empty((16, 16, channels), np.uint8)
     view = TrainTransform(16, fill=(0,) * channels, jitter=50, flip=False, channels=channels)
     view(image, np.random.default_rng(0), out)
-    assert len(np.unique(out)) == channels  # a number of its own for each
+    assert len(np.unique(out)) == channels  # each has its own number
     for view in (EvalTransform(16, 18, channels=channels), Squash(16, channels=channels)):
         view(image, None, out)
         assert (out == 100).all()

@@ -62,7 +62,7 @@ def tfrecord_dir(array_record_dir, write_tfrecord, tmp_path):
 
 @pytest.fixture(scope='session')
 def write_tfrecord():
-    """Writes the frames of TFRecord; the checksums, which nobody compares, are zero."""
+    """Writes TFRecord frames; the checksums, which are not verified, are zero."""
 
     def write(path, records):
         frames = (struct.pack('<QI', len(r), 0) + r + struct.pack('<I', 0) for r in records)

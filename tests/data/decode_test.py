@@ -41,7 +41,7 @@ def test_damaged_files_are_refused_without_a_warning(name, recwarn):
 
 
 @pytest.mark.parametrize('message', DAMAGED_JPEGS)
-def test_damage_is_told_in_the_words_of_libjpeg(message):
+def test_damage_is_reported_with_libjpegs_message(message):
     with pytest.raises(DecodeError, match=message):
         decode(DAMAGED_JPEGS[message])
 
@@ -52,7 +52,7 @@ def test_an_odd_header_is_no_damage(message, capfd):
         simplejpeg.decode_jpeg(ODD_JPEGS[message])
     pixels = decode(ODD_JPEGS[message])
     assert capfd.readouterr() == ('', '')
-    if len(pixels) == PHOTO.height:  # the same as without the oddity, in every bit
+    if len(pixels) == PHOTO.height:  # bitwise the same as without the oddity
         np.testing.assert_array_equal(pixels, decode(JPEG))
 
 
@@ -99,7 +99,7 @@ def test_the_limit_of_pixels_is_asked_of_the_header():
         assert decode(data, max_pixels=pixels).shape == (PHOTO.height, PHOTO.width, 3)
         with pytest.raises(DecodeError, match='it is 64 x 48, more than max_pixels=3,071 pixels'):
             decode(data, max_pixels=pixels - 1)
-    start = JPEG.index(SOS) + 20  # nothing of the pixels is there
+    start = JPEG.index(SOS) + 20  # no pixel data
     with pytest.raises(DecodeError, match='more than max_pixels'):
         decode(JPEG[:start], max_pixels=pixels - 1)
     with pytest.raises(DecodeError, match='more than max_pixels'):

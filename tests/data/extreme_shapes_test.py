@@ -1,4 +1,4 @@
-"""Lines of pixels: what a transform needs of memory is bounded by the image and its result."""
+"""Extreme aspect ratios: the memory of a transform is bounded by the image and its result."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ PEAK = """
 import resource, sys
 import numpy as np
 from se_flax.data.transforms import EvalTransform, TrainTransform
-from se_flax.data.views import Squash
+from se_flax.data.transforms import Squash
 
 height, width, interpolation = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 image = np.full((height, width, 3), 7, np.uint8)
@@ -44,7 +44,7 @@ def test_memory_is_bounded(interpolation):
 
 @pytest.mark.parametrize('interpolation', INTERPOLATIONS)
 def test_the_centre_of_a_line_is_that_of_the_whole_line(interpolation):
-    """Up to half a pixel of the line, by which the first crop may move it."""
+    """Up to half a pixel of the line, the most that the first crop may move it."""
     line = np.linspace(0, 255, 400).round().astype(np.uint8)[None, :, None].repeat(3, 2)
     row = fit(line, 16, 16, interpolation)[0, :, 0].astype(int)
     assert np.abs(row - line[0, 200, 0]).max() <= 2  # neighbours differ by less than 1

@@ -1,5 +1,6 @@
 import hashlib
 import pathlib
+import runpy
 import types
 
 import numpy as np
@@ -7,13 +8,16 @@ import pytest
 import tensorflow_datasets as tfds
 
 from se_flax.data import decode, open_dataset
-from se_flax.data.fashion_mnist import FashionMnist, FashionMnistMini, draw_balanced, read_idx
+from se_flax.data.fashion_mnist import FashionMnist, read_idx
 
 PACKAGE = pathlib.Path(open_dataset.__code__.co_filename).parent
+SCRIPTS = pathlib.Path(__file__).parents[2] / 'scripts'
+SCRIPT = runpy.run_path(str(SCRIPTS / 'build_fashion_mnist_mini.py'))
+draw_balanced = SCRIPT['draw_balanced']
 
 
-class Tiny(FashionMnistMini, skip_registration=True):
-    """The choice of the embedded set, from few images."""
+class Tiny(SCRIPT['FashionMnistMini'], skip_registration=True):
+    """Draws as the embedded set does, from few images."""
 
     per_class = types.MappingProxyType({'train': 3, 'test': 1})
 
@@ -29,7 +33,7 @@ def build(builder):
 
 
 def test_all_images_are_kept(idx_folder, tmp_path):
-    """The other side is NumPy on the same files."""
+    """Compares with NumPy on the same files."""
     built = build(FashionMnist(tmp_path, folder=idx_folder))
     for split, stem in (('train', 'train'), ('test', 't10k')):
         images = read_idx(idx_folder / f'{stem}-images-idx3-ubyte.gz')
@@ -67,7 +71,7 @@ def test_draw_is_balanced_and_fixed():
     ],
 )
 def test_the_embedded_images_are_these(split, fingerprint):
-    """Pixels and labels in their order, whatever wrote the PNG."""
+    """Pixels and labels in order, independent of the PNG encoder."""
     dataset = open_dataset('fashion_mnist_mini', split)
     digest = hashlib.sha256()
     for i in range(len(dataset)):

@@ -1,4 +1,4 @@
-"""Fingerprints tell other data apart, and not where the same data lie."""
+"""Fingerprints depend on the data, not on where they are stored."""
 
 import shutil
 
@@ -24,7 +24,7 @@ def test_a_folder_is_known_by_names_and_sizes(tmp_path):
     assert of(shutil.copytree(root, tmp_path / 'elsewhere')) == known
     assert of(root, 'eval') == known  # the same names and sizes
     image = root / 'train' / 'b' / '2.jpg'
-    image.write_bytes(b'y' * 12)  # only what is read tells this
+    image.write_bytes(b'y' * 12)  # not noticed: only names and sizes count
     assert of(root) == known
     image.write_bytes(b'x' * 13)
     seen = {known, of(root)}

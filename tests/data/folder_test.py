@@ -17,7 +17,7 @@ def test_classes_are_sorted_and_shared(image_folder):
         dataset = open_dataset(f'folder:{image_folder}', split)
         assert dataset.class_names == ('cat', 'dog', 'eel')
         assert [dataset.read(i)[1] for i in range(len(dataset))] == sorted([0, 1, 2] * count)
-        # The fixture's widths tell the class, its heights the number.
+        # The fixture encodes the class in the width and the number in the height.
         assert decode(dataset.read(count)[0]).shape == (20, 25, 3)
     assert dataset.key(0) == str(image_folder / 'val' / 'cat' / '0.JPEG')
 
@@ -35,7 +35,7 @@ def test_other_names_of_the_eval_folder(image_folder, name):
     assert len(open_dataset(f'folder:{image_folder}', 'eval')) == 6
 
 
-def test_what_is_missing_is_named(image_folder):
+def test_missing_folders_and_images_are_named(image_folder):
     with pytest.raises(MissingError, match='no folder /nowhere'):
         open_dataset('folder:/nowhere', 'train')
     shutil.rmtree(image_folder / 'val')
@@ -86,13 +86,13 @@ def test_images_are_found_at_any_depth_and_in_any_format(image_folder, caplog):
         path = image_folder / 'train' / 'cat' / name
         path.parent.mkdir(parents=True)
         path.write_bytes(image)
-    (image_folder / 'train' / 'cat' / '2024' / 'round').symlink_to('..')  # to where it is
+    (image_folder / 'train' / 'cat' / '2024' / 'round').symlink_to('..')  # a loop
     found = [('cat', f'cat/{name}') for name in (*more, '2024/may/summer/b.jpg')]
     assert sorted(content(image_folder)) == sorted(want + found)
     assert not caplog.records
 
 
-def test_what_is_left_out_is_counted_in_one_line(image_folder, caplog):
+def test_other_files_are_counted_in_one_warning(image_folder, caplog):
     for name in ('cat/a.txt', 'dog/b.txt', 'dog/c.heic', 'dog/README', 'loose.png'):
         (image_folder / 'train' / name).write_text('')
     content(image_folder)
@@ -118,7 +118,7 @@ def test_names_are_compared_in_one_spelling_of_unicode(image_folder):
     (image_folder / 'val' / 'cat').rename(image_folder / 'val' / decomposed)
     for split, count in (('train', 4), ('eval', 2)):
         assert Counter(name for name, _ in content(image_folder, split))[composed] == count
-    # On one disk both are there.
+    # Some disks can hold both.
     shutil.copytree(image_folder / 'val' / decomposed, image_folder / 'train' / decomposed)
     assert Counter(name for name, _ in content(image_folder))[composed] == 6
 

@@ -25,7 +25,7 @@ from se_flax.errors import MissingError, UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
 TRAIN, VALIDATION = 'ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar'
-CMYK, PNG = 'n01440764_0.JPEG', 'n01440764_1.JPEG'  # what the script makes of the first two
+CMYK, PNG = 'n01440764_0.JPEG', 'n01440764_1.JPEG'  # the formats of the script's first two images
 
 
 @pytest.fixture(scope='session')
@@ -56,7 +56,7 @@ def originals(tars):
 
 
 def run(*argv, code='', **options):
-    """Runs the command line, after `code`, where whoever imports tensorflow ends."""
+    """Runs `code`, then the command line, in a process of its own."""
     code = f'{code}\nimport sys; from se_flax.cli import main; sys.exit(main(sys.argv[1:]))'
     command = [sys.executable, '-c', code, *map(str, argv)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
@@ -72,7 +72,7 @@ def no_tensorflow(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def prepared(tars, no_tensorflow, tmp_path_factory):
-    """A data_dir as the command line makes it, undisturbed."""
+    """A data_dir made by an uninterrupted command."""
     data_dir = tmp_path_factory.mktemp('prepared')
     ended = run(*command(tars, data_dir), env=no_tensorflow)
     assert ended.returncode == 0, ended.stderr
@@ -97,7 +97,7 @@ def as_tfds_reads(data_dir, split):
 
 @pytest.mark.parametrize('split', ['train', 'validation'])
 def test_tfds_reads_each_image_with_its_label(prepared, originals, split):
-    """The other side is tarfile, Pillow, and tfds's own lists of labels."""
+    """Compares with tarfile, Pillow, and tfds's own lists of labels."""
     lists = tfds.core.tfds_path('datasets/imagenet2012')
     wnids = (lists / 'labels.txt').read_text().split()
     of_validation = (lists / 'validation_labels.txt').read_text().split()
@@ -110,7 +110,7 @@ def test_tfds_reads_each_image_with_its_label(prepared, originals, split):
         assert wnids[example['label']] == wnid, name
         want = np.asarray(Image.open(io.BytesIO(originals[split][name])).convert('RGB'))
         assert example['image'].shape == want.shape
-        # Versions of libjpeg differ; what became a JPEG of quality 100 loses a little more.
+        # Versions of libjpeg differ; images converted to JPEG of quality 100 lose a little more.
         difference = np.abs(example['image'].astype(int) - want)
         assert difference.max() <= (6 if name in (CMYK, PNG) else 3), name
 
@@ -145,7 +145,7 @@ def test_shards_mix_the_classes(prepared):
     assert sorted(labels.ravel().tolist()) == [label for label in range(3) for _ in range(12)]
 
 
-def test_the_order_is_of_the_names_alone():
+def test_the_order_depends_on_the_names_alone():
     entries = np.zeros(500, imagenet.ENTRY)
     entries['name'] = [f'n01440764_{i}.JPEG' for i in range(500)]
     other = entries[np.random.default_rng(0).permutation(500)]
@@ -166,7 +166,7 @@ def test_number_of_shards_at_full_size():
     assert imagenet.num_shards('validation', 50_000) == 64
 
 
-# The parent kills itself when it hears of the third shard; its workers are at others by then.
+# The parent kills itself after the third shard, while its workers write others.
 DIE = """
 import contextlib, os, signal
 from se_flax.data import imagenet
@@ -182,9 +182,9 @@ imagenet._progress = progress
 """
 
 
-def test_a_build_that_was_killed_goes_on(tars, prepared, no_tensorflow, tmp_path, capsys):
+def test_a_killed_build_resumes(tars, prepared, no_tensorflow, tmp_path, capsys):
     data_dir = tmp_path / 'with space'
-    # Workers hold the pipes, so that this returns only when they have ended as well.
+    # Workers hold the pipes, so this returns only after they have ended, too.
     assert run(*command(tars, data_dir), code=DIE, env=no_tensorflow).returncode == -signal.SIGKILL
     work = data_dir / 'imagenet2012' / '5.1.0.incomplete'
     written = {path: path.stat().st_mtime_ns for path in work.glob('imagenet2012-*')}
@@ -194,15 +194,15 @@ def test_a_build_that_was_killed_goes_on(tars, prepared, no_tensorflow, tmp_path
         open_dataset('imagenet2012', 'train', data_dir)
     assert main(['data', 'check', 'imagenet2012', '--data-dir', str(data_dir)]) == 2
     said = capsys.readouterr().err
-    assert f'is not complete: {len(written)} of 10 shards are written; go on by: ' in said
-    with pytest.raises(UserError, match='was begun with max_side=None, not 64; take that, or del'):
+    assert f'is not complete: {len(written)} of 10 shards are written; to resume, run: ' in said
+    with pytest.raises(UserError, match='was made with max_side=None, not 64; take that, another'):
         prepare('imagenet2012', data_dir, tars, max_side=64, allow_other_counts=True)
 
-    going_on = said.strip().partition('go on by: se-flax ')[2]
-    ended = run(*shlex.split(going_on), env=no_tensorflow)
+    resume = said.strip().partition('to resume, run: se-flax ')[2]
+    ended = run(*shlex.split(resume), env=no_tensorflow)
     assert ended.returncode == 0, ended.stderr
     final = {path.name: path.stat().st_mtime_ns for path in (work.with_name('5.1.0')).iterdir()}
-    assert all(final[path.name] == time for path, time in written.items())  # not once more
+    assert all(final[path.name] == time for path, time in written.items())  # not written again
     assert not work.exists()
     assert files_of(data_dir) == files_of(prepared)
 
@@ -210,7 +210,7 @@ def test_a_build_that_was_killed_goes_on(tars, prepared, no_tensorflow, tmp_path
 def test_nothing_is_done_twice(tars, prepared):
     before = files_of(prepared)
     assert prepare('imagenet2012', prepared, '/nowhere') == check('imagenet2012', prepared)
-    with pytest.raises(UserError, match='is there with max_side=None and quality=None, not 64 and'):
+    with pytest.raises(UserError, match='was made with max_side=None, not 64; take that'):
         prepare('imagenet2012', prepared, tars, max_side=64)
     assert files_of(prepared) == before
 
@@ -239,7 +239,7 @@ def test_encoding_again(originals):
     assert len(smaller) < len(image)
     assert decode(smaller).shape == pixels.shape
     assert np.abs(decode(smaller).astype(int) - pixels).mean() < 3
-    assert imagenet.encode(image, None, 100) == image  # that would be longer
+    assert imagenet.encode(image, None, 100) == image  # encoding it again would take more bytes
     assert imagenet.encode(image, 5000, 100) == image  # it is never enlarged
     half = decode(imagenet.encode(image, min(pixels.shape[:2]) // 2, 100))
     assert abs(half.mean() - pixels.mean()) < 1
@@ -248,10 +248,10 @@ def test_encoding_again(originals):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        ({'max_side': 0}, 'max_side=0 is too small; take at least 1'),
-        ({'quality': 101}, 'quality=101 is none of JPEG; take 1 to 100'),
-        ({'quality': 0}, 'quality=0 is none of JPEG; take 1 to 100'),
-        ({}, 'holds 36 images of 3 classes, and ImageNet has 1,281,167 of 1,000; for a part'),
+        ({'max_side': 0}, 'max_side=0 must be at least 1'),
+        ({'quality': 101}, 'quality=101 must be 1 to 100'),
+        ({'quality': 0}, 'quality=0 must be 1 to 100'),
+        ({}, 'holds 36 images of 3 classes, and ImageNet has 1,281,167 of 1,000; for a deliberate'),
     ],
 )
 def test_wrong_options(tars, tmp_path, options, message):
@@ -287,7 +287,7 @@ def test_missing_set_gives_the_command(tmp_path):
 
 
 def test_a_tar_that_is_cut_short_anywhere(tars, tmp_path):
-    """Also between two members, where tarfile sees nothing wrong."""
+    """Also between two members, which tarfile does not notice."""
     whole = list_tar(tars / VALIDATION)
     data = (tars / VALIDATION).read_bytes()
     cut = tmp_path / 'cut.tar'
@@ -326,7 +326,7 @@ def build(script, tars, tmp_path):
     return build
 
 
-def test_what_is_no_image_of_imagenet(build):
+def test_files_that_are_not_images_of_imagenet(build):
     with pytest.raises(UserError, match='holds n99999999_1.JPEG, which is no image of the train'):
         build('n99999999_1.JPEG', b'')
     with pytest.raises(UserError, match='holds readme.txt, which is no image of the train split'):
@@ -344,7 +344,7 @@ def test_the_tar_of_a_class_is_damaged_or_there_is_none(script, tars, tmp_path):
     inner = io.BytesIO()
     with script['create'](inner) as tar:
         script['add'](tar, 'n01440764_1.JPEG', bytes(512))
-    with script['create'](tmp_path / TRAIN) as tar:  # the zeros after it are not its own
+    with script['create'](tmp_path / TRAIN) as tar:  # the zeros after it belong to the outer tar
         script['add'](tar, 'n01440764.tar', inner.getvalue()[:1024])
     with pytest.raises(UserError, match=f'{TRAIN} is damaged or cut short: no end of the archive'):
         prepare('imagenet2012', tmp_path, tmp_path, allow_other_counts=True)
@@ -366,14 +366,16 @@ def test_two_builds_at_a_time(tars, tmp_path):
     work.mkdir(parents=True)
     descriptor = os.open(work, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
-    with pytest.raises(UserError, match='another process is at work in .*; let it end'):
+    with pytest.raises(UserError, match='another process is working in .*; let it finish'):
         prepare('imagenet2012', tmp_path, tars, allow_other_counts=True)
     os.close(descriptor)
 
 
 def test_a_folder_in_the_way(tars, tmp_path):
     (tmp_path / 'imagenet2012' / '5.1.0').mkdir(parents=True)
-    with pytest.raises(UserError, match=r'5\.1\.0 is there, but is no whole data set; delete it'):
+    with pytest.raises(
+        UserError, match=r'5\.1\.0 exists, but is not a complete data set; delete it'
+    ):
         prepare('imagenet2012', tmp_path, tars, allow_other_counts=True)
 
 
@@ -382,7 +384,7 @@ def test_other_tars_than_it_was_begun_with(tars, no_tensorflow, tmp_path):
         shutil.copy2(tars / name, tmp_path)
     run(*command(tmp_path, tmp_path), code=DIE, env=no_tensorflow)
     os.utime(tmp_path / VALIDATION, ns=(0, 0))
-    with pytest.raises(UserError, match=f'was begun with another {VALIDATION}, of other size or'):
+    with pytest.raises(UserError, match=f'was made with another {VALIDATION}, of other size or'):
         prepare('imagenet2012', tmp_path, tmp_path, allow_other_counts=True)
 
 

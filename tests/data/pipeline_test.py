@@ -110,7 +110,7 @@ def test_a_late_start_is_cheap(photos):
 
 @pytest.mark.parametrize('count', [2, 4])
 def test_processes_slice_the_batch(photos, count):
-    """With a batch of 260, chunks of one process's batch are no chunks of another's."""
+    """With a batch of 260, the chunks depend on the number of processes."""
     parts = [
         train(photos, AUGMENT, 260, steps=3, process_index=p, process_count=count)
         for p in range(count)

@@ -60,7 +60,7 @@ def test_a_build_that_was_killed_is_no_data_set(idx_folder, tmp_path):
 
 
 class _Server(http.server.ThreadingHTTPServer):
-    """Serves a folder, to a client that takes it for the host or for a proxy of it."""
+    """Serves a folder, as a host or as a proxy."""
 
     def __init__(self, folder):
         class Handler(http.server.SimpleHTTPRequestHandler):
@@ -86,8 +86,8 @@ def test_files_that_are_not_in_the_folder_are_downloaded(idx_folder, tmp_path, m
 
 
 def test_a_download_is_compared_with_its_checksum(idx_folder, tmp_path, monkeypatch):
-    """The real URL, behind a proxy that answers with other files."""
-    monkeypatch.setattr(downloader, 'MAX_RETRIES', 0)  # the other three outlive the server
+    """Uses the real URL, behind a proxy that serves other files."""
+    monkeypatch.setattr(downloader, 'MAX_RETRIES', 0)  # retries would outlive the server
     with _Server(idx_folder) as url:
         monkeypatch.setenv('http_proxy', url)
         monkeypatch.setenv('no_proxy', '')
@@ -113,7 +113,7 @@ def test_without_a_network_it_says_what_to_install(tmp_path, monkeypatch):
     ],
 )
 def test_a_set_of_tfds_by_name(tmp_path, monkeypatch, name, splits, suffix, classes):
-    """Built by tfds's own class, but for what it downloads and unpacks with TensorFlow."""
+    """Built by tfds's own class, without its download and extraction, which need TensorFlow."""
     cls = tfds.builder_cls(name)
     side = 256 if suffix == '.jpg' else 32
     image = cv2.imencode(suffix, np.full((side, side, 3), 50, np.uint8))[1].tobytes()

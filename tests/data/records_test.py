@@ -44,7 +44,7 @@ def test_any_thread_may_read(shards):
 
 def test_a_worker_process_gets_a_copy(shards):
     records = open_records(*shards)
-    assert records[13] == RECORDS[13]  # opens whatever is opened late
+    assert records[13] == RECORDS[13]  # opens lazily opened files
     assert pickle.loads(pickle.dumps(records))[39] == RECORDS[39]
 
 

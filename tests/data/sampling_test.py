@@ -33,7 +33,7 @@ def draw(label_of, count, seed=0, sampling='class_aware'):
 
 
 def test_the_orders_are_these():
-    """A release that changes them changes every run: it must be known."""
+    """A change of these orders changes every run, and must be announced."""
     assert epoch_order(0, 0, 10).tolist() == [4, 6, 2, 7, 3, 5, 9, 0, 8, 1]
     assert epoch_order(1, 2, 10).tolist() == [8, 5, 6, 0, 9, 1, 4, 3, 7, 2]
     assert class_order(0, 0, 0, 10).tolist() == [5, 1, 6, 3, 4, 8, 9, 7, 2, 0]
@@ -90,7 +90,7 @@ def test_an_unreadable_record_is_left_out(caplog):
 
 def batches(start=0, **options):
     return train_batches(
-        open_dataset('fashion_mnist_mini', 'eval'),  # worker processes import it, not a test's
+        open_dataset('fashion_mnist_mini', 'eval'),  # workers can import it, unlike a test's class
         TrainTransform(4, 'none'),
         batch_size=20,
         seed=4,

@@ -163,7 +163,7 @@ next(eval_batches(open_dataset('fashion_mnist_mini', 'eval'), EvalTransform(28),
 
 @pytest.mark.parametrize(('code', 'status'), [(USE, 0), (USE + 'import tensorflow', 3)])
 def test_nothing_imports_tensorflow(tmp_path, code, status):
-    """With a tensorflow that ends the process which imports it; the second case proves that."""
+    """Importing this tensorflow ends the process, as the second case shows."""
     (tmp_path / 'tensorflow.py').write_text('import os; os._exit(3)')
     environment = os.environ | {'PYTHONPATH': f'{tmp_path}:{os.getcwd()}'}
     assert subprocess.run([sys.executable, '-c', code], env=environment).returncode == status

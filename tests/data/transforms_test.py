@@ -1,5 +1,6 @@
 import dataclasses
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -9,6 +10,7 @@ from PIL import Image
 from se_flax.data.transforms import (
     INTERPOLATIONS,
     EvalTransform,
+    Squash,
     TrainTransform,
     View,
     fit,
@@ -22,7 +24,7 @@ sides = st.integers(1, 600)
 
 
 def photo(height, width, seed=0):
-    """Different in every pixel that a test looks at."""
+    """Random pixels."""
     return np.random.default_rng(seed).integers(256, size=(height, width, 3), dtype=np.uint8)
 
 
@@ -141,7 +143,7 @@ def test_cutout_centre_is_any_pixel():
 
 @pytest.mark.parametrize('size', [32, 33])
 def test_rotation_turns_around_the_centre(size):
-    """By its formula: each pixel is looked up where it came from; the colour is affine in x, y."""
+    """Compares with the formula, on colors that are affine in x and y."""
     y, x = np.mgrid[:size, :size] - (size - 1) / 2
     image = np.stack([100 + 3 * x, 100 + 2 * y, 0 * x + 60], -1).round().astype(np.uint8)
     out = rotate(image, 10, (0, 0, 9))
@@ -186,7 +188,7 @@ def test_jitter_adds_one_number_to_a_channel():
 
 
 def test_what_is_off_draws_nothing():
-    """A run of before these fields is the same run: the cutout is drawn from the same numbers."""
+    """Runs from before these fields existed stay the same: the cutout draws the same numbers."""
     image = photo(20, 20)
     plain = TrainTransform(20, 'none', cutout=4)
     rng, out = np.random.default_rng(3), np.empty((20, 20, 3), np.uint8)
@@ -214,12 +216,21 @@ def test_eval_takes_the_centre():
 
 @pytest.mark.parametrize('interpolation', ['bilinear_antialias', 'bicubic_antialias'])
 def test_eval_equals_pillow(interpolation):
-    """As torchvision evaluates: shorter edge, then centre, with Pillow's antialias."""
+    """As torchvision evaluates: shorter edge, then center, with Pillow's antialias."""
     image = photo(50, 75)
     method = Image.Resampling[interpolation.split('_')[0].upper()]
     want = Image.fromarray(image).resize((48, 32), method).crop((12, 4, 36, 28))
     out = apply(EvalTransform(24, resize=32, interpolation=interpolation), image)
     np.testing.assert_array_equal(out, np.asarray(want))
+
+
+def test_squash_resizes_the_shorter_edge_and_then_the_longer():
+    image = np.random.default_rng(0).integers(0, 256, (30, 50, 3), np.uint8)
+    out = np.empty((21, 21, 3), np.uint8)
+    Squash(21)(image, None, out)
+    np.testing.assert_array_equal(out, cv2.resize(cv2.resize(image, (35, 21)), (21, 21)))
+    Squash(21)(image[:21, :21], None, out)
+    np.testing.assert_array_equal(out, image[:21, :21])
 
 
 def test_bilinear_equals_its_formula():
@@ -230,7 +241,7 @@ def test_bilinear_equals_its_formula():
 
 
 def bilinear(image, height, width):
-    """Half-pixel centres, two neighbours an axis, no antialias."""
+    """Half-pixel centers, two neighbors per axis, no antialias."""
     for axis, size in ((0, height), (1, width)):
         old = image.shape[axis]
         at = np.clip((np.arange(size) + 0.5) * old / size - 0.5, 0, old - 1)
@@ -267,14 +278,16 @@ def test_the_generator_alone_decides(crop):
     [
         (lambda: TrainTransform(8, 'inceptoin'), "unknown crop 'inceptoin': did you mean incep"),
         (lambda: TrainTransform(8, interpolation='lanczos'), "unknown interpolation 'lanczos'"),
-        (lambda: TrainTransform(0), 'image_size=0 is too small; take at least 1'),
-        (lambda: TrainTransform(8, pad=-1), 'pad=-1 is too small; take at least 0'),
+        (lambda: TrainTransform(0), 'image_size=0 must be at least 1'),
+        (lambda: TrainTransform(8, pad=-1), 'pad=-1 must be at least 0'),
         (lambda: TrainTransform(8, rotation=181), 'rotation=181 must be 0 to 180'),
         (lambda: TrainTransform(8, rotation=-10), 'rotation=-10 must be 0 to 180'),
         (lambda: TrainTransform(8, jitter=float('nan')), 'jitter=nan must be 0 to 255'),
         (lambda: TrainTransform(8, crop_area=(0.5, 1.1)), r'0 < least <= greatest <= 1\.0'),
         (lambda: TrainTransform(8, crop_aspect=(2, 1)), r'crop_aspect=\(2, 1\) must be'),
         (lambda: EvalTransform(8, resize=7), 'resize=7 is below image_size=8; take 0 or at least'),
+        (lambda: Squash(21, 'bilinar'), "unknown interpolation 'bilinar': did you mean bilinear"),
+        (lambda: Squash(0), 'image_size=0 must be at least 1'),
     ],
 )
 def test_mistakes_are_named(make, message):

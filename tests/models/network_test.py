@@ -11,7 +11,7 @@ from jax.extend.core import ClosedJaxpr, Literal
 
 from se_flax.errors import UserError
 from se_flax.models import create_model, list_models, model_info
-from se_flax.models.residual import PLACEMENTS
+from se_flax.models.network import PLACEMENTS
 from se_flax.training.optimizer import decays
 
 # One small or shallow member a family. The full ones are counted in counts.csv.

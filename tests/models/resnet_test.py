@@ -8,7 +8,7 @@ import pytest
 from se_flax.errors import UserError
 from se_flax.models import create_model, model_info
 from se_flax.models.complexity import count
-from se_flax.models.residual import PLACEMENTS
+from se_flax.models.network import PLACEMENTS
 from se_flax.nn import SqueezeExcite
 
 small = partial(create_model, 'se_resnet50', 10, stage_sizes=(1, 1, 1, 1), width=16)
@@ -115,14 +115,13 @@ def test_placements_are_figure_5(placement):
     from se_flax.nn import BatchNorm, Conv
 
     x = np.random.default_rng(0).normal(size=(4, 1, 1, 64))
+    conv = partial(Conv, dtype=jnp.float64)
     norm = partial(BatchNorm, use_running_average=True, epsilon=0, dtype=jnp.float64)
     with jax.enable_x64(True):
         unit = Bottleneck(
             filters=16,
             strides=1,
-            layers=Layers(partial(Conv, dtype=jnp.float64), norm, norm),
-            se=partial(SqueezeExcite, 4),
-            placement=placement,
+            layers=Layers(conv, norm, norm, partial(SqueezeExcite, 4), placement),
             stride_in='1x1',
             groups=1,
             group_width=64,

@@ -10,17 +10,8 @@ from se_flax.models.registry import register_pair
 from se_flax.nn import SqueezeExcite
 
 # Channels out and stride of the 13 pairs of a depthwise and a pointwise convolution.
-PAIRS = (
-    (64, 1),
-    (128, 2),
-    (128, 1),
-    (256, 2),
-    (256, 1),
-    (512, 2),
-    *[(512, 1)] * 5,
-    (1024, 2),
-    (1024, 1),
-)
+PAIRS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2))
+PAIRS += ((512, 1),) * 5 + ((1024, 2), (1024, 1))
 
 
 class SeparableConv(nn.Module):

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, overload
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.linen.initializers import ones
 
 from se_flax.errors import UserError, check_at_least, check_images, check_known
 from se_flax.nn import BatchNorm, Conv, FoldedNorm
@@ -32,16 +33,7 @@ class Layers(NamedTuple):
     placement: str = 'standard'
 
     def conv_norm(
-        self,
-        name,
-        x,
-        features,
-        kernel_size=1,
-        strides=1,
-        *,
-        affine=False,
-        scale_init=nn.initializers.ones,
-        **conv,
+        self, name, x, features, kernel_size=1, strides=1, affine=False, scale_init=ones, **conv
     ):
         """Applies `conv{name}` and `norm{name}`; `affine` returns an `Affine` for SE to scale."""
         x = self.conv(features, kernel_size, strides, name=f'conv{name}', **conv)(x)

@@ -62,10 +62,8 @@ class ModelInfo(NamedTuple):
 
 
 class _Entry(NamedTuple):
-    module: type[Network]
-    fields: Mapping[str, Any]
+    make: partial[Network]
     input_size: int
-    num_classes: int
     paper: PaperResult | None
 
 
@@ -84,7 +82,8 @@ def register(
     """Gives `module(**fields)` a name; ValueError if the name is taken."""
     if name in _ENTRIES:
         raise ValueError(f'model {name!r} is registered already')
-    _ENTRIES[name] = _Entry(module, fields, input_size, num_classes, paper)
+    make = partial(module, num_classes=num_classes, **fields)
+    _ENTRIES[name] = _Entry(make, input_size, paper)
 
 
 def register_pair(
@@ -154,16 +153,17 @@ def create_model(name: str, num_classes: int | None = None, **fields: Any) -> Ne
     (10, {'reduction': 8})
     """
     check_model(name)
-    entry = _ENTRIES[name]
+    make = _ENTRIES[name].make
     for field in fields:
-        check_known(f'field of {name}', field, _field_names(entry.module))
+        check_known(f'field of {name}', field, _field_names(make.func))
     if isinstance(se := fields.get('se'), Mapping):
         for field in se:
             check_known('field of SqueezeExcite', field, _field_names(SqueezeExcite))
-        registered = getattr(entry.fields.get('se'), 'keywords', {})
+        registered = getattr(make.keywords.get('se'), 'keywords', {})
         fields['se'] = partial(SqueezeExcite, **{**registered, **se})
-    num_classes = entry.num_classes if num_classes is None else num_classes
-    return entry.module(**{**entry.fields, 'num_classes': num_classes, **fields})
+    if num_classes is not None:
+        fields['num_classes'] = num_classes
+    return make(**fields)
 
 
 def model_info(name: str) -> ModelInfo:
@@ -181,7 +181,8 @@ def model_info(name: str) -> ModelInfo:
     stages = [part.split(':') for part in row['features'].split('/')]
     features = [Feature(stage, 1 << int(stage[1:]), int(channels)) for stage, channels in stages]
     counts = int(row['params']), int(row['macs']), tuple(features)
-    return ModelInfo(name, *counts, entry.input_size, entry.num_classes, entry.paper)
+    num_classes = entry.make.keywords['num_classes']
+    return ModelInfo(name, *counts, entry.input_size, num_classes, entry.paper)
 
 
 def table_row(name: str) -> dict[str, str]:
@@ -203,5 +204,5 @@ def _table() -> dict[str, dict[str, str]]:
     return {row['name']: row for row in csv.DictReader(text.split())}
 
 
-def _field_names(module: type) -> list[str]:
+def _field_names(module: Any) -> list[str]:
     return [f.name for f in dataclasses.fields(module) if f.name not in ('parent', 'name')]

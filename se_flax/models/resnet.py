@@ -13,9 +13,12 @@ from se_flax.models.network import Layers, Maps, ResidualNetwork
 from se_flax.models.registry import register, register_pair
 from se_flax.nn import EXCITE, Affine, SqueezeExcite, max_pool, relu_of_sum
 
-STEMS = ('imagenet', 'deep', 'cifar')
-STRIDES_IN = ('1x1', '3x3')
-POOLS = ('caffe', 'padded')
+CHOICES = {
+    'stem': ('imagenet', 'deep', 'cifar'),
+    'stem_strides': (None, 1, 2, 4),
+    'pool': ('caffe', 'padded'),
+    'stride_in': ('1x1', '3x3'),
+}
 
 
 class Unit(nn.Module):
@@ -123,16 +126,13 @@ class ResNet(ResidualNetwork):
 
     def __post_init__(self):
         super().__post_init__()
-        check_known('stem', self.stem, STEMS)
-        check_known('stem_strides', self.stem_strides, (None, 1, 2, 4))
-        check_known('pool', self.pool, POOLS)
-        check_known('stride_in', self.stride_in, STRIDES_IN)
+        for field, known in CHOICES.items():
+            check_known(field, getattr(self, field), known)
         excite = getattr(self.se, 'keywords', {}).get('excite')
         if self.zero_init and self.placement == 'standard' and excite in EXCITE:
             with jax.ensure_compile_time_eval(), jax.transfer_guard('allow'):
                 closed = not EXCITE[excite](jnp.zeros(()))
             if closed:
-                # A product of two zeros has no gradient; measured, branches stayed 0.
                 raise UserError(
                     f'zero_init=True with excite={excite!r}: map and gate of each unit start at 0 '
                     f'and would stay there, with no gradient; take zero_init=False'

@@ -123,14 +123,8 @@ class ShakeResNet(ResidualNetwork):
 
 
 _shake = partial(register_pair, module=ShakeResNet, input_size=32)
-_shake(
-    'shake_shake26_2x96d',
-    'se_shake_shake26_2x96d',
-    (2.56, None),
-    (2.12, None),
-    table='Table 4, CIFAR-10',
-    num_classes=10,
-)
+_papers, _table = ((2.56, None), (2.12, None)), 'Table 4, CIFAR-10'
+_shake('shake_shake26_2x96d', 'se_shake_shake26_2x96d', *_papers, table=_table, num_classes=10)
 _shake(
     'shake_even29_2x4x64d',
     'se_shake_even29_2x4x64d',

@@ -37,21 +37,23 @@ def variable_shapes(model: Network) -> dict[str, tuple[int, ...]]:
 
 def misfits(shapes: dict[str, tuple[int, ...]], tensors: Iterable[Tensor]) -> str:
     """Describes missing, unexpected, doubled and mis-shaped variables; '' if there are none."""
-    names: dict[str, list[str]] = {}
-    unexpected, misshaped = [], []
-    for tensor in tensors:
-        if tensor.path not in shapes:
-            unexpected.append(tensor.name)
-            continue
-        names.setdefault(tensor.path, []).append(tensor.name)
-        if tensor.array.shape != shapes[tensor.path]:
-            shape, wanted = list(tensor.array.shape), list(shapes[tensor.path])
-            misshaped.append(f'{tensor.name} is {shape}, {tensor.path} needs {wanted}')
+    tensors = list(tensors)
+    names: dict[str | None, list[str]] = {}
+    for t in tensors:
+        names.setdefault(t.path, []).append(t.name)
     found = {
         'missing': [path for path in shapes if path not in names],
-        'unexpected': unexpected,
-        'for one place': [' and '.join(several) for several in names.values() if len(several) > 1],
-        'mis-shaped': misshaped,
+        'unexpected': [t.name for t in tensors if t.path not in shapes],
+        'for one place': [
+            ' and '.join(several)
+            for path, several in names.items()
+            if path in shapes and len(several) > 1
+        ],
+        'mis-shaped': [
+            f'{t.name} is {list(t.array.shape)}, {t.path} needs {list(shapes[t.path])}'
+            for t in tensors
+            if t.path in shapes and t.array.shape != shapes[t.path]
+        ],
     }
     return '; '.join(f'{len(v)} {what} ({_some(v)})' for what, v in found.items() if v)
 

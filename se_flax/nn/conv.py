@@ -74,9 +74,9 @@ def convolve(
     XLA's own operation, except on CPUs if a form with faster gradients exists there
     (`benchmarks/conv.py`). The choice depends on the platform that is compiled for.
     """
-    form = _cpu_form(kernel, groups)
-    stock, cpu = (partial(f, strides=strides, pads=pads, groups=groups) for f in (_stock, form))
-    if form is _stock:
+    forms = _stock, _cpu_form(kernel, groups)
+    stock, cpu = (partial(form, strides=strides, pads=pads, groups=groups) for form in forms)
+    if cpu.func is _stock:
         return stock(x, kernel)
     return lax.platform_dependent(x, kernel, cpu=cpu, default=stock)
 

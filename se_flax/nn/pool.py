@@ -33,10 +33,8 @@ def max_pool(
         starts_outside = extra and size + 2 * padding + extra - window >= size + padding
         return padding, padding + (extra - strides if starts_outside else extra)
 
-    pads = (sides(x.shape[1]), sides(x.shape[2]))
-    stock, ours = (
-        partial(f, window=window, strides=strides, pads=pads) for f in (_stock, _max_pool)
-    )
+    fields = {'window': window, 'strides': strides, 'pads': (sides(x.shape[1]), sides(x.shape[2]))}
+    stock, ours = (partial(f, **fields) for f in (_stock, _max_pool))
     return lax.platform_dependent(x, cpu=ours, cuda=ours, default=stock)
 
 
@@ -82,12 +80,8 @@ def avg_pool(
 
     Padding counts as pixels, as in Caffe and by PyTorch's default; without `count_pad` it does not.
     """
-    pool = partial(
-        nn.avg_pool,
-        window_shape=(window, window),
-        strides=(strides, strides),
-        padding=((padding, padding),) * 2,
-    )
+    shape, step, pads = (window, window), (strides, strides), ((padding, padding),) * 2
+    pool = partial(nn.avg_pool, window_shape=shape, strides=step, padding=pads)
     # Not Flax's count_include_pad=False, whose float32 counts turn bfloat16 maps into float32.
     return pool(x) if count_pad else pool(x) / pool(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
 

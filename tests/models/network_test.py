@@ -278,7 +278,7 @@ def random_variables(model, size):
     return jax.tree_util.tree_map_with_path(leaf, tree)
 
 
-GATED = ('se_bn_inception', 'se_mobilenet', 'se_shufflenet', 'se_preact_resnet164')
+GATED = ('se_resnet50', 'se_bn_inception', 'se_mobilenet', 'se_shufflenet', 'se_preact_resnet164')
 
 
 @pytest.mark.parametrize('name', [*GATED, 'se_shake_shake26_2x96d', 'se_inception_resnet_v2'])

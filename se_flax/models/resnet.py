@@ -22,7 +22,7 @@ CHOICES = {
 
 
 class Unit(nn.Module):
-    """Base class of both units; its fields are `ResNet`'s, but `filters` and `strides`."""
+    """Base class of both units; `ResNet` explains the fields."""
 
     layers: Layers
     filters: int

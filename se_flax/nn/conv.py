@@ -160,7 +160,7 @@ def _sum_of_shifts(x, kernel, strides, pads, groups):
 
 
 def _shifts_tangent(x, dkernel, strides, pads):
-    """Row by row, each place of the kernel as wide as one: its transpose sums that at the end."""
+    """Computes rows with each kernel value as wide as the row, which the transpose sums up last."""
     kh, kw, _, features = dkernel.shape
     x = jnp.repeat(_pad(x, pads), features // x.shape[-1], axis=-1)
     width = (x.shape[2] - kw) // strides + 1
@@ -224,10 +224,10 @@ def _by_rows(rows_of, x, kernel, strides, tall, most, unroll=1):
 
 
 def _with_tangent(form, of_kernel):
-    """Returns the form with `of_kernel(x, dkernel, strides, pads)` for its change with the kernel.
+    """Returns the form with a tangent of its own: `of_kernel(x, dkernel, strides, pads)`.
 
-    The transpose of that is the gradient. All are ordinary operations, so that every transformation
-    of JAX applies to them.
+    The kernel's gradient is its transpose. All operations are ordinary ones, so every
+    transformation of JAX applies to them.
     """
 
     @partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))

@@ -1,6 +1,6 @@
-"""Networks as Flax NNX modules, over Flax's own bridge from Linen.
+"""Networks as Flax NNX modules, by Flax's bridge from Linen.
 
-`import se_flax` leaves this module out, as `flax.nnx` takes time to import.
+Not part of `import se_flax`, as `flax.nnx` takes time to import.
 """
 
 from collections.abc import Mapping
@@ -18,9 +18,8 @@ from se_flax.models.variables import Tensor, misfits, variable_shapes
 
 
 class Network(nnx.bridge.ToNNX):
-    """A network of this library with its variables: `nnx.Param` and `nnx.BatchStat`.
-
-    Attributes are named as Linen's submodules: `model.head['kernel']`.
+    """A network with its variables, `nnx.Param` and `nnx.BatchStat`, by the names of Linen's
+    submodules: `model.head['kernel']`.
     """
 
     def __init__(self, module: models.Network, variables: Mapping[str, Any], rngs: nnx.Rngs):
@@ -28,18 +27,18 @@ class Network(nnx.bridge.ToNNX):
         for name, value in linen_vars_to_nnx_attrs(variables).items():
             setattr(self, name, nnx.data(value))
 
-    def __call__(  # type: ignore[override]  # the bridge takes whatever the module takes
+    def __call__(  # type: ignore[override]  # the bridge takes any arguments
         self, images: jax.Array, *, train: bool = False, head: bool = True
     ) -> Any:
-        """Takes `[B, H, W, in_channels]` float images, returns `[B, num_classes]` logits.
+        """Returns what Linen's network does for `[B, H, W, in_channels]` float images.
 
-        With `train`, a Python bool, it normalises by the batch, updates the running statistics and
-        draws from the rngs; without, it changes nothing.
+        With `train`, a Python bool, updates the running statistics and draws from the rngs.
+        Otherwise nothing changes.
         """
         if not train:
             return super().__call__(images, rngs=nnx.Rngs(), mutable=False, head=head)
-        # The bridge replaces each Variable that it updates, which transforms of a fixed graph, such
-        # as `nnx.jit(..., graph_updates=False)`, would not see: so in a copy, and then in place.
+        # The bridge replaces the Variables that it updates, which `nnx.jit(graph_updates=False)`
+        # would not see. So it updates a copy, from which they are updated in place.
         copy = nnx.clone(self)
         logits = super(Network, copy).__call__(
             images, train=True, mutable=['batch_stats'], head=head
@@ -48,7 +47,7 @@ class Network(nnx.bridge.ToNNX):
         return logits
 
     def features(self, images: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
-        """Returns the last map of each stride, as `se_flax.models.Network.features` does."""
+        """Returns the last map of each stride, see `se_flax.models.Network.features`."""
         return self(images, train=train, head=False)
 
 
@@ -65,13 +64,12 @@ def create_model(
     Args:
         name, num_classes, **fields: as for `se_flax.create_model`.
         rngs: draws the initial parameters, and in training dropout and Shake-Shake's mixtures.
-            `nnx.Rngs(0)` seeds all, `nnx.Rngs(params=0, dropout=1, shake=2)` each on its own.
+            `nnx.Rngs(0)` seeds all, `nnx.Rngs(params=0, dropout=1, shake=2)` each separately.
         variables: Linen's `params` and `batch_stats` to start from, such as `load_weights` and
             `from_torch` of `se_flax.weights` return.
 
-    Raises:
-        UserError: for an unknown name or field, for `rngs` of another type, and for variables that
-            are not this network's, with the first paths that are wrong.
+    Raises UserError as `se_flax.create_model` does, for `rngs` of another type, and for variables
+    of another network, with the first paths that are wrong.
 
     >>> model = create_model('se_resnet8_cifar', num_classes=100, rngs=nnx.Rngs(0))
     >>> model.head['kernel'].shape, model(jnp.ones((2, 32, 32, 3))).shape
@@ -83,7 +81,7 @@ def create_model(
     if variables is None:
         size = models.model_info(name).input_size
         images = jnp.zeros((1, size, size, module.in_channels), module.dtype)
-        # Jitted, as XLA then leaves out the network and keeps what its parameters need.
+        # Under jit, XLA omits the network's maps and computes only the parameters.
         return Network(module, jax.jit(module.init)(rngs.params(), images), rngs)
     flat = flatten_dict(variables, sep='/')
     tensors = [Tensor(path, path, array) for path, array in flat.items()]
@@ -94,5 +92,5 @@ def create_model(
 
 
 def linen_variables(model: Network) -> dict[str, Any]:
-    """Returns the variables for Linen: `apply`, `save_weights`, `fold_batch_norm`."""
+    """Returns the variables as Linen has them, for `apply`, `save_weights`, `fold_batch_norm`."""
     return nnx_attrs_to_linen_vars(dict(nnx.state(model, (nnx.Param, nnx.BatchStat))))

@@ -1,4 +1,4 @@
-"""The mesh of devices and what lies where on it: batches split, everything else replicated."""
+"""The mesh of devices: batches are split over it, everything else is replicated."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,28 +10,25 @@ DATA = 'data'
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns the 1-D mesh of devices, its axis named 'data'; None is all of all processes."""
-    # By process: the p-th part of a batch is then process p's, whatever the network's topology.
+    """Returns the 1-D mesh of devices with axis 'data'; None is all devices of all processes."""
+    # By process, so that process p has the p-th part of a batch, whatever the topology.
     devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
-    # Auto axes: the compiler places the collectives; jax's default, Explicit, asks each op.
+    # Auto axes: the compiler places the collectives. With JAX's default each operation would.
     return Mesh(np.array(devices), (DATA,), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of state and metrics: a whole copy on each device."""
+    """Returns the sharding that has a whole copy on each device, for state and metrics."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of a batch: a contiguous part of the first axis on each device."""
+    """Returns the sharding of a batch, which splits its first axis."""
     return NamedSharding(mesh, PartitionSpec(DATA))
 
 
 def spread(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
-    """Returns the sharding of one array over all devices: along its longest axis they divide.
-
-    Replicated where there is none.
-    """
+    """Returns the sharding along the longest axis that the devices divide; replicated if none."""
     axes = [axis for axis, size in enumerate(shape) if size and size % mesh.size == 0]
     if not axes:
         return replicated(mesh)
@@ -40,10 +37,7 @@ def spread(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
 
 
 def shard_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Puts this process's part of a global batch on its devices.
-
-    Takes arrays `[B / processes, ...]`, returns global ones `[B, ...]`, split over the mesh.
-    """
+    """Makes global arrays `[B, ...]` from this process's part, `[B / processes, ...]`."""
     sharding = split(mesh)
     with jax.transfer_guard_host_to_device('allow'):  # the one transfer of a step
         return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}

@@ -137,7 +137,7 @@ def transforms(f):
 
 @pytest.fixture
 def stock(monkeypatch):
-    """Replaces what has derivatives of its own by what XLA has."""
+    """Replaces operations with custom derivatives by those of XLA."""
 
     def replace():
         monkeypatch.setattr(conv, '_cpu_form', lambda kernel, groups: conv._stock)

@@ -194,7 +194,7 @@ def test_variables_of_another_network_are_named(path, array, message):
         create_model(NAME, rngs=nnx.Rngs(0), variables=variables)
 
 
-def test_mistakes_are_told():
+def test_mistakes_are_reported():
     with pytest.raises(UserError, match='is timm_seresnet50 here'):
         create_model('seresnet50', rngs=nnx.Rngs(0))
     with pytest.raises(UserError, match='unknown field of se_resnet50'):
@@ -203,7 +203,7 @@ def test_mistakes_are_told():
         create_model(NAME)
     with pytest.raises(UserError, match=r'rngs is of type int; take nnx.Rngs\(0\)'):
         create_model(NAME, rngs=0)
-    with pytest.raises(UserError, match='normalize them'):
+    with pytest.raises(UserError, match='to a float dtype first'):
         create_model(NAME, rngs=nnx.Rngs(0))(jnp.zeros((1, 32, 32, 3), jnp.uint8))
 
 

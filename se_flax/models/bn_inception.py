@@ -1,6 +1,5 @@
 """BN-Inception (arXiv 1502.03167), as the authors released it in Caffe."""
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -8,13 +7,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from se_flax.errors import check_multiple
-from se_flax.models.network import Layer, Layers, Maps, Network, recalibrate
-from se_flax.models.registry import PaperResult, register
-from se_flax.nn import SqueezeExcite, avg_pool, max_pool
+from se_flax.models.network import Layers, Maps, Network
+from se_flax.models.registry import register_pair
+from se_flax.nn import avg_pool, max_pool
 
 
 class Widths(NamedTuple):
-    """Channels of a module's branches; without a 1x1 and a projection it halves the map."""
+    """Channels of a module's branches; without 1x1 and projection the module halves the map."""
 
     conv1x1: int | None
     conv3x3: tuple[int, int]
@@ -38,11 +37,10 @@ MODULES = {
 
 
 class InceptionModule(nn.Module):
-    """Up to four branches, concatenated; SE behind that, the pooled input included."""
+    """Up to four branches including the pooled input, concatenated, then SE."""
 
-    widths: Widths
     layers: Layers
-    se: Layer | None
+    widths: Widths
 
     @nn.compact
     def __call__(self, x):
@@ -52,27 +50,24 @@ class InceptionModule(nn.Module):
         w = self.widths
         strides = 1 if w.projection else 2
         branches = [conv('_1x1', x, w.conv1x1, 1)] if w.conv1x1 else []
-
         y = conv('_3x3_reduce', x, w.conv3x3[0], 1)
         branches.append(conv('_3x3', y, w.conv3x3[1], 3, strides))
-
         y = conv('_double3x3_reduce', x, w.double3x3[0], 1)
         y = conv('_double3x3_1', y, w.double3x3[1], 3)
         branches.append(conv('_double3x3_2', y, w.double3x3[2], 3, strides))
-
         if strides == 2:
             branches.append(max_pool(x, ceil=True))
         else:
             y = avg_pool(x, padding=1) if w.pool == 'mean' else max_pool(x, 3, 1, padding=1)
             branches.append(conv('_pool_proj', y, w.projection, 1))
-        return recalibrate(self.se, jnp.concatenate(branches, -1))
+        return self.layers.recalibrate(jnp.concatenate(branches, -1))
 
 
 class BNInception(Network):
-    """BN-Inception; SE stands behind each of the ten modules (section 3.3). See `Network`.
+    """BN-Inception with SE after each of the ten modules (section 3.3). See `Network`.
 
-    Raises UserError also where a side is not a multiple of 32: unpadded pools and padded
-    convolutions halve other maps to different sizes.
+    Sides of images must be multiples of 32: unpadded pools and padded convolutions halve other maps
+    to different sizes.
     """
 
     smallest = 32
@@ -90,12 +85,9 @@ class BNInception(Network):
         x, stride = max_pool(x, ceil=True), 8
         for name, widths in MODULES.items():
             stride *= 1 if widths.projection else 2
-            x = InceptionModule(widths, layers, self.se, name=f'inception_{name}')(x)
+            x = InceptionModule(layers, widths, name=f'inception_{name}')(x)
             yield stride, x
 
 
-_bn_inception = partial(register, module=BNInception)
-_bn_inception('bn_inception', paper=PaperResult(25.38, 7.89, 'Table 2', 2.03e9))
-_bn_inception(
-    'se_bn_inception', se=SqueezeExcite, paper=PaperResult(24.23, 7.14, 'Table 2', 2.04e9)
-)
+_papers = (25.38, 7.89, 2.03e9), (24.23, 7.14, 2.04e9)
+register_pair('bn_inception', 'se_bn_inception', *_papers, table='Table 2', module=BNInception)

@@ -1,7 +1,6 @@
 """Inception-ResNet-v2 (arXiv 1602.07261) in the layout of the public weights."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -9,14 +8,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from se_flax.errors import UserError
-from se_flax.models.network import Layer, Layers, Maps, recalibrate
-from se_flax.models.registry import PaperResult, register
-from se_flax.models.residual import ResidualNetwork, ResidualUnit
-from se_flax.nn import SqueezeExcite, avg_pool, max_pool, relu_of_sum
+from se_flax.models.network import Layers, Maps, ResidualNetwork
+from se_flax.models.registry import register_pair
+from se_flax.nn import avg_pool, max_pool, relu_of_sum
 
 
 class C(NamedTuple):
-    """A convolution, BatchNorm and ReLU of a branch; padding as in `Conv`."""
+    """A convolution of a branch, with BatchNorm and ReLU; the fields are `Conv`'s."""
 
     features: int
     kernel_size: int | tuple[int, int] = 1
@@ -39,23 +37,19 @@ MIXED_7A = (
 
 
 def _branch(layers: Layers, name: str, x, convs: Branch):
-    for i, c in enumerate(convs, start=1):
-        x = layers.conv_norm(
-            f'_{name}_{i}', x, c.features, c.kernel_size, c.strides, padding=c.padding
-        )
-        x = nn.relu(x)
+    for i, conv in enumerate(convs, start=1):
+        x = nn.relu(layers.conv_norm(f'_{name}_{i}', x, **conv._asdict()))
     return x
 
 
 class Mixed(nn.Module):
-    """Branches and a pool of the input, concatenated; SE behind that, as in BN-Inception.
+    """Branches and the pooled input, concatenated, then SE.
 
-    The pool halves the map, as the branches do, or has `projection` channels beside them.
+    The pool halves the map, as the branches do, or is projected to `projection` channels.
     """
 
-    branches: Sequence[Branch]
     layers: Layers
-    se: Layer | None
+    branches: Sequence[Branch]
     projection: int | None = None
 
     @nn.compact
@@ -66,37 +60,38 @@ class Mixed(nn.Module):
             maps.append(_branch(self.layers, 'pool', pooled, [C(self.projection)]))
         else:
             maps.append(max_pool(x))
-        return recalibrate(self.se, jnp.concatenate(maps, -1))
+        return self.layers.recalibrate(jnp.concatenate(maps, -1))
 
 
-class InceptionUnit(ResidualUnit):
-    """Branches, concatenated and projected, times `scale`, beside the input.
+class InceptionUnit(nn.Module):
+    """Branches, concatenated, projected and scaled, beside the input.
 
-    'inside_3x3' is here the concatenation before the projection.
+    The site 'inside_3x3' is the concatenation before the projection.
     """
 
+    layers: Layers
     branches: Sequence[Branch]
     scale: float
     relu: bool = True
 
     @nn.compact
     def __call__(self, x):
-        y = self.squeeze_excite('pre', x)
-        maps = [_branch(self.layers, f'branch{i}', y, b) for i, b in enumerate(self.branches)]
-        y = self.squeeze_excite('inside_3x3', jnp.concatenate(maps, -1))
-        y = self.layers.conv(x.shape[-1], 1, use_bias=True, name='conv_up')(y)
-        y = self.scale * self.squeeze_excite('standard', y)
-        y += self.squeeze_excite('identity', x)
-        return self.squeeze_excite('post', relu_of_sum(y) if self.relu else y)
+        layers = self.layers
+        y = layers.squeeze_excite('pre', x)
+        maps = [_branch(layers, f'branch{i}', y, b) for i, b in enumerate(self.branches)]
+        y = layers.squeeze_excite('inside_3x3', jnp.concatenate(maps, -1))
+        y = layers.conv(x.shape[-1], 1, use_bias=True, name='conv_up')(y)
+        y = self.scale * layers.squeeze_excite('standard', y)
+        y += layers.squeeze_excite('identity', x)
+        return layers.squeeze_excite('post', relu_of_sum(y) if self.relu else y)
 
 
 class InceptionResNetV2(ResidualNetwork):
     """Inception-ResNet-v2.
 
-    The paper's variant was never published and its 11.75 G multiply-adds fit no known layout
-    (this one has 13.2 G). SE stands on the branch, before its constant scale and the addition, and
-    behind the modules that have no shortcut. See `Network` and `ResidualNetwork`; the stages are 5,
-    6 and 7.
+    The paper's variant was never published, and its 11.75 G multiply-adds fit no known layout (this
+    one has 13.2 G). SE is on the branch, before its constant scale and the addition, and after the
+    modules without a shortcut. See `Network` and `ResidualNetwork`; the stages are 5, 6 and 7.
     """
 
     stage_sizes: Sequence[int] = (10, 20, 10)
@@ -119,16 +114,17 @@ class InceptionResNetV2(ResidualNetwork):
             return nn.relu(x)
 
         def mixed(name, stage, x, branches, projection=None):
-            return Mixed(branches, layers, self.se_of(stage), projection, name=f'mixed_{name}')(x)
+            return Mixed(self.layers(train, stage), branches, projection, name=f'mixed_{name}')(x)
 
         def units(name, stage, x, branches, scale):
-            unit = self.unit(InceptionUnit, stage, layers)
             last = self.stage_sizes[stage - 5]
             for i in range(1, last + 1):
-                # The network's last unit hands on the plain sum.
-                plain = stage == 7 and i == last
+                plain = stage == 7 and i == last  # the network's last unit returns the plain sum
                 fields = {'scale': 1.0, 'relu': False} if plain else {'scale': scale}
-                x = unit(branches=branches, **fields, name=f'{name}_{i}')(x)
+                unit = InceptionUnit(
+                    self.layers(train, stage), branches, **fields, name=f'{name}_{i}'
+                )
+                x = unit(x)
             return x
 
         x = conv('_1a', x, 32, 3, 2)
@@ -146,8 +142,6 @@ class InceptionResNetV2(ResidualNetwork):
         yield 32, conv('_7b', x, 1536, 1)
 
 
-_inception = partial(register, module=InceptionResNetV2, input_size=299)
-_inception('inception_resnet_v2', paper=PaperResult(20.37, 5.21, 'Table 2', 11.75e9))
-_inception(
-    'se_inception_resnet_v2', se=SqueezeExcite, paper=PaperResult(19.80, 4.79, 'Table 2', 11.76e9)
-)
+_papers = (20.37, 5.21, 11.75e9), (19.80, 4.79, 11.76e9)
+_names = 'inception_resnet_v2', 'se_inception_resnet_v2'
+register_pair(*_names, *_papers, table='Table 2', module=InceptionResNetV2, input_size=299)

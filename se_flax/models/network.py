@@ -1,4 +1,4 @@
-"""What every network has: channels, classes, SE or none, BatchNorm groups, a dtype."""
+"""Base classes of the networks, and the layers that these hand down to their blocks."""
 
 import contextlib
 import dataclasses
@@ -9,55 +9,44 @@ from typing import Any, ClassVar, Literal, NamedTuple, overload
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.linen.initializers import ones
 
-from se_flax.errors import UserError, check_at_least, check_images
-from se_flax.nn import Affine, BatchNorm, Conv, FoldedNorm
+from se_flax.errors import UserError, check_at_least, check_images, check_known
+from se_flax.nn import BatchNorm, Conv, FoldedNorm
 
 Layer = Callable[..., nn.Module]
 Maps = Iterator[tuple[int, jax.Array]]  # stride, map
+PLACEMENTS = ('standard', 'pre', 'post', 'identity', 'inside_3x3')
 
 
 class Layers(NamedTuple):
-    """The layers a network hands down to its blocks.
+    """The constructors of a network's layers; parameters belong to the module that calls them.
 
-    Attributes:
-        conv: makes a convolution.
-        norm: makes a BatchNorm.
-        norm_of_conv: makes the one right behind a convolution of its own, see `conv_norm`.
+    `norm_of_conv` is for a BatchNorm after a convolution of its own, into which it can be folded;
+    `norm` is for any other.
     """
 
     conv: Layer
     norm: Layer
     norm_of_conv: Layer
+    se: Layer | None
+    placement: str = 'standard'
 
-    def conv_norm(self, name, x, *args, **kwargs):
-        """Applies `conv{name}` and `norm{name}`, as parameters of the module that calls."""
-        x, norm = self._conv(name, x, *args, **kwargs)
-        return norm(x)
-
-    def conv_affine(self, name, x, *args, **kwargs) -> Affine:
-        """Does the same, but leaves the map to be computed, so that SE can scale it before."""
-        x, norm = self._conv(name, x, *args, **kwargs)
-        return norm.affine(x)
-
-    def _conv(
-        self,
-        name,
-        x,
-        features,
-        kernel_size=1,
-        strides=1,
-        *,
-        scale_init=nn.initializers.ones,
-        **conv,
+    def conv_norm(
+        self, name, x, features, kernel_size=1, strides=1, affine=False, scale_init=ones, **conv
     ):
+        """Applies `conv{name}` and `norm{name}`; `affine` returns an `Affine` for SE to scale."""
         x = self.conv(features, kernel_size, strides, name=f'conv{name}', **conv)(x)
-        return x, self.norm_of_conv(name=f'norm{name}', scale_init=scale_init)
+        norm = self.norm_of_conv(name=f'norm{name}', scale_init=scale_init)
+        return norm.affine(x) if affine else norm(x)
 
+    def recalibrate(self, x, name='se'):
+        """Applies SE, if the network has it."""
+        return self.se(name=name)(x) if self.se else x
 
-def recalibrate(se: Layer | None, x, name: str = 'se'):
-    """Applies the SE block where there is one, as parameters of the module that calls."""
-    return se(name=name)(x) if se else x
+    def squeeze_excite(self, site, x):
+        """Applies SE, if the network has it at this site."""
+        return self.recalibrate(x) if site == self.placement else x
 
 
 @cache
@@ -73,33 +62,32 @@ def _comparable(value):
 
 
 def _float_dtype(dtype):
-    with contextlib.suppress(TypeError):  # of a name that is none
+    with contextlib.suppress(TypeError):  # not the name of a dtype
         if jnp.issubdtype(dtype, jnp.floating):
             return jnp.dtype(dtype)
     raise UserError(f'dtype={dtype!r} must be a float dtype, such as float32')
 
 
 class Network(nn.Module):
-    """Takes `[B, H, W, in_channels]` float images, returns `[B, num_classes]` logits.
+    """Base class: `[B, H, W, in_channels]` float images to `[B, num_classes]` logits.
 
-    Every family is one class, with and without SE. Logits are float32 or wider. All raise UserError
-    for fields that no network can have, for other images and for images too small to leave a map,
-    before anything is compiled. Networks with equal fields are equal and hash alike, so that they
-    can be static arguments of `jax.jit`.
+    Every family is one class, with and without SE. Logits are float32 or wider. Impossible fields,
+    other images and images too small to leave a map raise UserError before anything is compiled.
+    Networks with equal fields are equal and hash alike, so they can be static arguments of
+    `jax.jit`.
 
     Attributes:
-        num_classes: width of the head; 0 is no head: the network returns what the head would
-            take, the pooled features `[B, C]` before dropout, float32 or wider.
-        in_channels: of the images.
-        se: makes the SE block, such as `partial(SqueezeExcite, reduction=8)`; None is the plain
-            network.
+        num_classes: width of the head; with 0 the network has no head and returns the head's
+            input, the pooled features `[B, C]` before dropout, in float32 or wider.
+        in_channels: channels of the images.
+        se: makes the SE block, such as `partial(SqueezeExcite, reduction=8)`; None for no SE.
         bn_group_size: images that share BatchNorm statistics; None is the global batch.
-        bn_momentum: share of the running statistics kept at a step.
-        bn_frozen: training, too, normalises by the running statistics; an array is the choice at
-            run time, and what then becomes of the statistics is the caller's.
+        bn_momentum: weight of the old running statistics in each step.
+        bn_frozen: normalizes by the running statistics in training, too. An array chooses at run
+            time; the caller then decides what becomes of the statistics.
         dtype: of the maps; parameters and statistics are float32 or wider.
-        dropout: share of the features dropped before the head in training.
-        folded: no BatchNorm, for inference alone; `fold_batch_norm` makes the parameters.
+        dropout: rate before the head.
+        folded: no BatchNorm, for inference only; `fold_batch_norm` makes the parameters.
     """
 
     num_classes: int = 1000
@@ -116,7 +104,7 @@ class Network(nn.Module):
 
     @property
     def smallest(self) -> int:
-        """Least height and width of an image, in pixels."""
+        """The least height and width of an image, in pixels."""
         return 1
 
     def __post_init__(self):
@@ -144,15 +132,13 @@ class Network(nn.Module):
     def __call__(
         self, images: jax.Array, *, train: bool = False, head: Literal[True] = True
     ) -> jax.Array: ...
-
     @overload
     def __call__(
         self, images: jax.Array, *, train: bool = False, head: Literal[False]
     ) -> dict[str, jax.Array]: ...
-
     @nn.compact
     def __call__(self, images, *, train=False, head=True):
-        """Returns logits; without `head` what `features` returns."""
+        """Returns logits, or without `head` what `features` returns."""
         check_images(images, self.in_channels, self.smallest)
         maps = {}
         for stride, x in self.trunk(images, train):
@@ -162,8 +148,8 @@ class Network(nn.Module):
     def features(self, images: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
         """Returns the last map of each stride, for detection, segmentation and retrieval.
 
-        By FPN's names (arXiv 1612.03144): 'C3' has stride `2^3`, whatever the network.
-        `model_info(name).features` lists them; each is `[B, H / stride, W / stride, C]` in `dtype`,
+        The names are FPN's (arXiv 1612.03144): 'C3' has stride `2^3` in every network.
+        `model_info(name).features` lists them. Each is `[B, H / stride, W / stride, C]` in `dtype`,
         rounded as the network's convolutions and pools do.
 
         >>> import jax, jax.numpy as jnp
@@ -178,13 +164,12 @@ class Network(nn.Module):
         return self(images, train=train, head=False)
 
     def layers(self, train: bool) -> Layers:
-        """Returns convolution and BatchNorm as this network has them."""
         conv = partial(Conv, dtype=self.dtype)
         if self.folded:
             if train:
                 raise UserError('a network with folded=True has no BatchNorm to train: train=False')
             norm = partial(FoldedNorm, dtype=self.dtype)
-            return Layers(conv, norm, partial(norm, scaled=False))
+            return Layers(conv, norm, partial(norm, scaled=False), self.se)
         norm = partial(
             BatchNorm,
             use_running_average=self.bn_frozen if train else True,
@@ -193,10 +178,10 @@ class Network(nn.Module):
             epsilon=self.epsilon,
             dtype=self.dtype,
         )
-        return Layers(conv, norm, norm)
+        return Layers(conv, norm, norm, self.se)
 
     def classify(self, x: jax.Array, train: bool) -> jax.Array:
-        """Turns features, `[B, C]` or the map whose mean they are, into the result."""
+        """Returns the result for features: `[B, C]`, or a map that is averaged first."""
         wide = jnp.promote_types(self.dtype, jnp.float32)
         x = x.astype(wide)
         if x.ndim == 4:
@@ -206,3 +191,52 @@ class Network(nn.Module):
         if self.dropout:
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.num_classes, dtype=wide, param_dtype=wide, name='head')(x)
+
+
+class ResidualNetwork(Network):
+    """Base class of the networks of residual units, which are grouped in stages.
+
+    Attributes:
+        stage_sizes: units per stage.
+        placement: where SE is: 'standard' (on the branch, before the addition), 'pre' (on the
+            branch's input), 'post' (after the addition and its ReLU), 'identity' (on the shortcut;
+            all Figure 5 and Table 14) or 'inside_3x3' (after the branch's first spatial
+            convolution; Table 15).
+        se_stages: stages that have SE (Table 13).
+    """
+
+    stage_sizes: Sequence[int] = (3, 4, 6, 3)
+    placement: str = 'standard'
+    se_stages: Sequence[int] = (2, 3, 4, 5)
+
+    stages: ClassVar[Sequence[int]] = (2, 3, 4, 5)
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_known('placement', self.placement, PLACEMENTS)
+        for stage in self.se_stages:
+            check_known('stage in se_stages', stage, self.stages)
+        if not 1 <= len(self.stage_sizes) <= len(self.stages):
+            raise UserError(
+                f'stage_sizes={self.stage_sizes} must have 1 to {len(self.stages)} numbers'
+            )
+        for size in self.stage_sizes:
+            check_at_least('size in stage_sizes', size, 1)
+
+    def layers(self, train: bool, stage: int | None = None) -> Layers:
+        se = self.se if stage in self.se_stages else None
+        return super().layers(train)._replace(se=se, placement=self.placement)
+
+    def stack(self, x: jax.Array, stride: int, unit: Layer, train: bool) -> Maps:
+        """Applies all units to a map of that stride, and yields (stride, map) after each.
+
+        Stage 2 has `width` filters; each further stage doubles them and halves the map.
+        """
+        for stage, size in enumerate(self.stage_sizes, start=2):
+            layers = self.layers(train, stage)
+            for i in range(size):
+                strides = 2 if stage > 2 and i == 0 else 1
+                name = f'stage{stage}_block{i + 1}'
+                x = unit(layers, self.width << stage - 2, strides, name=name)(x)
+                stride *= strides
+                yield stride, x

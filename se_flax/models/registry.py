@@ -1,4 +1,4 @@
-"""Names of networks: register one, list them, make one, ask what is known of it."""
+"""The networks by name: register, list, create, describe."""
 
 import csv
 import dataclasses
@@ -12,13 +12,24 @@ import jax
 
 from se_flax.errors import UserError, check_known
 from se_flax.models.complexity import count
-from se_flax.models.network import Network
-from se_flax.models.timm_names import ARCHITECTURES
+from se_flax.models.network import Layer, Network
 from se_flax.nn import SqueezeExcite
+
+# timm's architectures that are the same network under a name other than `timm_` and timm's.
+_OTHER_IN_TIMM = {
+    'legacy_senet154': 'senet154',
+    'legacy_seresnet50': 'se_resnet50',
+    'legacy_seresnet101': 'se_resnet101',
+    'legacy_seresnet152': 'se_resnet152',
+    'legacy_seresnext50_32x4d': 'se_resnext50_32x4d',
+    'legacy_seresnext101_32x4d': 'se_resnext101_32x4d',
+    'vgg16_bn': 'vgg16',
+    'inception_resnet_v2': 'inception_resnet_v2',
+}
 
 
 class PaperResult(NamedTuple):
-    """What arXiv 1709.01507v4 prints: errors in percent, one centre crop, and multiply-adds."""
+    """Results in arXiv 1709.01507v4: errors in percent, single center crop, and multiply-adds."""
 
     top1_error: float
     top5_error: float | None
@@ -37,9 +48,8 @@ class Feature(NamedTuple):
 class ModelInfo(NamedTuple):
     """What is known of a network before it is built.
 
-    `params` are trainable ones, `macs` the multiply-adds of one image in evaluation; `features` are
-    the maps of `Network.features`; `input_size` is height and width in pixels; `paper` is None
-    where the paper has no such net.
+    `params` counts trainable ones, `macs` the multiply-adds of evaluating one image. `input_size`
+    is height and width in pixels; `paper` is None if the paper has no such network.
     """
 
     name: str
@@ -52,10 +62,8 @@ class ModelInfo(NamedTuple):
 
 
 class _Entry(NamedTuple):
-    module: type[Network]
-    fields: Mapping[str, Any]
+    make: partial[Network]
     input_size: int
-    num_classes: int
     paper: PaperResult | None
 
 
@@ -74,11 +82,29 @@ def register(
     """Gives `module(**fields)` a name; ValueError if the name is taken."""
     if name in _ENTRIES:
         raise ValueError(f'model {name!r} is registered already')
-    _ENTRIES[name] = _Entry(module, fields, input_size, num_classes, paper)
+    make = partial(module, num_classes=num_classes, **fields)
+    _ENTRIES[name] = _Entry(make, input_size, paper)
+
+
+def register_pair(
+    plain: str,
+    with_se: str,
+    *results: tuple[float, ...] | tuple[float, None] | None,
+    table: str = '',
+    se: Layer = SqueezeExcite,
+    **fields: Any,
+) -> None:
+    """Registers a network without and with SE blocks.
+
+    `results` are those of both in a table of the paper: top-1 error, top-5 error, multiply-adds.
+    """
+    for name, block, row in zip((plain, with_se), (None, se), results or (None, None), strict=True):
+        paper = PaperResult(row[0], row[1], table, *row[2:]) if row else None
+        register(name, se=block, paper=paper, **fields)
 
 
 def list_models(pattern: str = '*') -> list[str]:
-    """Returns the names that match a shell pattern, in the order of registration.
+    """Returns the names that match a shell pattern, in order of registration.
 
     >>> list_models('se_resnet1*_cifar')
     ['se_resnet110_cifar']
@@ -86,16 +112,21 @@ def list_models(pattern: str = '*') -> list[str]:
     return [name for name in _ENTRIES if fnmatch.fnmatchcase(name, pattern)]
 
 
+def timm_architectures() -> dict[str, str]:
+    """Returns the architectures of timm that are registered here, with their name here."""
+    return {name.removeprefix('timm_'): name for name in list_models('timm_*')} | _OTHER_IN_TIMM
+
+
 def check_model(name: str) -> None:
-    """Raises UserError, with the nearest names or that of timm's network, for an unknown name.
+    """Raises UserError for an unknown name, with the nearest ones or the name of timm's network.
 
     >>> check_model('seresnet50')
     Traceback (most recent call last):
     se_flax.errors.UserError: unknown model 'seresnet50': timm's seresnet50 is timm_seresnet50 here
     """
-    architecture = str(name).removeprefix('timm/').partition('.')[0]  # of an id of the hub, too
-    if name not in _ENTRIES and architecture in ARCHITECTURES:
-        here = ARCHITECTURES[architecture]
+    architecture = str(name).removeprefix('timm/').partition('.')[0]  # also of a hub id
+    here = timm_architectures().get(architecture)
+    if here and name not in _ENTRIES:
         raise UserError(f"unknown model {name!r}: timm's {architecture} is {here} here")
     check_known('model', name, _ENTRIES)
 
@@ -103,43 +134,40 @@ def check_model(name: str) -> None:
 def create_model(name: str, num_classes: int | None = None, **fields: Any) -> Network:
     """Returns the Linen module of a registered name.
 
-    Every network is called as `model.apply(variables, images, train=False)` with
-    `[B, H, W, in_channels]` normalised float images and returns `[B, num_classes]` logits in
-    float32 or wider. With `method='features'` it returns a map of each stride, see
-    `Network.features`.
+    Every network is called as `model.apply(variables, images, train=False)` with normalized
+    `[B, H, W, in_channels]` float images and returns `[B, num_classes]` logits in float32 or wider.
+    With `method='features'` it returns a map of each stride, see `Network.features`.
 
     Args:
         name: one of `list_models()`.
-        num_classes: width of the head; None keeps the registered one (1000, or 10 for CIFAR), and
-            0 is no head: the network returns its pooled features `[B, C]`.
-        **fields: of the network's class, in place of the registered ones. `se` may be a mapping of
-            `SqueezeExcite`'s fields, and None takes the SE blocks out.
+        num_classes: width of the head. None keeps the registered one (1000, or 10 or 100 for
+            CIFAR); 0 is no head: the network returns its pooled features `[B, C]`.
+        **fields: override those of the network's class. `se` may be a mapping of `SqueezeExcite`'s
+            fields; None removes the SE blocks.
 
-    Raises:
-        UserError: for an unknown name or field, with the nearest known ones, and for values that
-            no network can have.
+    Raises UserError for an unknown name or field, with the nearest known ones, and for impossible
+    values.
 
     >>> model = create_model('se_resnet50', num_classes=10, se={'reduction': 8})
     >>> model.num_classes, model.se.keywords
     (10, {'reduction': 8})
     """
     check_model(name)
-    entry = _ENTRIES[name]
+    make = _ENTRIES[name].make
     for field in fields:
-        check_known(f'field of {name}', field, _field_names(entry.module))
+        check_known(f'field of {name}', field, _field_names(make.func))
     if isinstance(se := fields.get('se'), Mapping):
         for field in se:
             check_known('field of SqueezeExcite', field, _field_names(SqueezeExcite))
-        registered = getattr(entry.fields.get('se'), 'keywords', {})
+        registered = getattr(make.keywords.get('se'), 'keywords', {})
         fields['se'] = partial(SqueezeExcite, **{**registered, **se})
-    num_classes = entry.num_classes if num_classes is None else num_classes
-    return entry.module(**{**entry.fields, 'num_classes': num_classes, **fields})
+    if num_classes is not None:
+        fields['num_classes'] = num_classes
+    return make(**fields)
 
 
 def model_info(name: str) -> ModelInfo:
-    """Returns what is known of a registered network.
-
-    At once for the networks that come with the library: their counts are kept in a table.
+    """Returns what is known of a registered network, for those of the library from a table.
 
     >>> info = model_info('se_resnet50')
     >>> info.params, info.paper.top1_error
@@ -152,14 +180,13 @@ def model_info(name: str) -> ModelInfo:
     row = _table().get(name) or table_row(name)
     stages = [part.split(':') for part in row['features'].split('/')]
     features = [Feature(stage, 1 << int(stage[1:]), int(channels)) for stage, channels in stages]
-    return ModelInfo(
-        *(name, int(row['params']), int(row['macs']), tuple(features)),
-        *(entry.input_size, entry.num_classes, entry.paper),
-    )
+    counts = int(row['params']), int(row['macs']), tuple(features)
+    num_classes = entry.make.keywords['num_classes']
+    return ModelInfo(name, *counts, entry.input_size, num_classes, entry.paper)
 
 
 def table_row(name: str) -> dict[str, str]:
-    """Returns a network's row of counts.csv, by tracing it."""
+    """Traces a network and returns its row of counts.csv."""
     size, model = _ENTRIES[name].input_size, create_model(name)
     image = jax.ShapeDtypeStruct((1, size, size, model.in_channels), model.dtype)
     maps, _ = jax.eval_shape(
@@ -172,10 +199,10 @@ def table_row(name: str) -> dict[str, str]:
 
 @cache
 def _table() -> dict[str, dict[str, str]]:
-    # Held against table_row by tests/models/complexity_test.py.
+    # tests/models/complexity_test.py compares it with table_row.
     text = importlib.resources.files('se_flax.models').joinpath('counts.csv').read_text()
     return {row['name']: row for row in csv.DictReader(text.split())}
 
 
-def _field_names(module: type) -> list[str]:
+def _field_names(module: Any) -> list[str]:
     return [f.name for f in dataclasses.fields(module) if f.name not in ('parent', 'name')]

@@ -7,25 +7,25 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from se_flax.models.network import Maps
-from se_flax.models.registry import PaperResult, register
-from se_flax.models.residual import ResidualNetwork, ResidualUnit
+from se_flax.models.network import Layers, Maps, ResidualNetwork
+from se_flax.models.registry import register_pair
 from se_flax.nn import SqueezeExcite, avg_pool, max_pool, relu_of_sum
 
 FEATURES = {2: 240, 3: 480, 4: 960}  # channels out of a stage
 
 
 def channel_shuffle(x, groups: int):
-    """Deals the channels of `groups` groups round, so that the next groups see all of them."""
+    """Interleaves the channels of the groups, so that each of the next groups sees all."""
     return x.reshape(*x.shape[:-1], groups, -1).swapaxes(-1, -2).reshape(x.shape)
 
 
-class ShuffleUnit(ResidualUnit):
-    """1x1, shuffle, depthwise 3x3, 1x1 beside the input (Figure 2 b, c): `features` channels out.
+class ShuffleUnit(nn.Module):
+    """1x1, shuffle, depthwise 3x3, 1x1 beside the input (Figure 2 b, c), to `features` channels.
 
-    With stride 2 the averaged input is concatenated, not added, so the branch makes the rest.
+    With stride 2 the averaged input is concatenated, so the branch has only the other channels.
     """
 
+    layers: Layers
     features: int
     strides: int
     groups: int
@@ -33,23 +33,23 @@ class ShuffleUnit(ResidualUnit):
 
     @nn.compact
     def __call__(self, x):
-        conv_norm, inner = self.layers.conv_norm, self.features // 4
+        layers, inner = self.layers, self.features // 4
         shortcut = x if self.strides == 1 else avg_pool(x, 3, 2, padding=1)
         features = self.features - (0 if self.strides == 1 else x.shape[-1])
-        y = self.squeeze_excite('pre', x)
-        y = nn.relu(conv_norm(1, y, inner, groups=self.first_groups))
+        y = layers.squeeze_excite('pre', x)
+        y = nn.relu(layers.conv_norm(1, y, inner, groups=self.first_groups))
         y = channel_shuffle(y, self.groups)
-        y = conv_norm(2, y, inner, 3, self.strides, groups=inner)
-        y = self.squeeze_excite('inside_3x3', y)
-        y = self.squeeze_excite('standard', conv_norm(3, y, features, groups=self.groups))
-        shortcut = self.squeeze_excite('identity', shortcut)
+        y = layers.conv_norm(2, y, inner, 3, self.strides, groups=inner)
+        y = layers.squeeze_excite('inside_3x3', y)
+        y = layers.squeeze_excite('standard', layers.conv_norm(3, y, features, groups=self.groups))
+        shortcut = layers.squeeze_excite('identity', shortcut)
         y = shortcut + y if self.strides == 1 else jnp.concatenate([shortcut, y], -1)
-        return self.squeeze_excite('post', relu_of_sum(y))
+        return layers.squeeze_excite('post', relu_of_sum(y))
 
 
 class ShuffleNet(ResidualNetwork):
-    """ShuffleNet of width 1. SE stands on the branch, before addition or concatenation: the paper
-    does not say where, but there its parameters are Table 3's. See `ResidualNetwork`.
+    """ShuffleNet of width 1. SE is on the branch, before addition or concatenation: the paper does
+    not say where, but this agrees with the counts of Table 3. See `ResidualNetwork`.
     """
 
     stage_sizes: Sequence[int] = (4, 8, 4)
@@ -64,17 +64,14 @@ class ShuffleNet(ResidualNetwork):
         x = max_pool(x, padding=1)
         yield 4, x
         for (stage, features), size in zip(FEATURES.items(), self.stage_sizes, strict=False):
-            unit = partial(self.unit(ShuffleUnit, stage, layers), features=features, groups=groups)
+            unit = partial(ShuffleUnit, self.layers(train, stage), features, groups=groups)
             for i in range(size):
-                # 24 channels are too few to group.
-                first_groups = 1 if stage == 2 and i == 0 else groups
+                first_groups = 1 if stage == 2 and i == 0 else groups  # 24 channels are too few
                 name = f'stage{stage}_block{i + 1}'
                 x = unit(strides=1 if i else 2, first_groups=first_groups, name=name)(x)
             yield 2 << stage, x
 
 
-# Whether section 5's SE has biases is open; without them the counts are those of Table 3.
-_se = partial(SqueezeExcite, use_bias=False)
-_shufflenet = partial(register, module=ShuffleNet)
-_shufflenet('shufflenet', paper=PaperResult(32.6, 12.5, 'Table 3', 140e6))
-_shufflenet('se_shufflenet', se=_se, paper=PaperResult(31.0, 11.1, 'Table 3', 142e6))
+_papers = (32.6, 12.5, 140e6), (31.0, 11.1, 142e6)
+_se = partial(SqueezeExcite, use_bias=False)  # section 5 does not say; Table 3's counts do
+register_pair('shufflenet', 'se_shufflenet', *_papers, table='Table 3', module=ShuffleNet, se=_se)

@@ -1,4 +1,4 @@
-"""The variables a network has, and what is wrong with those it is given."""
+"""The variables of a network, and what is wrong with given ones."""
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -10,12 +10,12 @@ from flax.traverse_util import flatten_dict
 
 from se_flax.models.network import Network
 
-SIZE = 96  # pixels; the parameters of no network depend on it, and none finds it too small
+SIZE = 96  # pixels; no network needs larger images, and no parameter's shape depends on them
 SHOWN = 4
 
 
 class Tensor(NamedTuple):
-    """An array by its name in the file, and its place in the variables, if it has one."""
+    """An array with its name in a file and its path in the variables, if it has one."""
 
     name: str
     path: str | None
@@ -24,7 +24,7 @@ class Tensor(NamedTuple):
 
 @lru_cache(maxsize=128)
 def variable_shapes(model: Network) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of each variable by its path; computes nothing.
+    """Returns the shape of each variable by its path, without computing anything.
 
     >>> from se_flax.models import create_model
     >>> variable_shapes(create_model('resnet50'))['params/stage2_block1/conv1/kernel']
@@ -36,22 +36,24 @@ def variable_shapes(model: Network) -> dict[str, tuple[int, ...]]:
 
 
 def misfits(shapes: dict[str, tuple[int, ...]], tensors: Iterable[Tensor]) -> str:
-    """Says what is missing, unexpected, doubled or mis-shaped; '' where each has its place."""
-    names: dict[str, list[str]] = {}
-    unexpected, misshaped = [], []
-    for tensor in tensors:
-        if tensor.path not in shapes:
-            unexpected.append(tensor.name)
-            continue
-        names.setdefault(tensor.path, []).append(tensor.name)
-        if tensor.array.shape != shapes[tensor.path]:
-            shape, wanted = list(tensor.array.shape), list(shapes[tensor.path])
-            misshaped.append(f'{tensor.name} is {shape}, {tensor.path} needs {wanted}')
+    """Describes missing, unexpected, doubled and mis-shaped variables; '' if there are none."""
+    tensors = list(tensors)
+    names: dict[str | None, list[str]] = {}
+    for t in tensors:
+        names.setdefault(t.path, []).append(t.name)
     found = {
         'missing': [path for path in shapes if path not in names],
-        'unexpected': unexpected,
-        'for one place': [' and '.join(several) for several in names.values() if len(several) > 1],
-        'mis-shaped': misshaped,
+        'unexpected': [t.name for t in tensors if t.path not in shapes],
+        'for one place': [
+            ' and '.join(several)
+            for path, several in names.items()
+            if path in shapes and len(several) > 1
+        ],
+        'mis-shaped': [
+            f'{t.name} is {list(t.array.shape)}, {t.path} needs {list(shapes[t.path])}'
+            for t in tensors
+            if t.path in shapes and t.array.shape != shapes[t.path]
+        ],
     }
     return '; '.join(f'{len(v)} {what} ({_some(v)})' for what, v in found.items() if v)
 

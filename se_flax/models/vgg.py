@@ -6,18 +6,18 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from se_flax.models.network import Maps, Network, recalibrate
-from se_flax.models.registry import PaperResult, register
-from se_flax.nn import SqueezeExcite, adaptive_avg_pool, max_pool
+from se_flax.models.network import Maps, Network
+from se_flax.models.registry import register_pair
+from se_flax.nn import adaptive_avg_pool, max_pool
 from se_flax.nn.conv import he_normal
 
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels, convolutions
 
 
 class VGG(Network):
-    """VGG-16; SE stands behind the ReLU of each convolution (section 3.3). See `Network`.
+    """VGG-16 with SE after the ReLU of each convolution (section 3.3). See `Network`.
 
-    Both hidden layers are followed by dropout, and belong to the features without a head.
+    Dropout follows both hidden layers, which are part of the pooled features.
     """
 
     dropout: float = 0.5
@@ -29,13 +29,13 @@ class VGG(Network):
         for stage, (features, convs) in enumerate(STAGES, start=1):
             for i in range(1, convs + 1):
                 x = nn.relu(layers.conv_norm(f'{stage}_{i}', x, features, 3))
-                x = recalibrate(self.se, x, f'se{stage}_{i}')
+                x = layers.recalibrate(x, f'se{stage}_{i}')
             yield 1 << stage - 1, x
             x = max_pool(x, 2, 2)
         yield 32, x
 
     def classify(self, x: jax.Array, train: bool) -> jax.Array:
-        # The hidden layers are made for 7x7, the map of a 224 image.
+        # The hidden layers take a 7x7 map, as a 224 image has.
         x = adaptive_avg_pool(x, 7).reshape(x.shape[0], -1)
         wide = jnp.promote_types(self.dtype, jnp.float32)
         dense = partial(nn.Dense, 4096, dtype=self.dtype, param_dtype=wide, kernel_init=he_normal)
@@ -44,6 +44,5 @@ class VGG(Network):
         return super().classify(nn.relu(dense(name='fc7')(x)), train)
 
 
-_vgg = partial(register, module=VGG)
-_vgg('vgg16', paper=PaperResult(27.02, 8.81, 'Table 2', 15.47e9))
-_vgg('se_vgg16', se=SqueezeExcite, paper=PaperResult(25.22, 7.70, 'Table 2', 15.48e9))
+_papers = (27.02, 8.81, 15.47e9), (25.22, 7.70, 15.48e9)
+register_pair('vgg16', 'se_vgg16', *_papers, table='Table 2', module=VGG)

@@ -1,4 +1,4 @@
-"""Batch normalisation over groups of images."""
+"""Batch normalization over groups of images."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,18 +13,15 @@ from se_flax.errors import check_multiple
 
 
 class Affine(struct.PyTreeNode):
-    """A map that is not computed yet: `x * factor + offset`, its coefficients an image and channel.
+    """The map `x * factor + offset`, not yet computed, so that a gate can be folded into it.
 
-    Times a gate of an image and channel it is another: only the coefficients, `[B, ..., C]` with
-    sides of 1, change. Its mean is known without a look at the map. So SE behind BatchNorm needs
-    no pass of its own over the map, forward or backward: the gradients of the coefficients are the
-    sums that BatchNorm's own gradient is made of.
+    Multiplying by a gate changes only the coefficients, and the mean of the map follows from that
+    of x. SE behind BatchNorm therefore needs no pass of its own over the map, forward or backward.
 
     Attributes:
         x: `[B, ..., C]`.
-        factor: float32 or wider; None is 1.
-        offset: the same.
-        x_mean: of x over its positions, `[B, ..., C]` with sides of 1, float32 or wider.
+        factor, offset, x_mean: `[B, 1, ..., 1, C]` in float32 or wider; a factor of None is 1, and
+            x_mean is the mean of x over its positions.
     """
 
     x: jax.Array
@@ -42,7 +39,7 @@ class Affine(struct.PyTreeNode):
 
     @property
     def mean(self) -> jax.Array:
-        """Mean of the map over its positions."""
+        """The mean of the map over its positions."""
         x_mean = self.x_mean if self.factor is None else self.x_mean * self.factor
         return x_mean + self.offset
 
@@ -56,11 +53,11 @@ class Affine(struct.PyTreeNode):
         return x + self.offset.astype(self.dtype)
 
 
-# Both are linear and each is computed as one array in one direction, where it is a sum: on a GPU
-# that is one kernel for two.
+# Two linear functions that sum over images, one forward, the other in its gradient. There the two
+# arrays are stacked, so that a GPU needs one kernel instead of two.
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _of_groups(moments, size: int):
-    """Averages each `[B, C]` over groups: `[groups, C]`."""
+    """Averages each `[B, C]` over groups of images, to `[groups, C]`."""
     return tuple(_means(jnp.stack(moments), size))
 
 
@@ -75,7 +72,7 @@ def _means(x, size):
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _of_images(coefficients, size: int):
-    """Repeats each `[groups, C]` for the images: `[B, C]`."""
+    """Repeats each `[groups, C]` for the images of its group, to `[B, C]`."""
     return tuple(jnp.repeat(v, size, axis=0) for v in coefficients)
 
 
@@ -86,24 +83,21 @@ def _of_images_jvp(size, primals, tangents):
 
 
 class BatchNorm(nn.Module):
-    """Normalises each channel by its statistics over a group of images (arXiv 1502.03167).
+    """Normalizes each channel by its statistics over a group of images (arXiv 1502.03167).
 
-    `y = scale (x - mean) / sqrt(var + epsilon) + bias`. Under `jit` over a mesh the batch is the
-    *global* batch; with `group_size=g` images `[0, g)`, `[g, 2g)`, ... have statistics of their
-    own, as the GPUs of the paper had (32 images each). The result then depends on the recipe and
-    not on the number of devices, and where each device holds whole groups no layer communicates.
+    `y = scale (x - mean) / sqrt(var + epsilon) + bias`, from `[B, ..., C]` to the same shape in
+    `dtype`. Images `[0, group_size)`, `[group_size, 2 group_size)`, ... have their own statistics,
+    as the paper's GPUs had with 32 images each. The result does not depend on the number of
+    devices, and if each device holds whole groups, no layer communicates.
 
-    Takes `[B, ..., C]`, returns the same shape in `dtype`. Statistics are float32 or wider. The
-    running ones follow the mean over the groups of each group's mean and (biased) variance.
-    Raises UserError where `group_size` does not divide B.
+    Statistics are float32 or wider. The running ones average the groups' means and (biased)
+    variances. Raises UserError if `group_size` does not divide B.
 
     Attributes:
-        use_running_average: True in evaluation; a boolean array is the choice at run time.
-        group_size: images that share statistics; None is the whole (global) batch.
-        momentum: share of the old running statistics kept at a step (PyTorch's 0.1 is 0.9 here).
-        epsilon: added to the variance.
-        scale_init: initialiser of `scale`.
-        dtype: of the result.
+        use_running_average: True in evaluation; a boolean array chooses at run time.
+        group_size: None is the whole batch, under `jit` over a mesh the global one.
+        momentum: weight of the old running statistics (PyTorch's 0.1 is 0.9 here).
+        epsilon, scale_init, dtype: as in `flax.linen.BatchNorm`.
 
     >>> import jax, jax.numpy as jnp
     >>> norm = BatchNorm(use_running_average=False, group_size=2)
@@ -124,7 +118,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def affine(self, x: jax.Array) -> Affine:
-        """Returns the normalised map before it is computed."""
+        """Returns the normalized map, not yet computed."""
         x = x.astype(self.dtype)
         batch, channels = x.shape[0], x.shape[-1]
         wide = jnp.promote_types(self.dtype, jnp.float32)
@@ -133,7 +127,7 @@ class BatchNorm(nn.Module):
         scale = self.param('scale', self.scale_init, (channels,), wide)
         bias = self.param('bias', nn.initializers.zeros, (channels,), wide)
 
-        # Each image's own moments first, [B, C]: SE's squeeze is made of them, too.
+        # Moments of each image, [B, C], first: SE's squeeze needs them, too.
         values, positions = x.astype(wide), tuple(range(1, x.ndim - 1))
         means = values.mean(positions)
         running = running_mean.value[None], running_var.value[None]
@@ -153,7 +147,7 @@ class BatchNorm(nn.Module):
                 mean = jnp.where(self.use_running_average, running[0], mean)
                 var = jnp.where(self.use_running_average, running[1], var)
 
-        # One multiply and one add for a value, coefficients on [groups, C], where float32 is free.
+        # One multiply and one add per value; coefficients are [groups, C], where float32 is free.
         factor = scale[None] / jnp.sqrt(var + self.epsilon)
         offset = bias[None] - mean * factor
         factor, offset = _of_images((factor, offset), batch // len(factor))
@@ -162,14 +156,11 @@ class BatchNorm(nn.Module):
 
 
 class FoldedNorm(nn.Module):
-    """BatchNorm of a trained network, as a factor and an offset (`se_flax.fold_batch_norm`).
-
-    Takes `[B, ..., C]`, returns the same shape in `dtype`.
+    """BatchNorm of a trained network as a factor and an offset, see `se_flax.fold_batch_norm`.
 
     Attributes:
-        scaled: False where the convolution before it has the factor.
-        scale_init: of the factor, as BatchNorm's.
-        dtype: of the result; both are float32 or wider.
+        scaled: False if the factor is part of the convolution before it.
+        scale_init, dtype: as in `BatchNorm`.
     """
 
     scaled: bool = True
@@ -181,7 +172,7 @@ class FoldedNorm(nn.Module):
 
     @nn.compact
     def affine(self, x: jax.Array) -> Affine:
-        """Returns the map before it is computed."""
+        """Returns the map, not yet computed."""
         x, channels = x.astype(self.dtype), x.shape[-1:]
         wide = jnp.promote_types(self.dtype, jnp.float32)
         shape = (1,) * (x.ndim - 1) + channels

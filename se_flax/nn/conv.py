@@ -1,4 +1,4 @@
-"""Convolution with explicit padding, carried out by what is fast on the platform."""
+"""Convolution with explicit padding, computed by what is fast on the platform."""
 
 import math
 from collections.abc import Sequence
@@ -19,21 +19,18 @@ he_normal = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')  # Caffe's
 class Conv(nn.Module):
     """2-D convolution whose padding is a number of pixels on every side.
 
-    Never `SAME`: for stride 2 on an even map that pads one side only, and the published networks
-    pad both. Takes `[B, H, W, C]`, returns `[B, H', W', features]` of `dtype` with
-    `H' = (H + 2 padding - kh) // strides + 1`. The kernel, `[kh, kw, C / groups, features]` and
+    Never `SAME`: with stride 2 that pads an even map on one side only, unlike the published
+    networks. Takes `[B, H, W, C]`, returns `[B, H', W', features]` of `dtype` with
+    `H' = (H + 2 padding - kh) // strides + 1`. The kernel, `[kh, kw, C / groups, features]` in
     float32 or wider, starts from He's normal distribution (arXiv 1502.01852, fan in).
-
-    Raises UserError where `groups` does not divide the channels in or out.
+    Raises UserError if `groups` does not divide the channels in or out.
 
     Attributes:
         features: channels out.
         kernel_size: of a square kernel, or (height, width).
-        strides: step in both directions.
-        padding: pixels of zeros on each side; None means half the kernel, rounded down.
-        groups: channel groups that do not see each other.
-        use_bias: the networks here have none before a BatchNorm.
-        dtype: of the computation and the result.
+        strides: in both directions.
+        padding: pixels of zeros on each side; None is half the kernel, rounded down.
+        groups, use_bias, dtype: as in `flax.linen.Conv`.
 
     >>> import jax, jax.numpy as jnp
     >>> conv = Conv(8, kernel_size=7, strides=2)
@@ -74,26 +71,25 @@ def convolve(
 ) -> jax.Array:
     """Convolves `[B, H, W, C]` with `[kh, kw, C / groups, features]`, padding `pads` on each side.
 
-    XLA's own operation, but on CPUs a form whose gradients are fast there (`benchmarks/conv.py`).
-    Which it is follows from the platform that is compiled for, not from the one that compiles.
+    XLA's own operation, except on CPUs if a form with faster gradients exists there
+    (`benchmarks/conv.py`). The choice depends on the platform that is compiled for.
     """
-    form = _cpu_form(kernel, groups)
-    stock = partial(_stock, strides=strides, pads=pads, groups=groups)
-    if form is _stock:
+    forms = _stock, _cpu_form(kernel, groups)
+    stock, cpu = (partial(form, strides=strides, pads=pads, groups=groups) for form in forms)
+    if cpu.func is _stock:
         return stock(x, kernel)
-    cpu = partial(form, strides=strides, pads=pads, groups=groups)
     return lax.platform_dependent(x, kernel, cpu=cpu, default=stock)
 
 
 def _cpu_form(kernel, groups):
-    """Returns the fastest form for a training step on a CPU by `benchmarks/conv.py`."""
+    """Returns the fastest form for a training step on a CPU, by `benchmarks/conv.py`."""
     kh, kw, width, features = kernel.shape
     if groups == 1:
         if kh == kw == 1:
             return _matmul
         return _dense if features >= 64 else _stock
     if width > 1:
-        # 64 convolutions side by side take longer, and ten seconds a layer to compile.
+        # 64 convolutions side by side take ten seconds a layer to compile.
         return _blocks if width <= 32 and groups * width >= 1024 else _pieces
     # The gradient of shifts sums over the map in its own dtype, where 8 bits are too few.
     return _shifts if jnp.finfo(kernel.dtype).bits >= 32 else _stock
@@ -110,39 +106,102 @@ def _stock(x, kernel, strides, pads, groups):
     )
 
 
-def _with_tangents(form, of_kernel, of_map=None):
-    """Returns the form with derivatives of its own.
+def _matmul(x, kernel, strides, pads, groups):
+    """A 1x1 convolution: a matrix product of the pixels that the strides meet."""
+    return _product(_pad(x, pads)[:, ::strides, ::strides], kernel.reshape(kernel.shape[-2:]))
 
-    `of_kernel(x, dkernel, strides, pads)` is the derivative along a change of the kernel, and
-    `of_map(dx, kernel, strides, pads)` along one of the map, where it is not the form itself. Their
-    transposes are the gradients. Both are ordinary operations, so that every transformation of JAX
-    applies to them.
+
+def _pieces(x, kernel, strides, pads, groups):
+    """A grouped convolution: dense ones side by side."""
+    kernels = _joined(kernel, groups)
+    dense = partial(_cpu_form(kernels[0], 1), strides=strides, pads=pads, groups=1)
+    return jnp.concatenate(list(map(dense, jnp.split(x, len(kernels), axis=-1), kernels)), axis=-1)
+
+
+def _blocks(x, kernel, strides, pads, groups):
+    """A grouped convolution: a batched matrix product of the windows, one for each piece."""
+    kh, kw = kernel.shape[:2]
+
+    def dense(x, kernel):
+        windows = jnp.concatenate(_places(x, kh, kw, strides), axis=-1)
+        return _product(windows, kernel.reshape(windows.shape[-1], -1))
+
+    @jax.checkpoint  # else the gradient would keep each map `kh kw` times
+    def conv(x, kernel):
+        x, kernels = _pad(x, pads), _joined(kernel, groups)
+        x = jnp.moveaxis(x.reshape(*x.shape[:3], len(kernels), -1), 3, 0)
+        y = jnp.moveaxis(jax.vmap(dense)(x, kernels), 0, 3)
+        return y.reshape(*y.shape[:3], -1)
+
+    return conv(x, kernel)
+
+
+def _joined(kernel, groups):
+    """Returns `[pieces, kh, kw, channels, features / pieces]`, narrow groups joined to 16 channels.
+
+    16 is the width of a CPU's vector; the products with zeros that joining adds cost less than
+    a loop over narrower ones.
     """
+    kh, kw, width, features = kernel.shape
+    joined = math.gcd(groups, max(1, 16 // width))
+    pieces = groups // joined
+    own = jnp.eye(joined, dtype=bool).reshape(1, 1, joined, 1, 1, joined, 1)
+    kernel = kernel.reshape(kh, kw, 1, width, pieces, joined, features // groups)
+    kernel = jnp.where(own, kernel, 0).reshape(kh, kw, joined * width, pieces, -1)
+    return jnp.moveaxis(kernel, 3, 0)
 
-    @partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
-    def conv(x, kernel, strides, pads, groups):
-        return form(x, kernel, strides, pads, groups)
 
-    @partial(conv.defjvp, symbolic_zeros=True)
-    def conv_jvp(strides, pads, groups, primals, tangents):
-        (x, kernel), (dx, dkernel) = primals, tangents
-        y = conv(x, kernel, strides, pads, groups)
-        dy = jnp.zeros_like(y)
-        if not isinstance(dkernel, SymbolicZero):
-            dy += of_kernel(x, dkernel, strides, pads)
-        if not isinstance(dx, SymbolicZero):
-            dy += (
-                of_map(dx, kernel, strides, pads)
-                if of_map
-                else form(dx, kernel, strides, pads, groups)
-            )
-        return y, dy
+def _sum_of_shifts(x, kernel, strides, pads, groups):
+    """A depthwise convolution: the map's shifts, each times the kernel there."""
+    kh, kw, _, features = kernel.shape
+    x = jnp.repeat(_pad(x, pads), features // groups, axis=-1)
+    kernels = kernel.reshape(-1, 1, 1, 1, features)
+    return sum(map(jnp.multiply, _places(x, kh, kw, strides), kernels))
 
-    return conv
+
+def _shifts_tangent(x, dkernel, strides, pads):
+    """Computes rows with each kernel value as wide as the row, which the transpose sums up last."""
+    kh, kw, _, features = dkernel.shape
+    x = jnp.repeat(_pad(x, pads), features // x.shape[-1], axis=-1)
+    width = (x.shape[2] - kw) // strides + 1
+    shape = len(x), 1, width, features
+    places = [jnp.broadcast_to(k, shape) for k in dkernel.reshape(-1, 1, 1, features)]
+
+    def row_of(part, places):
+        return sum(map(jnp.multiply, _places(part, kh, kw, strides), places))
+
+    return _by_rows(row_of, x, places, strides, kh, most=1, unroll=4)
+
+
+def _dense_tangent(x, dkernel, strides, pads):
+    """A matrix product for each row of the kernel, with the places of the row side by side.
+
+    The gradient's product then has `dy` `kw` times, shifted along the width: XLA's products are
+    faster the wider they are. Strides would leave most of it unused, so there each place has its
+    own product.
+    """
+    kh, kw, width, features = dkernel.shape
+    x, dtype = _pad(x, pads), x.dtype
+    dkernel = dkernel.astype(jnp.promote_types(dtype, jnp.float32))  # the sum's dtype
+
+    def rows_of(part, kernel):
+        kernel = kernel.astype(dtype)
+        if strides > 1:
+            return sum(map(_product, _places(part, kh, kw, strides), kernel))
+        row = sum(map(_product, _places(part, kh, 1), kernel))
+        right = row.shape[2] - kw + 1
+        places = jnp.split(row, kw, axis=-1)
+        return sum(place[:, :, j : j + right] for j, place in enumerate(places))
+
+    if strides > 1:
+        dkernel = dkernel.reshape(kh * kw, width, features)
+    else:
+        dkernel = dkernel.swapaxes(1, 2).reshape(kh, width, kw * features)
+    return _by_rows(rows_of, x, dkernel, strides, kh, most=8)
 
 
 def _by_rows(rows_of, x, kernel, strides, tall, most, unroll=1):
-    """Makes a map from top to bottom, up to `most` rows at a time by `rows_of(part of x, kernel)`.
+    """Computes a map up to `most` rows at a time, each by `rows_of(part of x, kernel)`.
 
     The transpose sums the parts' gradients of the kernel, each made while the part is in the cache.
     """
@@ -164,145 +223,48 @@ def _by_rows(rows_of, x, kernel, strides, tall, most, unroll=1):
     return lax.scan(add_rows, zeros, rows * jnp.arange(height // rows), unroll=unroll)[0]
 
 
-def _dense_tangent(x, dkernel, strides, pads):
-    """A matrix product for each row of the kernel, whose places are side by side in it.
+def _with_tangent(form, of_kernel):
+    """Returns the form with a tangent of its own: `of_kernel(x, dkernel, strides, pads)`.
 
-    So the gradient's product has `dy` `kw` times, shifted along the width: XLA's are faster the
-    wider they are. Strides would leave most of it unused, so there each place has a product.
+    The kernel's gradient is its transpose. All operations are ordinary ones, so every
+    transformation of JAX applies to them.
     """
-    kh, kw, width, features = dkernel.shape
-    x, dtype = _pad(x, pads), x.dtype
-    right = x.shape[2] - kw + 1
-    dkernel = dkernel.astype(jnp.promote_types(dtype, jnp.float32))  # the sum's dtype
 
-    def rows_of(part, kernel):
-        bottom = part.shape[1] - kh + 1
-        kernel = kernel.astype(dtype)
-        below = [part[:, i : i + bottom : strides] for i in range(kh)]
-        if strides > 1:
-            return sum(
-                _product(row[:, :, j : j + right : strides], kernel[i, j])
-                for i, row in enumerate(below)
-                for j in range(kw)
-            )
-        places = jnp.split(sum(map(_product, below, kernel)), kw, axis=-1)
-        return sum(place[:, :, j : j + right] for j, place in enumerate(places))
+    @partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
+    def conv(x, kernel, strides, pads, groups):
+        return form(x, kernel, strides, pads, groups)
 
-    if strides == 1:
-        dkernel = dkernel.swapaxes(1, 2).reshape(kh, width, kw * features)
-    return _by_rows(rows_of, x, dkernel, strides, kh, most=8)
+    @partial(conv.defjvp, symbolic_zeros=True)
+    def conv_jvp(strides, pads, groups, primals, tangents):
+        (x, kernel), (dx, dkernel) = primals, tangents
+        y = conv(x, kernel, strides, pads, groups)
+        dy = jnp.zeros_like(y)
+        if not isinstance(dkernel, SymbolicZero):
+            dy += of_kernel(x, dkernel, strides, pads)
+        if not isinstance(dx, SymbolicZero):
+            dy += form(dx, kernel, strides, pads, groups)
+        return y, dy
+
+    return conv
 
 
-# Up to three times as fast as XLA's gradient.
-_dense = _with_tangents(_stock, _dense_tangent)
+_dense = _with_tangent(_stock, _dense_tangent)  # up to three times as fast as XLA's gradient
+_shifts = _with_tangent(_sum_of_shifts, _shifts_tangent)
+
+
+def _places(x, kh, kw, strides=1):
+    """Returns what each place of a kernel sees of a padded map, row by row."""
+    bottom, right = x.shape[1] - kh + 1, x.shape[2] - kw + 1
+    return [
+        x[:, i : i + bottom : strides, j : j + right : strides]
+        for i in range(kh)
+        for j in range(kw)
+    ]
 
 
 def _product(x, kernel):
     """`[B, H, W, C]` times `[C, D]`; an einsum would have XLA transpose a map."""
     return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
-
-
-def _matmul(x, kernel, strides, pads, groups):
-    """A 1x1 convolution: a matrix product of the pixels that the strides meet."""
-    return _product(_pad(x, pads)[:, ::strides, ::strides], kernel.reshape(kernel.shape[-2:]))
-
-
-def _sum_of_shifts(x, kernel, strides, pads, groups):
-    """A depthwise convolution: the map's shifts, each times the kernel there."""
-    kh, kw, _, features = kernel.shape
-    x = jnp.repeat(_pad(x, pads), features // groups, axis=-1)
-    bottom, right = x.shape[1] - kh + 1, x.shape[2] - kw + 1
-    return sum(
-        x[:, i : i + bottom : strides, j : j + right : strides] * kernel[i, j, None, None]
-        for i in range(kh)
-        for j in range(kw)
-    )
-
-
-def _shifts_of_kernel(x, dkernel, strides, pads):
-    """Row by row, each place of the kernel as wide as one: its transpose sums that at the end."""
-    kh, kw, _, features = dkernel.shape
-    x = jnp.repeat(_pad(x, pads), features // x.shape[-1], axis=-1)
-    right = x.shape[2] - kw + 1
-    width = (right - 1) // strides + 1
-    places = [[jnp.broadcast_to(k, (len(x), 1, width, features)) for k in row] for row in dkernel]
-
-    def row_of(part, places):
-        return sum(
-            part[:, i : i + 1, j : j + right : strides] * place
-            for i, row in enumerate(places)
-            for j, place in enumerate(row)
-        )
-
-    return _by_rows(row_of, x, places, strides, kh, most=1, unroll=4)
-
-
-def _shifts_of_map(dx, kernel, strides, pads):
-    """The strides come last, so that the transpose pads `dy` once and not for every shift."""
-    kh, kw, _, features = kernel.shape
-    dx = jnp.repeat(_pad(dx, pads), features // dx.shape[-1], axis=-1)
-    shifts = [
-        jnp.pad(dx * kernel[i, j, None, None], ((0, 0), (kh - 1 - i, i), (kw - 1 - j, j), (0, 0)))
-        for i in range(kh)
-        for j in range(kw)
-    ]
-    every = lax.optimization_barrier(sum(shifts))  # else XLA would pad each shift all the same
-    bottom, right = dx.shape[1:3]
-    return every[:, kh - 1 : bottom : strides, kw - 1 : right : strides]
-
-
-_shifts = _with_tangents(_sum_of_shifts, _shifts_of_kernel, _shifts_of_map)
-
-
-def _pieces(x, kernel, strides, pads, groups):
-    """A grouped convolution: dense ones side by side."""
-    kernels = _joined(kernel, groups)
-    dense = partial(_cpu_form(kernels[0], 1), strides=strides, pads=pads, groups=1)
-    return jnp.concatenate(list(map(dense, jnp.split(x, len(kernels), axis=-1), kernels)), axis=-1)
-
-
-def _blocks(x, kernel, strides, pads, groups):
-    """A grouped convolution: one batched matrix product of the windows.
-
-    They are made again for the gradient, else a step would keep each map `kh kw` times.
-    """
-    form = partial(_product_of_windows, strides=strides, pads=pads, groups=groups)
-    return jax.checkpoint(form)(x, kernel)
-
-
-def _product_of_windows(x, kernel, strides, pads, groups):
-    features = kernel.shape[-1]
-    kernels = _joined(kernel, groups)
-    x = _pad(x, pads)
-    (pieces, kh, kw), (batch, tall, wide) = kernels.shape[:3], x.shape[:3]
-    x = jnp.moveaxis(x.reshape(batch, tall, wide, pieces, -1), 3, 0)
-    bottom, right = tall - kh + 1, wide - kw + 1
-    shifts = [
-        x[:, :, i : i + bottom : strides, j : j + right : strides]
-        for i in range(kh)
-        for j in range(kw)
-    ]
-    windows = jnp.concatenate(shifts, axis=-1)
-    sides = windows.shape[1:4]
-    y = windows.reshape(pieces, math.prod(sides), -1) @ kernels.reshape(
-        pieces, windows.shape[-1], -1
-    )
-    return jnp.moveaxis(y.reshape(pieces, *sides, -1), 0, 3).reshape(*sides, features)
-
-
-def _joined(kernel, groups):
-    """Returns `[pieces, kh, kw, channels, features / pieces]`, narrow groups joined to 16 channels.
-
-    16 is a vector of the CPU; the products with zeros that joining adds cost less than a loop over
-    less than a vector.
-    """
-    kh, kw, width, features = kernel.shape
-    joined = math.gcd(groups, max(1, 16 // width))
-    pieces = groups // joined
-    own = jnp.eye(joined, dtype=bool).reshape(1, 1, joined, 1, 1, joined, 1)
-    kernel = kernel.reshape(kh, kw, 1, width, pieces, joined, features // groups)
-    kernel = jnp.where(own, kernel, 0).reshape(kh, kw, joined * width, pieces, -1)
-    return jnp.moveaxis(kernel, 3, 0)
 
 
 def _pad(x, pads):

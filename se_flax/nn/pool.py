@@ -13,12 +13,12 @@ from jax import lax
 def max_pool(
     x: jax.Array, window: int = 3, strides: int = 2, padding: int = 0, *, ceil: bool = False
 ) -> jax.Array:
-    """Takes the maximum over square windows: `[B, H, W, C]` to `[B, H', W', C]`, same dtype.
+    """Takes the maximum over square windows of `[B, H, W, C]`.
 
-    `H' = (H + 2 padding - window) // strides + 1`; with `ceil` the division rounds up, so the last
-    window may hang over the lower and right edge, but never starts outside the padded map. Caffe
-    pools so (`padding=0, ceil=True`: 112 to 56), and the released SENets need it
-    (`padding=1` gives the same sizes from windows that lie one pixel to the upper left).
+    `H' = (H + 2 padding - window) // strides + 1`. With `ceil` the division rounds up: the last
+    window may extend past the lower and right edge, but never starts outside the map. That is how
+    Caffe pools and what the released SENets need; `padding=1` gives the same sizes from windows
+    one pixel to the upper left.
 
     >>> import jax.numpy as jnp
     >>> max_pool(jnp.ones((1, 112, 112, 8)), ceil=True).shape
@@ -33,10 +33,8 @@ def max_pool(
         starts_outside = extra and size + 2 * padding + extra - window >= size + padding
         return padding, padding + (extra - strides if starts_outside else extra)
 
-    pads = (sides(x.shape[1]), sides(x.shape[2]))
-    stock, ours = (
-        partial(f, window=window, strides=strides, pads=pads) for f in (_stock, _max_pool)
-    )
+    fields = {'window': window, 'strides': strides, 'pads': (sides(x.shape[1]), sides(x.shape[2]))}
+    stock, ours = (partial(f, **fields) for f in (_stock, _max_pool))
     return lax.platform_dependent(x, cpu=ours, cuda=ours, default=stock)
 
 
@@ -46,17 +44,17 @@ def _stock(x, window, strides, pads):
 
 @partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
 def _max_pool(x, window, strides, pads):
-    """The same, with a gradient that is a sum over the places of a window.
+    """The same with a gradient that sums over the places of a window.
 
-    XLA's own is a scatter: on CPUs it takes 4 times as long, on GPUs it moves four indices a value
-    (`benchmarks/aot_gpu.py`). TPUs have an instruction for it.
+    XLA's own is a scatter, which takes 4 times as long on CPUs and moves four indices per value on
+    GPUs (`benchmarks/aot_gpu.py`). TPUs have an instruction for it.
     """
     return _stock(x, window, strides, pads)
 
 
 @_max_pool.defjvp
 def _max_pool_jvp(window, strides, pads, primals, tangents):
-    """Notes in a byte which is the first place of a window to have its maximum."""
+    """Keeps one byte per window: the first place that holds its maximum."""
     (x,), (dx,) = primals, tangents
     y = _stock(x, window, strides, pads)
     low = jnp.array(-jnp.inf, x.dtype)
@@ -78,26 +76,20 @@ def _max_pool_jvp(window, strides, pads, primals, tangents):
 def avg_pool(
     x: jax.Array, window: int = 3, strides: int = 1, padding: int = 0, *, count_pad: bool = True
 ) -> jax.Array:
-    """Takes the mean over square windows: `[B, H, W, C]` to `[B, H', W', C]`, same dtype.
+    """Takes the mean over square windows of `[B, H, W, C]`; sizes as `max_pool`'s.
 
-    `H' = (H + 2 padding - window) // strides + 1`. The zeros of the padding count as pixels, as in
-    Caffe and by PyTorch's default; without `count_pad` the mean is over the image's pixels alone.
+    Padding counts as pixels, as in Caffe and by PyTorch's default; without `count_pad` it does not.
     """
-    pool = partial(
-        nn.avg_pool,
-        window_shape=(window, window),
-        strides=(strides, strides),
-        padding=((padding, padding),) * 2,
-    )
-    # Not flax's count_include_pad=False, whose float32 counts make float32 maps of bfloat16 ones.
+    shape, step, pads = (window, window), (strides, strides), ((padding, padding),) * 2
+    pool = partial(nn.avg_pool, window_shape=shape, strides=step, padding=pads)
+    # Not Flax's count_include_pad=False, whose float32 counts turn bfloat16 maps into float32.
     return pool(x) if count_pad else pool(x) / pool(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
 
 
 def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:
-    """Averages any map into `size` x `size` cells: `[B, H, W, C]` to `[B, size, size, C]`.
+    """Averages `[B, H, W, C]` into `[B, size, size, C]`, as PyTorch's AdaptiveAvgPool2d does.
 
-    Cell i is the mean of rows `floor(i H / size)` up to, not with, `ceil((i + 1) H / size)`:
-    PyTorch's AdaptiveAvgPool2d, so overlapping cells for a smaller map, and x itself at the size.
+    Cell i is the mean of rows `floor(i H / size)` to `ceil((i + 1) H / size) - 1`.
     """
 
     def cells(n):  # [size, n], each row a mean

@@ -8,10 +8,10 @@ from jax import lax
 
 @jax.custom_jvp
 def relu_of_sum(x: jax.Array) -> jax.Array:
-    """Returns `max(x, 0)`, same shape and dtype, for an x that is a sum of maps.
+    """Returns `nn.relu(x)` for an x that is a sum of maps.
 
-    The derivative is Linen's, 0 at 0, but told from the result. That is kept for the next layer
-    anyway, while XLA would read both maps again to know where their sum was positive.
+    The derivative is the same, but computed from the result, which is kept for the next layer
+    anyway; XLA would read both maps again to find where their sum was positive.
     """
     return nn.relu(x)
 
@@ -19,5 +19,5 @@ def relu_of_sum(x: jax.Array) -> jax.Array:
 @relu_of_sum.defjvp
 def _relu_of_sum_jvp(primals, tangents):
     y = relu_of_sum(*primals)
-    # Behind the barrier `y > 0` is not simplified to `x > 0`.
+    # The barrier keeps XLA from simplifying `y > 0` to `x > 0`.
     return y, jnp.where(lax.optimization_barrier(y) > 0, *tangents, 0)

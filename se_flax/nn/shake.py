@@ -10,21 +10,11 @@ BACKWARD = ('shake', 'even')
 
 
 def shake(a: jax.Array, b: jax.Array, key: jax.Array | None, backward: str = 'shake') -> jax.Array:
-    """Mixes two maps with a random share for each image (arXiv 1705.07485).
+    """Mixes two `[B, H, W, C]` maps with random weights per image (arXiv 1705.07485).
 
-    Forward `alpha a + (1 - alpha) b`, with alpha uniform in [0, 1). The gradient passes as if the
-    shares had been `beta` and `1 - beta`: another draw ('shake'), or one half ('even').
-
-    Args:
-        a, b: `[B, H, W, C]`.
-        key: a PRNG key; None, in evaluation, gives the mean of a and b.
-        backward: 'shake' or 'even'.
-
-    Returns:
-        `[B, H, W, C]` in the dtype of a and b.
-
-    Raises:
-        UserError: for another `backward`.
+    Returns `alpha a + (1 - alpha) b` with alpha uniform in [0, 1), or the mean if `key` is None, as
+    in evaluation. The gradient uses beta instead, which is another draw with `backward='shake'` and
+    one half with 'even'; raises UserError for any other value.
     """
     check_known('backward', backward, BACKWARD)
     if key is None:

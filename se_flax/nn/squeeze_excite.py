@@ -12,7 +12,7 @@ from se_flax.errors import UserError, check_known
 from se_flax.nn.batch_norm import Affine
 from se_flax.nn.conv import he_normal
 
-# Another entry is another choice of the block's field of that name.
+# The choices of the block's fields; users may add their own.
 SQUEEZE: dict[str | None, Callable[[jax.Array], jax.Array]] = {
     'mean': lambda x: x.mean((-3, -2), keepdims=True),
     'max': lambda x: x.max((-3, -2), keepdims=True),
@@ -26,10 +26,9 @@ EXCITE: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def hidden_width(channels: int, reduction: int, multiple: int) -> int:
-    """Width between the two layers: `channels // reduction`, or rounded to a multiple.
+    """Returns `channels // reduction`, or with `multiple` > 1 timm's `make_divisible` of it.
 
-    Rounding is timm's `make_divisible`: to the nearest multiple, at least one, and one more where
-    that would lose over 10 %.
+    That is the nearest multiple, at least one, and the next one if that would lose over 10 %.
 
     >>> hidden_width(608, 16, 1), hidden_width(64, 16, 8), hidden_width(256, 16, 8)
     (38, 8, 16)
@@ -46,17 +45,17 @@ class SqueezeExcite(nn.Module):
 
     `y = x * excite(W2 relu(W1 squeeze(x) + b1) + b2)`, arXiv 1709.01507, equations 2 to 4.
 
-    Takes `[..., H, W, C]` of any float dtype, returns the same shape and dtype; with a squeeze an
-    `Affine` of an `Affine`. The gates, `[..., 1, 1, C]` in float32 or wider (without a squeeze
-    `[..., H, W, C]` in x's dtype), are sown as `intermediates/gate`.
-    Raises UserError for an unknown switch and for a reduction that leaves no hidden channel.
+    Takes `[..., H, W, C]` of any float dtype, returns the same shape and dtype; an `Affine` stays
+    one unless `squeeze` is None. The gates, `[..., 1, 1, C]` in float32 or wider (without a squeeze
+    `[..., H, W, C]` in x's dtype), are sown as `intermediates/gate`. Raises UserError for an
+    unknown choice and for a reduction that leaves no hidden channel.
 
     Attributes:
         reduction: r; the hidden width is `C // r` (Table 10).
-        squeeze: 'mean', 'max' (Table 11) or None, a gate for each position (Table 16).
+        squeeze: 'mean', 'max' (Table 11) or None, which gates each position (Table 16).
         excite: 'sigmoid', 'tanh' or 'relu' (Table 12).
         use_bias: b1 and b2; the released networks have them, the ablations do not.
-        hidden_multiple: rounds the hidden width to a multiple; timm's networks have 8.
+        hidden_multiple: rounds the hidden width to a multiple; 8 in timm's networks.
 
     >>> import jax, jax.numpy as jnp
     >>> variables = SqueezeExcite().init(jax.random.key(0), jnp.ones((2, 7, 7, 64)))
@@ -79,7 +78,7 @@ class SqueezeExcite(nn.Module):
         check_known('squeeze', self.squeeze, SQUEEZE)
         check_known('excite', self.excite, EXCITE)
         if isinstance(x, Affine) and self.squeeze is None:
-            x = x.map()  # its gates are a map themselves
+            x = x.map()
         lazy = isinstance(x, Affine)
         channels = x.shape[-1]
         if not 1 <= self.reduction <= channels:
@@ -87,16 +86,11 @@ class SqueezeExcite(nn.Module):
                 f'reduction={self.reduction} must lie between 1 and the {channels} channels; '
                 f'take {min(max(self.reduction, 1), channels)}'
             )
-        # Gates are [B, C], so float32 is free; NoSqueeze's are maps and stay as x is.
+        # Gates are [B, C], so float32 is free; without a squeeze they are maps in x's dtype.
         wide = jnp.promote_types(x.dtype, jnp.float32)
         dtype = x.dtype if self.squeeze is None else wide
-        dense = partial(
-            nn.Dense,
-            use_bias=self.use_bias,
-            dtype=dtype,
-            param_dtype=wide,
-            kernel_init=he_normal,
-        )
+        layer = {'dtype': dtype, 'param_dtype': wide, 'kernel_init': he_normal}
+        dense = partial(nn.Dense, use_bias=self.use_bias, **layer)
         hidden = hidden_width(channels, self.reduction, self.hidden_multiple)
         if lazy and self.squeeze == 'mean':
             z = x.mean

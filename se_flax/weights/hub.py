@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from se_flax.errors import MissingError, UserError, check_known, extra_needed
-from se_flax.models.timm_names import ARCHITECTURES
+from se_flax.models import timm_architectures
 from se_flax.weights.adapt import adapt
 from se_flax.weights.files import read_bytes
 from se_flax.weights.info import Preprocessing, WeightsInfo, parse_preprocessing
@@ -15,6 +15,7 @@ from se_flax.weights.safetensors_file import read_safetensors
 from se_flax.weights.state_dict import read_state_dict
 
 OWNER = 'timm'  # an id is OWNER/ARCHITECTURE.TAG
+ARCHITECTURES = timm_architectures()
 EXAMPLES = (
     'timm/legacy_senet154.in1k',
     'timm/legacy_seresnet50.in1k',

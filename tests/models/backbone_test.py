@@ -173,11 +173,11 @@ def test_an_equal_network_is_not_traced_again():
         ({'stage_sizes': (3, 4, 0, 3)}, 'size in stage_sizes=0 must be at least 1'),
         ({'stage_sizes': 3}, 'stage_sizes=3 must be a sequence'),
         ({'se_stages': (6,)}, 'unknown stage in se_stages 6: one of 2, 3, 4, 5'),
-        ({'placement': 'after'}, "unknown placement 'after'"),
-        ({'stem': 'patch'}, "unknown stem 'patch'"),
+        ({'placement': 'prior'}, "unknown placement 'prior': did you mean pre"),
+        ({'stem': 'tiny'}, "unknown stem 'tiny': one of imagenet, deep, cifar"),
         ({'stem_strides': 3}, 'unknown stem_strides 3: one of None, 1, 2, 4'),
-        ({'pool': 'mean'}, "unknown pool 'mean'"),
-        ({'stride_in': '2x2'}, "unknown stride_in '2x2'"),
+        ({'pool': 'pad'}, "unknown pool 'pad': did you mean padded"),
+        ({'stride_in': '7x7'}, "unknown stride_in '7x7': .*1x1"),
     ],
 )
 def test_fields_that_no_network_can_have_are_refused_at_once(fields, message):

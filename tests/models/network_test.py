@@ -1,5 +1,6 @@
 """What holds for every network, whatever its family."""
 
+import pydoc
 import re
 from functools import cache, partial
 
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 from jax.extend.core import ClosedJaxpr, Literal
 
+import se_flax
 from se_flax.errors import UserError
 from se_flax.models import create_model, list_models, model_info
-from se_flax.models.residual import PLACEMENTS
+from se_flax.models.network import PLACEMENTS
 from se_flax.training.optimizer import decays
 
 # One small or shallow member a family. The full ones are counted in counts.csv.
@@ -75,10 +77,16 @@ def without_se(names):
 
 
 def plain_twin(name):
-    """'se_x' to 'x', 'timm_sex' to 'timm_x'; None where there is no plain one."""
+    """'se_x' to 'x', 'timm_sex' to 'timm_x'; None if there is no plain one."""
     trunks = {'senet154': 'senet154_trunk'}
     twin = trunks.get(name, re.sub(r'^(timm_)?se_?(?=\w)', r'\1', name))
     return twin if twin in list_models() and twin != name else None
+
+
+def test_help_lists_the_functions_that_make_networks():
+    text = pydoc.plain(pydoc.render_doc(se_flax))
+    for name in ('create_model', 'fold_batch_norm', 'list_models', 'model_info'):
+        assert f'\n    {name}(' in text
 
 
 # Sections 1.3 and 2 of the fact sheet, from prototxts, timm and pytorchcv.
@@ -222,7 +230,7 @@ def test_bn_inception_wants_multiples_of_32():
 
 @pytest.mark.parametrize('name', FAMILIES)
 def test_wrong_images_are_refused(name):
-    with pytest.raises(UserError, match='normalize them'):
+    with pytest.raises(UserError, match='to a float dtype first'):
         jax.eval_shape(family(name).init, jax.random.key(0), image(96, jnp.uint8))
 
 
@@ -271,14 +279,14 @@ def random_variables(model, size):
         if path[-1].key == 'kernel':
             fan_in = np.prod(shape.shape[:-1])
             return rng.normal(0, np.sqrt(1 / fan_in), shape.shape)
-        centre = 1.0 if path[-1].key in ('scale', 'var') else 0.0
-        return rng.normal(centre, 0.1, shape.shape)
+        center = 1.0 if path[-1].key in ('scale', 'var') else 0.0
+        return rng.normal(center, 0.1, shape.shape)
 
     tree = jax.eval_shape(model.init, jax.random.key(0), image(size))
     return jax.tree_util.tree_map_with_path(leaf, tree)
 
 
-GATED = ('se_bn_inception', 'se_mobilenet', 'se_shufflenet', 'se_preact_resnet164')
+GATED = ('se_resnet50', 'se_bn_inception', 'se_mobilenet', 'se_shufflenet', 'se_preact_resnet164')
 
 
 @pytest.mark.parametrize('name', [*GATED, 'se_shake_shake26_2x96d', 'se_inception_resnet_v2'])
@@ -312,7 +320,7 @@ def test_open_gates_make_the_plain_network(name):
 
 
 def distribution(x, fan_in):
-    """Names what an initialiser drew: a constant, or normal of a standard deviation."""
+    """Names the distribution of initial values: a constant, or normal with a standard deviation."""
     x = np.asarray(x, np.float64).ravel()
     if (x == x[0]).all():
         return f'{x[0]:g}'

@@ -8,7 +8,7 @@ import pytest
 from se_flax.errors import UserError
 from se_flax.models import create_model, model_info
 from se_flax.models.complexity import count
-from se_flax.models.residual import PLACEMENTS
+from se_flax.models.network import PLACEMENTS
 from se_flax.nn import SqueezeExcite
 
 small = partial(create_model, 'se_resnet50', 10, stage_sizes=(1, 1, 1, 1), width=16)
@@ -72,23 +72,6 @@ def forward(model, variables=None, images=IMAGES, **kwargs):
     return variables, jax.jit(partial(model.apply, **kwargs))(variables, images)
 
 
-def test_saturated_se_equals_the_plain_twin():
-    """W2 = 0 and a large b2 make each gate 1."""
-    with jax.enable_x64(True):
-        model, images = small(dtype=jnp.float64), IMAGES.astype(float)
-        variables, _ = forward(model, images=images)
-        plain = {}
-        for block, layers in variables['params'].items():
-            if 'se' in layers:
-                layers['se']['expand']['kernel'] *= 0
-                layers['se']['expand']['bias'] += 50.0
-            plain[block] = {k: v for k, v in layers.items() if k != 'se'}
-        _, got = forward(model, variables, images)
-        plain = {**variables, 'params': plain}
-        _, want = forward(small(se=None, dtype=jnp.float64), plain, images)
-    np.testing.assert_allclose(got, want, rtol=0, atol=1e-10 * np.abs(want).max())
-
-
 def numpy_unit(params, x, placement):
     """A stride-1 bottleneck of 1x1 maps, BatchNorm an identity: five equations of Figure 5."""
 
@@ -115,14 +98,13 @@ def test_placements_are_figure_5(placement):
     from se_flax.nn import BatchNorm, Conv
 
     x = np.random.default_rng(0).normal(size=(4, 1, 1, 64))
+    conv = partial(Conv, dtype=jnp.float64)
     norm = partial(BatchNorm, use_running_average=True, epsilon=0, dtype=jnp.float64)
     with jax.enable_x64(True):
         unit = Bottleneck(
             filters=16,
             strides=1,
-            layers=Layers(partial(Conv, dtype=jnp.float64), norm, norm),
-            se=partial(SqueezeExcite, 4),
-            placement=placement,
+            layers=Layers(conv, norm, norm, partial(SqueezeExcite, 4), placement),
             stride_in='1x1',
             groups=1,
             group_width=64,
@@ -177,7 +159,6 @@ def test_bfloat16_maps_give_float32_logits_near_float32():
     [
         (np.zeros((1, 32, 32, 1), 'f'), r'\(1, 32, 32, 1\); this network takes \[B, H, W, 3\]'),
         (np.zeros((32, 32, 3), 'f'), 'this network takes'),
-        (np.zeros((1, 32, 32, 3), 'u1'), 'images are uint8; normalize them'),
     ],
 )
 def test_wrong_images_are_refused(images, message):
@@ -191,13 +172,8 @@ def test_wrong_images_are_refused(images, message):
         ('seresnet50', {}, "timm's seresnet50 is timm_seresnet50 here"),
         ('se_resnet50', {'reduction': 8}, "unknown field of se_resnet50 'reduction'"),
         ('se_resnet50', {'se': {'reductions': 8}}, 'did you mean reduction'),
-        ('se_resnet50', {'placement': 'prior'}, 'did you mean pre'),
-        ('se_resnet50', {'se_stages': (6,)}, 'unknown stage in se_stages 6'),
-        ('se_resnet50', {'stem': 'tiny'}, 'one of imagenet, deep, cifar'),
-        ('se_resnet50', {'pool': 'pad'}, 'did you mean padded'),
-        ('se_resnet50', {'stride_in': '7x7'}, '1x1'),
     ],
 )
 def test_wrong_names_get_the_nearest_ones(name, fields, message):
     with pytest.raises(UserError, match=message):
-        jax.eval_shape(create_model(name, **fields).init, jax.random.key(0), IMAGES)
+        create_model(name, **fields)

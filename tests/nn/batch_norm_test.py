@@ -42,7 +42,7 @@ def test_group_of_the_whole_batch_equals_linen(group_size):
             jax.tree.map(close, got, want)
 
 
-def test_each_group_is_normalised_by_its_own_statistics():
+def test_each_group_is_normalized_by_its_own_statistics():
     with jax.enable_x64(True):
         x = np.random.default_rng(0).normal(2, 3, size=(12, 3, 5, 4))
         x[4:8] *= 7  # groups that differ

@@ -18,4 +18,4 @@ def test_value_and_derivatives_are_linens():
 def test_what_is_not_a_number_stays_so():
     y, dy = jax.value_and_grad(lambda x: relu_of_sum(x) * 2)(jnp.nan)
     assert np.isnan(y)
-    assert not dy  # as Linen's: it is the loss that tells
+    assert not dy  # as Linen's; the loss is not finite in any case

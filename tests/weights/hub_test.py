@@ -9,10 +9,10 @@ from huggingface_hub import constants
 
 from se_flax import cli
 from se_flax.errors import MissingError, UserError
-from se_flax.models import create_model, list_models
-from se_flax.models.timm_names import ARCHITECTURES
+from se_flax.models import create_model, list_models, timm_architectures
 from se_flax.weights import convert, from_hub, read_info
 
+ARCHITECTURES = timm_architectures()
 ID = 'timm/legacy_seresnet18.in1k'
 CONFIG = {
     'architecture': 'legacy_seresnet18',

@@ -172,7 +172,7 @@ def _fields(info: 'WeightsInfo') -> dict[str, Any]:
 
 def _known(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Returns what OF_WEIGHTS are by the weights of a config, for its channels if adapted."""
-    from se_flax.weights.adapt import for_channels
+    from se_flax.weights import for_channels
 
     info = read_weights_info(config)
     view = info.preprocessing

@@ -1,10 +1,8 @@
 """Reads the authors' released Caffe models, `.caffemodel` files."""
 
-import csv
 import importlib.resources
 import math
 import pathlib
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -13,19 +11,19 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message, message_fa
 
 from se_flax.errors import UserError, check_known
 from se_flax.models import create_model
-from se_flax.models.variables import misfits, variable_shapes
 from se_flax.weights.files import foreign, read_bytes
-from se_flax.weights.fill import FIRST, fill
 from se_flax.weights.info import WeightsInfo
-from se_flax.weights.names import CAFFE_NAMINGS, Naming
-from se_flax.weights.state_dict import Entry, place
+from se_flax.weights.names import CAFFE_NAMINGS
+from se_flax.weights.state_dict import fill_network
 
 MODELS = (
     *('se_resnet50', 'se_resnet101', 'se_resnet152', 'se_resnext50_32x4d', 'se_resnext101_32x4d'),
     *('senet154', 'se_bn_inception'),
 )
-# The fields of caffe.proto that hold weights. Numbers are packed, on the wire as bytes are: read
-# as bytes they need not become Python floats.
+FIRST = ('conv1/7x7_s2', 'conv1_1/3x3_s2')
+HEAD = 'classifier'
+# The fields of caffe.proto that hold weights. Numbers are packed, which on the wire is the same as
+# bytes: read as bytes they need not become Python floats.
 MESSAGES = {
     'BlobShape': ['repeated int64 dim = 1'],
     'BlobProto': [
@@ -35,67 +33,49 @@ MESSAGES = {
         *('optional int32 num = 1', 'optional int32 channels = 2'),
         *('optional int32 height = 3', 'optional int32 width = 4'),
     ],
-    'LayerParameter': [
-        *('optional string name = 1', 'optional string type = 2', 'repeated BlobProto blobs = 7'),
-    ],
+    'LayerParameter': ['optional string name = 1', 'repeated BlobProto blobs = 7'],
     # `layers` are those of files before 2015.
     'NetParameter': ['repeated LayerParameter layer = 100', 'repeated bytes layers = 2'],
 }
 
 
 def read_caffe(name: str, path: str | pathlib.Path) -> tuple[WeightsInfo, dict[str, Any]]:
-    """Returns the variables of a released network, and what they are.
-
-    The first convolution is turned from BGR to RGB, and the head of 1000 classes is sorted from
-    the order of ILSVRC's development kit into the usual one. Raises as `from_caffe` does.
-    """
+    """Returns the variables, and what they are; raises as `from_caffe` does."""
     check_known('released Caffe model', name, MODELS)
-    path = pathlib.Path(path)
-    blobs = read_caffemodel(path)
-    head = blobs.get('classifier')
-    if not head or head[0].ndim != 2:
-        raise UserError(f'{path} has no matrix of a layer classifier')
-    model = create_model(name, len(head[0]))
-    shapes = variable_shapes(model)
-    naming = next(naming for naming in CAFFE_NAMINGS if naming.network is type(model))
-    tensors = [place(naming, shapes, entry) for entry in _entries(naming, blobs)]
-    if wrong := misfits(shapes, tensors):
-        raise UserError(f'{path} does not fit {name}: {wrong}')
-    return WeightsInfo(name, len(head[0]), 'caffe', naming.preprocessing), fill(tensors)
+    network = type(create_model(name))
+    naming = next(naming for naming in CAFFE_NAMINGS if naming.network is network)
+    arrays: dict[str, np.ndarray] = {}
+    for layer, blobs in read_caffemodel(pathlib.Path(path)).items():
+        arrays |= _as_pytorch(layer, blobs)
+    try:
+        return fill_network(name, naming, arrays, {})
+    except UserError as error:
+        raise UserError(f'{path}: {error}') from None
 
 
-def _entries(naming: Naming, blobs: dict[str, list[np.ndarray]]) -> Iterator[Entry]:
-    """Yields the blobs as PyTorch has them, but for the names."""
-    in_order = len(blobs['classifier'][0]) == len(class_order())
-    for layer, arrays in blobs.items():
-        leaves = ['weight', 'bias']
-        if layer.endswith('/bn'):
-            leaves, arrays = ['running_mean', 'running_var'], _unscaled(layer, arrays)
-        for i, array in enumerate(arrays):
-            if layer == 'classifier' and in_order and len(array) == len(class_order()):
-                array = array[class_order()]
-            if array.ndim == 4 and not {*FIRST}.isdisjoint(naming.paths(layer)):
-                array = array[:, ::-1]
-            leaf = leaves[i] if i < len(leaves) else ''
-            yield Entry(f'{layer}[{i}]', layer.removesuffix('/scale'), leaf, array)
-
-
-def _unscaled(layer: str, blobs: list[np.ndarray]) -> list[np.ndarray]:
-    """Mean and variance of a BatchNorm: Caffe keeps their sums and the factor that divides."""
-    if len(blobs) != 3 or blobs[2].size != 1:
-        raise UserError(f'{layer} needs mean, variance and factor, it has {len(blobs)} blobs')
-    factor = blobs[2].item()
-    with np.errstate(all='ignore'):  # `fill` refuses what is not finite then
-        return [blob / factor if factor else np.zeros_like(blob) for blob in blobs[:2]]
+def _as_pytorch(layer: str, blobs: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the blobs as PyTorch has them: BatchNorm's statistics, RGB, the usual classes."""
+    leaves = ['weight', 'bias', *map(str, range(2, len(blobs)))]
+    if layer.endswith('/bn'):  # sums of means and variances, and the factor that divides them
+        leaves = ['running_mean', 'running_var']
+        if len(blobs) != 3 or blobs[2].size != 1:
+            raise UserError(f'{layer} needs mean, variance and factor, it has {len(blobs)} blobs')
+        factor = blobs[2].item()
+        with np.errstate(all='ignore'):  # `fill` refuses what is not finite then
+            blobs = [blob / factor if factor else np.zeros_like(blob) for blob in blobs[:2]]
+    elif layer in FIRST and blobs[0].shape[1:2] == (3,):
+        blobs = [blobs[0][:, ::-1], *blobs[1:]]  # Caffe's images are BGR
+    elif layer == HEAD and all(blob.shape[:1] == class_order().shape for blob in blobs):
+        blobs = [blob[class_order()] for blob in blobs]
+    return {f'{layer}.{leaf}': blob for leaf, blob in zip(leaves, blobs, strict=False)}
 
 
 @cache
 def class_order() -> np.ndarray:
     """Returns Caffe's index of each of the 1000 classes in their usual order, `[1000]` integers."""
-    table = importlib.resources.files('se_flax.weights').joinpath('caffe_classes.csv')
-    rows = csv.DictReader(table.read_text().split())
-    usual = {int(row['imagenet_index']): int(row['caffe_index']) for row in rows}
-    return np.array([usual[i] for i in range(len(usual))])
+    with importlib.resources.files('se_flax.weights').joinpath('caffe_classes.csv').open() as file:
+        theirs, usual = np.loadtxt(file, int, delimiter=',', skiprows=1, unpack=True)
+    return theirs[usual.argsort()]
 
 
 @cache

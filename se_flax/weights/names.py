@@ -99,6 +99,12 @@ def _each(units: Mapping[str, str], parts: Mapping[str, str]) -> dict[str, str]:
     return {f'{u}.{p}': f'{unit}/{part}' for u, unit in units.items() for p, part in parts.items()}
 
 
+def _with_norms(convs: Mapping[str, str]) -> dict[str, str]:
+    """Adds Caffe's two layers of the BatchNorm behind each convolution."""
+    norms = {f'{conv}/bn': norm_of(path) for conv, path in convs.items()}
+    return {**convs, **norms, **{f'{bn}/scale': path for bn, path in norms.items()}}
+
+
 # ResNet
 _LAYERS = {
     'layer{s}.{i}.{kind}{k}': 'stage{s+1}_block{i+1}/{kind}{k}',
@@ -246,14 +252,14 @@ PCV_MOBILENET = {
 
 _PADDED = {'pool': 'padded', 'extra_relu': False}
 _TORCHVISION = _PADDED | {'stride_in': '3x3'}
-_CADENE = {'pool': 'caffe', 'extra_relu': True, 'stride_in': '1x1'}
+_CAFFE = {'pool': 'caffe', 'extra_relu': True, 'stride_in': '1x1'}
 # pytorchcv's Shake-Shake and ShuffleNet are left out, as they compute something else with the same
 # parameters: shortcuts take the sum after the ReLU, and branch and shortcut are concatenated in
 # the other order.
 NAMINGS = (
     Naming('torchvision', ResNet, TORCHVISION_RESNET, traits=_TORCHVISION),
     Naming('timm', ResNet, TIMM_RESNET, BICUBIC, _TORCHVISION),
-    Naming('cadene', ResNet, CADENE_RESNET, traits=_CADENE),
+    Naming('cadene', ResNet, CADENE_RESNET, traits=_CAFFE),
     Naming('pytorchcv', ResNet, PCV_RESNET, traits=_PADDED),
     Naming('pytorchcv', PreActResNet, PCV_PREACT, traits={'stride_in': '3x3'}),
     Naming('pytorchcv', BNInception, PCV_BN_INCEPTION),
@@ -264,8 +270,7 @@ NAMINGS = (
     Naming('pytorchcv', VGG, PCV_VGG),
     Naming('pytorchcv', MobileNet, PCV_MOBILENET),
 )
-CAFFE_NAMINGS = tuple(
-    # A convolution's BatchNorm has its name with /bn behind.
-    Naming('caffe', network, convs | {f'{c}/bn': norm_of(convs[c]) for c in convs}, CAFFE)
-    for network, convs in ((ResNet, CAFFE_RESNET), (BNInception, CAFFE_BN_INCEPTION))
+CAFFE_NAMINGS = (
+    Naming('caffe', ResNet, _with_norms(CAFFE_RESNET), CAFFE, _CAFFE),
+    Naming('caffe', BNInception, _with_norms(CAFFE_BN_INCEPTION), CAFFE),
 )

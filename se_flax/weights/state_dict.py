@@ -4,7 +4,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -22,61 +22,68 @@ LEAVES = {
     'running_mean': ('batch_stats/{}/mean',),
     'running_var': ('batch_stats/{}/var',),
 }
-MAX_DEPTH = 8  # of dicts and prefixes: searching what a hostile file has takes hours
+MAX_DEPTH = 8  # of dicts and prefixes: searching all that a hostile file has takes hours
 SMALLEST = 4  # known modules of a network; a layer or two may look like those of another one
 logger = logging.getLogger(__name__)
-
-
-class Entry(NamedTuple):
-    """An array of a state dict by its key there, which names a module and a leaf of it."""
-
-    key: str
-    module: str
-    leaf: str
-    array: np.ndarray
 
 
 def read_state_dict(
     name: str, state_dict: Mapping[str, Any], fields: Mapping[str, Any], key: str | None = None
 ) -> tuple[WeightsInfo, dict[str, Any]]:
     """Returns the variables, and what they are by their lineage; raises as `from_torch` does."""
-    fields = without_lists(fields)
-    network = type(create_model(name, **fields))
-    entries = read_entries(state_dict, key)
-    naming = detect(name, network, entries)
-    heads = _arrays_of(naming, entries, 'bias', {'head'}, ndim=1)
+    network = type(create_model(name, **without_lists(fields)))
+    arrays = to_arrays(state_dict, key)
+    return fill_network(name, detect(name, network, arrays), arrays, fields)
+
+
+def fill_network(
+    name: str, naming: Naming, arrays: Mapping[str, np.ndarray], fields: Mapping[str, Any]
+) -> tuple[WeightsInfo, dict[str, Any]]:
+    """Returns the variables of a network from arrays by their names in a code base."""
+    heads = _arrays_of(naming, arrays, 'bias', {'head'}, ndim=1)
     if not heads:
         raise UserError("the state dict has no head: no names of the last layer's weight and bias")
-    kernels = _arrays_of(naming, entries, 'weight', FIRST, ndim=4)
+    kernels = _arrays_of(naming, arrays, 'weight', FIRST, ndim=4)
+    fields = without_lists(fields)
     if kernels and kernels[0].shape[1] != 3:
-        fields = {**fields, 'in_channels': kernels[0].shape[1]}
+        fields['in_channels'] = kernels[0].shape[1]
     model = create_model(name, heads[0].size, **fields)
-    tensors, wrong = place_all(naming, model, entries)
+    tensors, wrong = place(naming, model, arrays)
     if wrong:
-        fitting = _fitting(naming, model, entries)
+        fitting = _fitting(naming, model, arrays)
         hint = f'; they fit {" or ".join(fitting)}' if fitting else ''
         raise UserError(f"{naming.lineage}'s weights do not fit {name}: {wrong}{hint}")
     small = model_info(name).input_size == CIFAR.image_size
     view = for_channels(CIFAR if small else naming.preprocessing, model.in_channels)
-    return WeightsInfo(name, heads[0].size, naming.lineage, view, fields), fill(tensors)
+    return WeightsInfo(name, model.num_classes, naming.lineage, view, fields), fill(tensors)
 
 
-def read_entries(state_dict: Mapping[str, Any], key: str | None) -> list[Entry]:
-    """Returns the arrays of the state dict that `key` chooses in a checkpoint."""
+def _arrays_of(
+    naming: Naming, arrays: Mapping[str, np.ndarray], leaf: str, paths: Collection[str], ndim: int
+) -> list[np.ndarray]:
+    return [
+        array
+        for key, array in arrays.items()
+        if key.endswith(f'.{leaf}') and array.ndim == ndim and array.size
+        if any(path in paths for path in naming.paths(_module(key)))
+    ]
+
+
+def _module(key: str) -> str:
+    return key.rpartition('.')[0]
+
+
+def to_arrays(state_dict: Mapping[str, Any], key: str | None = None) -> dict[str, np.ndarray]:
+    """Returns the arrays of the state dict that `find_state_dict` finds."""
     if not isinstance(state_dict, Mapping):
         raise UserError(f'a state dict maps names to tensors, not a {type(state_dict).__name__}')
     if odd := [key for key in state_dict if not isinstance(key, str)]:
         raise UserError(f'a state dict maps names to tensors, not the key {odd[0]!r}')
-    return [
-        Entry(name, *_split(name), _array(name, value))
+    return {
+        name: _array(name, value)
         for name, value in find_state_dict(state_dict, key).items()
-        if _split(name)[1] != 'num_batches_tracked'  # a counter that nothing here needs
-    ]
-
-
-def _split(key: str) -> tuple[str, str]:
-    module, _, leaf = key.rpartition('.')
-    return module, leaf
+        if name.rpartition('.')[2] != 'num_batches_tracked'  # a counter that nothing here needs
+    }
 
 
 def _array(key: str, value: Any) -> np.ndarray:
@@ -97,12 +104,11 @@ def _array(key: str, value: Any) -> np.ndarray:
 def find_state_dict(checkpoint: Mapping[str, Any], key: str | None = None) -> dict[str, Any]:
     """Returns the tensors of the state dict in a checkpoint, by their names in it.
 
-    A nested dict and a prefix of names count as the same: `{'model': {'module.fc.bias': ...}}` has
-    the state dict `model.module`. A prefix of names that are known with it stays. What was taken
-    and what was left out is logged. Without any state dict, everything is returned.
+    A nested dict and a prefix of names are the same: `{'model': {'module.fc.bias': ...}}` has the
+    state dict `model.module`. `key` chooses one of several, by its prefix or the beginning of it.
+    What was taken and what was left out is logged. Without any state dict, everything is returned.
 
-    `key` is the state dict, or what contains it, if there are several; UserError unless it chooses
-    one.
+    Raises UserError if there are several and `key` does not choose one.
     """
     values = _flatten(checkpoint)
     tensors = {name for name, value in values.items() if hasattr(value, 'shape')}
@@ -115,23 +121,19 @@ def find_state_dict(checkpoint: Mapping[str, Any], key: str | None = None) -> di
         other = f'; left out {len(rest)} others: {", ".join(rest[:3])}{more}' if rest else ''
         logger.warning('took the %d tensors under %r%s', len(taken), chosen, other)
     prefix = chosen and f'{chosen}.'
-
-    def is_wrong(name: str) -> bool:
-        """A weight that is not a tensor is a mistake, not something beside the state dict."""
-        module = _split(name.removeprefix(prefix))[0]
-        return name not in tensors and name.startswith(prefix) and _known({module}) > 0
-
-    return {
-        name.removeprefix(prefix): value
-        for name, value in values.items()
-        if name in taken or is_wrong(name)
+    # A weight that is not a tensor is a mistake, not something beside the state dict.
+    taken |= {
+        name
+        for name in values.keys() - tensors
+        if name.startswith(prefix) and _namings_with(_module(name.removeprefix(prefix)))
     }
+    return {name.removeprefix(prefix): values[name] for name in values if name in taken}
 
 
 def _flatten(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     seen, dicts = {id(checkpoint)}, [('', checkpoint, 0)]
-    for prefix, inner, depth in dicts:  # grows on the way
+    for prefix, inner, depth in dicts:  # which grows
         for key, value in inner.items():
             if not isinstance(key, str):
                 continue  # such as the numbers of an optimizer's parameters
@@ -149,24 +151,24 @@ def _flatten(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 def _state_dicts(tensors: set[str]) -> dict[str, set[str]]:
     """Returns the tensors of each state dict by its prefix; none belongs to two."""
-    modules: dict[str, dict[str, str]] = defaultdict(dict)  # by tensor, under each prefix
+    modules: dict[str, dict[str, str]] = defaultdict(dict)  # of each tensor, under each prefix
     for name in tensors:
         parts = name.split('.')
         for depth in range(min(len(parts), MAX_DEPTH)):
             modules['.'.join(parts[:depth])][name] = '.'.join(parts[depth:-1])
 
-    def count(prefix: str) -> tuple[int, int]:
-        inside = {*modules[prefix].values()}
-        return _known(inside), len(inside)
+    def known(prefix: str) -> int:
+        """Returns how many modules under a prefix one network can have."""
+        return max(_votes(modules[prefix].values()).values(), default=0)
 
     def is_one(prefix: str) -> bool:
-        known, number = count(prefix)
-        return known >= SMALLEST and known > number / 2
+        return known(prefix) >= max(SMALLEST, len({*modules[prefix].values()}) // 2 + 1)
 
     # The largest first, and of equal ones the outermost: names that are known stay as they are.
+    sizes = {prefix: known(prefix) for prefix in modules}
     order = sorted(
-        (prefix for prefix in modules if count(prefix)[0] >= SMALLEST),
-        key=lambda prefix: (-count(prefix)[0], len(prefix), prefix),
+        (prefix for prefix in sizes if sizes[prefix] >= SMALLEST),
+        key=lambda prefix: (-sizes[prefix], len(prefix), prefix),
     )
     found: dict[str, set[str]] = {}
     while (one := next(filter(is_one, order), None)) is not None:
@@ -200,18 +202,13 @@ def _namings_with(module: str) -> tuple[Naming, ...]:
 
 
 def _votes(modules: Iterable[str]) -> Counter[Naming]:
-    """Counts the modules that each naming knows."""
-    return Counter(naming for module in modules for naming in _namings_with(module))
+    """Returns how many of the modules, each counted once, a naming knows."""
+    return Counter(naming for module in {*modules} for naming in _namings_with(module))
 
 
-def _known(modules: Iterable[str]) -> int:
-    """Returns how many of the modules one network can have."""
-    return max(_votes(modules).values(), default=0)
-
-
-def detect(name: str, network: type[Network], entries: Iterable[Entry]) -> Naming:
-    """Returns the naming of the entries; UserError unless one of this class of network fits."""
-    modules = {entry.module for entry in entries}
+def detect(name: str, network: type[Network], names: Iterable[str]) -> Naming:
+    """Returns whose names these are; UserError unless they are those of such a network."""
+    modules = {_module(key) for key in names}
     votes = _votes(modules)
     best = max(NAMINGS, key=votes.__getitem__)
     if votes[best] <= len(modules) / 2:
@@ -221,8 +218,7 @@ def detect(name: str, network: type[Network], entries: Iterable[Entry]) -> Namin
             f'no network here has names such as {", ".join(strange[:3]) or "none"} in '
             f'{", ".join(lineages)}'
         )
-    own = [naming for naming in NAMINGS if naming.network is network]
-    ours = max(own, key=votes.__getitem__, default=None)
+    ours = max((n for n in NAMINGS if n.network is network), key=votes.__getitem__, default=None)
     if ours is None or votes[ours] < 0.9 * votes[best]:  # families share names
         raise UserError(
             f"these are {best.lineage}'s names of a {best.network.__name__}, "
@@ -231,42 +227,29 @@ def detect(name: str, network: type[Network], entries: Iterable[Entry]) -> Namin
     return ours
 
 
-def _arrays_of(
-    naming: Naming, entries: Iterable[Entry], leaf: str, places: Collection[str], ndim: int
-) -> list[np.ndarray]:
-    return [
-        entry.array
-        for entry in entries
-        if entry.leaf == leaf and entry.array.ndim == ndim and entry.array.size
-        if any(path in places for path in naming.paths(entry.module))
-    ]
-
-
-def place_all(naming: Naming, model: Network, entries: Iterable[Entry]) -> tuple[list[Tensor], str]:
-    """Returns the tensors of a network, and what is wrong with them; '' if they fit."""
+def place(
+    naming: Naming, model: Network, arrays: Mapping[str, np.ndarray]
+) -> tuple[list[Tensor], str]:
+    """Returns the arrays with their paths in a network, and what is wrong; '' if they fit."""
     theirs, ours = naming.traits, traits_of(model)
-    if other := [t for t in theirs if t in ours and ours[t] != theirs[t]]:
+    if other := [trait for trait in theirs if theirs[trait] != ours.get(trait, theirs[trait])]:
         theirs, ours = (', '.join(f'{t}={of[t]!r}' for t in other) for of in (theirs, ours))
         return [], f'their network has {theirs}, this one {ours}'
     shapes = variable_shapes(model)
-    tensors = _without_conv_biases(shapes, [place(naming, shapes, entry) for entry in entries])
+    tensors = []
+    for key, array in arrays.items():
+        module, _, leaf = key.rpartition('.')
+        paths = [of.format(path) for path in naming.paths(module) for of in LEAVES.get(leaf, ())]
+        path = next((path for path in paths if path in shapes), paths[0] if paths else None)
+        if path and path.endswith('/kernel'):
+            array = to_kernel(path, array, shapes.get(path, ()))
+        tensors.append(Tensor(key, path, array))
+    tensors = _without_conv_biases(shapes, tensors)
     return tensors, misfits(shapes, tensors)
 
 
-def place(naming: Naming, shapes: Mapping[str, tuple[int, ...]], entry: Entry) -> Tensor:
-    """Returns the array with its path here, in the layout of a kernel if it is one."""
-    leaves = LEAVES.get(entry.leaf, ())
-    paths = [leaf.format(path) for path in naming.paths(entry.module) for leaf in leaves]
-    path = next((path for path in paths if path in shapes), paths[0] if paths else None)
-    if path is None or not path.endswith('/kernel'):
-        return Tensor(entry.key, path, entry.array)
-    return Tensor(entry.key, path, to_kernel(path, entry.array, shapes.get(path, ())))
-
-
-def _without_conv_biases(
-    shapes: Mapping[str, tuple[int, ...]], tensors: list[Tensor]
-) -> list[Tensor]:
-    """Takes biases of convolutions that have none here off the means of the BatchNorms behind."""
+def _without_conv_biases(shapes: Collection[str], tensors: list[Tensor]) -> list[Tensor]:
+    """Subtracts biases of convolutions that have none here from the means of the BatchNorms."""
     by_path = {tensor.path: tensor for tensor in tensors}
     for path, bias in list(by_path.items()):
         if path is None or path in shapes or not path.endswith('/bias'):
@@ -281,9 +264,9 @@ def _without_conv_biases(
     return tensors
 
 
-def _fitting(naming: Naming, other: Network, entries: Iterable[Entry]) -> list[str]:
+def _fitting(naming: Naming, other: Network, arrays: Mapping[str, np.ndarray]) -> list[str]:
     """Returns the names of the networks that these weights can only belong to."""
-    size = sum(entry.array.size for entry in entries if 'running' not in entry.leaf)
+    size = sum(array.size for key, array in arrays.items() if 'running' not in key)
     fitting = []
     for name in list_models():
         model = create_model(name, other.num_classes, in_channels=other.in_channels)
@@ -292,7 +275,7 @@ def _fitting(naming: Naming, other: Network, entries: Iterable[Entry]) -> list[s
         # Tracing all of them would take a minute. A head of other classes is less than half.
         info = model_info(name)
         slack = 1.02 if model.num_classes == info.num_classes else 2
-        fits_in = 1 / slack < size / info.params < slack
-        if fits_in and not place_all(naming, model, entries)[1]:
+        of_this_size = 1 / slack < size / info.params < slack
+        if of_this_size and not place(naming, model, arrays)[1]:
             fitting.append(name)
     return fitting

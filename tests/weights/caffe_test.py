@@ -210,8 +210,8 @@ def test_layers_that_do_not_fit(inception, tmp_path):
     layers['conv1/7x7_s2'] = [np.zeros((64, 3, 5, 5), np.float32)]
     message = (
         r'2 missing \(params/norm2/bias, params/norm2/scale\); '
-        r'1 unexpected \(inception_3a/5x5\[0\]\); '
-        r'1 mis-shaped \(conv1/7x7_s2\[0\] is \[5, 5, 3, 64\], params/conv1/kernel needs'
+        r'1 unexpected \(inception_3a/5x5.weight\); '
+        r'1 mis-shaped \(conv1/7x7_s2.weight is \[5, 5, 3, 64\], params/conv1/kernel needs'
     )
     refuse(tmp_path, caffemodel(layers.items()), message)
 
@@ -219,7 +219,9 @@ def test_layers_that_do_not_fit(inception, tmp_path):
 def test_numbers_that_are_not_finite(inception, tmp_path):
     layers = dict(inception[1])
     layers['conv1/7x7_s2/bn'] = [np.full(64, np.nan, np.float32)] * 2 + [np.ones(1, np.float32)]
-    refuse(tmp_path, caffemodel(layers.items()), r'conv1/7x7_s2/bn\[0\] holds NaN or infinity')
+    refuse(
+        tmp_path, caffemodel(layers.items()), 'conv1/7x7_s2/bn.running_mean holds NaN or infinity'
+    )
 
 
 def test_damaged_and_other_files(tmp_path):
@@ -227,8 +229,8 @@ def test_damaged_and_other_files(tmp_path):
     good = caffemodel([('classifier', head)])
     refuse(tmp_path, good[:-30], 'its protobuf message is damaged')
     refuse(tmp_path, b'', 'it has no layer with weights')
-    refuse(tmp_path, caffemodel([('fc', head)]), 'no matrix of a layer classifier')
-    refuse(tmp_path, caffemodel([('classifier', head[1:])]), 'no matrix of a layer classifier')
+    refuse(tmp_path, caffemodel([('fc', head)]), 'the state dict has no head')
+    refuse(tmp_path, caffemodel([('classifier', head[1:])]), 'the state dict has no head')
     refuse(tmp_path, caffemodel([('classifier', head)] * 2), 'two layers classifier')
     refuse(tmp_path, good + field(2, field(4, 'old')), 'the layers of Caffe before 2015')
     wrong = good.replace(field(1, varint(3) + varint(4)), field(1, varint(3) + varint(5)))

@@ -10,7 +10,7 @@ import pytest
 from se_flax.errors import UserError
 from se_flax.models import create_model
 from se_flax.weights import from_torch
-from se_flax.weights.state_dict import detect, find_state_dict, place_all, read_entries
+from se_flax.weights.state_dict import detect, find_state_dict, place
 
 NETWORKS = {
     'torchvision_vgg16_bn': ('vgg16', {}),
@@ -92,10 +92,9 @@ def test_each_tensor_has_one_place_of_its_shape(network, request):
     state = read(request, network)
     name, fields = NETWORKS[network]
     model = create_model(name, **fields)
-    entries = read_entries(state, None)
-    naming = detect(name, type(model), entries)
+    naming = detect(name, type(model), state)
     assert naming.lineage == {'timm_legacy_senet154': 'cadene'}.get(network, network.split('_')[0])
-    assert place_all(naming, model, entries)[1] == ''
+    assert place(naming, model, state)[1] == ''
 
 
 @pytest.mark.parametrize('network', NETWORKS)

@@ -7,12 +7,12 @@ from typing import Any
 from se_flax.errors import UserError, check_known
 from se_flax.storage import check_writable
 from se_flax.weights.caffe import read_caffe
-from se_flax.weights.files import kind_of, read_index, read_metadata, read_shards, read_tensors
+from se_flax.weights.files import kind_of, read_index, read_safetensors, read_shards, read_tensors
 from se_flax.weights.fill import adapt
 from se_flax.weights.hub import read_hub
 from se_flax.weights.info import WeightsInfo
 from se_flax.weights.state_dict import read_state_dict
-from se_flax.weights.store import KEY, read_weights, save_weights
+from se_flax.weights.store import KEY, read_weights, write_weights
 
 
 def from_torch(
@@ -27,24 +27,22 @@ def from_torch(
 ) -> dict[str, Any]:
     """Returns the variables of a registered network from a PyTorch state dict.
 
-    The names of the arrays or tensors are those of timm, Cadene (timm's `legacy_*`), torchvision
-    or pytorchcv, which are told apart. Each parameter is filled exactly once, float32; kernels
-    become `[H, W, I, O]`, and the bias of a convolution that has none here is subtracted from the
-    mean of the BatchNorm behind it.
+    Each parameter is filled exactly once, float32; kernels become `[H, W, I, O]`, and the bias of a
+    convolution that has none here is subtracted from the mean of the BatchNorm behind it.
 
     Args:
         name: one of `list_models()`, of the same lineage: `se_resnet50` for Cadene's weights,
             `timm_seresnet50` for timm's.
-        state_dict: names and tensors, or a checkpoint that has them under any key. Prefixes of the
-            names such as `module.` and `_orig_mod.` are removed, which is logged.
-        num_classes: checked against the head, unless it is dropped; None takes any.
-        key: of the state dict in a checkpoint of several, such as 'model' and 'model_ema', with
-            dots for nested ones.
+        state_dict: tensors or arrays by the names of timm, Cadene (timm's `legacy_*`), torchvision
+            or pytorchcv; or a checkpoint that has them under any key. Prefixes of the names, such
+            as `module.` and `_orig_mod.`, are removed, which is logged.
+        num_classes: checked against the head, unless it is dropped.
+        key: of the state dict if there are several, such as 'model' or 'trainer.model_ema'.
         head, in_channels: as in `load_weights`.
         **fields: of the network's class, as in `create_model`.
 
-    Raises UserError for weights of another network, lineage or number of classes, with the names
-    they fit, and for anything missing, unexpected, mis-shaped or not finite.
+    Raises UserError for weights of another network, lineage or number of classes, and names those
+    they fit; and for anything missing, unexpected, mis-shaped or not finite.
     """
     info, variables = adapt(*read_state_dict(name, state_dict, fields, key), head, in_channels)
     if head == 'keep' and num_classes not in (None, info.num_classes):
@@ -117,12 +115,7 @@ def convert(
     check_known('kind of weights file', out.suffix, ('.safetensors',))
     check_writable(out)
     info, variables = adapt(*_read(source, name, out, key, fields), head, in_channels)
-    save_weights(
-        *(out, info.model, variables, info.preprocessing),
-        lineage=info.lineage,
-        fields=info.fields,
-        class_names=info.class_names,
-    )
+    write_weights(out, info, variables)
     return info
 
 
@@ -135,7 +128,7 @@ def _read(
     for file in () if kind == 'hub' else (path, *shards):
         if out.exists() and out.samefile(file):
             raise UserError(f'{out} would overwrite {file}, which is read; write to another file')
-    if kind == 'safetensors' and KEY in read_metadata(path):
+    if kind == 'safetensors' and KEY in read_safetensors(path, with_tensors=False)[0]:
         kind = 'ours'
     if kind in ('hub', 'ours', 'caffemodel'):
         if fields:

@@ -1,20 +1,17 @@
 """Reads the tensors of a file, whatever its kind; its content decides the kind, not its name."""
 
 import argparse
-import contextlib
 import json
 import pathlib
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from se_flax.errors import MissingError, UserError, check_known, extra_needed
-from se_flax.storage import atomic_write
 
 TAKE = 'which is not read here; take the PyTorch or safetensors file of the same weights'
 # How other files begin, in the order they are tried, and what they are.
@@ -120,37 +117,24 @@ def read_tensors(path: pathlib.Path, kind: str) -> Mapping[str, Any]:
     return read_safetensors(path)[1] if kind == 'safetensors' else read_pth(path)
 
 
-def read_safetensors(path: pathlib.Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+def read_safetensors(
+    path: pathlib.Path, with_tensors: bool = True
+) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     """Returns the metadata and the tensors, by name in order.
 
     Raises MissingError if there is no file, and UserError, with the cause, for anything that is
     not a safetensors file of numbers.
     """
-    with _open_safetensors(path) as file:
-        tensors = {}
-        for name in sorted(file.keys()):
-            part = file.get_slice(name)
-            if (dtype := part.get_dtype()) not in DTYPES:
-                known = ', '.join(DTYPES)
-                raise UserError(f'{path}: {name} has dtype {dtype}, not one of {known}')
-            if 0 in part.get_shape():
-                raise UserError(f'{path}: {name} is empty, {part.get_shape()}')
-            tensors[name] = file.get_tensor(name)
-        return file.metadata() or {}, tensors
-
-
-def read_metadata(path: pathlib.Path) -> dict[str, str]:
-    """Returns the metadata alone; raises as `read_safetensors` does for a bad header."""
-    with _open_safetensors(path) as file:
-        return file.metadata() or {}
-
-
-@contextlib.contextmanager
-def _open_safetensors(path: pathlib.Path) -> Iterator[Any]:
     check_file(path)
+    tensors = {}
     try:
         with safetensors.safe_open(path, 'numpy') as file:
-            yield file
+            for name in sorted(file.keys()) if with_tensors else ():
+                if (dtype := file.get_slice(name).get_dtype()) not in DTYPES:
+                    known = ', '.join(DTYPES)
+                    raise UserError(f'{path}: {name} has dtype {dtype}, not one of {known}')
+                tensors[name] = file.get_tensor(name)
+            return file.metadata() or {}, tensors
     except (safetensors.SafetensorError, OSError) as error:
         begin = read_bytes(path, 512)
         cause = foreign(begin) or str(error).removeprefix('Error while deserializing header: ')
@@ -158,15 +142,6 @@ def _open_safetensors(path: pathlib.Path) -> Iterator[Any]:
         if begin.startswith((b'PK\x03\x04', b'\x80')) and 'too large' in cause:
             cause = 'it begins like a pickle of PyTorch, which is not run'
         raise UserError(f'{path} is not a safetensors file: {cause}') from None
-
-
-def write_safetensors(
-    path: pathlib.Path, metadata: Mapping[str, str], tensors: Mapping[str, np.ndarray]
-) -> None:
-    """Replaces `path` at once, or not at all."""
-    # The writer takes an array's memory as it is.
-    tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    atomic_write(path, safetensors.numpy.save(tensors, dict(metadata)))
 
 
 def read_pth(path: pathlib.Path) -> Mapping[str, Any]:

@@ -56,18 +56,11 @@ def to_kernel(path: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarra
 def adapt(
     info: WeightsInfo, variables: Mapping[str, Any], head: str, in_channels: int | None
 ) -> tuple[WeightsInfo, dict[str, Any]]:
-    """Returns the weights, and what they are, with another head or other channels.
+    """Returns new weights with another head or other channels, see `load_weights`.
 
-    For one channel the first kernel is summed over its channels, so that a gray image has the
-    logits it has as RGB. For more it is repeated in order and scaled by old / new number. timm
-    does both. `for_channels` adapts the preprocessing.
-
-    Args:
-        info, variables: stay as they are.
-        head: 'keep', or 'drop' for the network with `num_classes=0`.
-        in_channels: of the images; None keeps the number.
-
-    Raises UserError for another `head` and for less than one channel.
+    The sum for one channel gives a gray image the logits it has as RGB; the scale for more, old /
+    new number, keeps the size of the response. Raises UserError for a `head` or number that is
+    not possible.
     """
     check_known('head', head, ('keep', 'drop'))
     params = dict(variables['params'])

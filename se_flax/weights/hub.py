@@ -13,11 +13,8 @@ from se_flax.weights.info import Preprocessing, WeightsInfo, parse_preprocessing
 from se_flax.weights.state_dict import read_state_dict
 
 EXAMPLES = (
-    'timm/legacy_senet154.in1k',
-    'timm/legacy_seresnet50.in1k',
-    'timm/legacy_seresnext50_32x4d.in1k',
-    'timm/seresnet50.a1_in1k',
-    'timm/resnet50.tv_in1k',
+    *('timm/legacy_senet154.in1k', 'timm/legacy_seresnet50.in1k', 'timm/seresnet50.a1_in1k'),
+    *('timm/legacy_seresnext50_32x4d.in1k', 'timm/resnet50.tv_in1k'),
 )
 
 

@@ -40,14 +40,18 @@ def fill_network(
     name: str, naming: Naming, arrays: Mapping[str, np.ndarray], fields: Mapping[str, Any]
 ) -> tuple[WeightsInfo, dict[str, Any]]:
     """Returns the variables of a network from arrays by their names in a code base."""
-    heads = _arrays_of(naming, arrays, 'bias', {'head'}, ndim=1)
-    if not heads:
+    num_classes, channels = 0, 3
+    for key, array in arrays.items():
+        module, _, leaf = key.rpartition('.')
+        paths = {*naming.paths(module)}
+        if leaf == 'bias' and array.ndim == 1 and 'head' in paths:
+            num_classes = array.size
+        if leaf == 'weight' and array.ndim == 4 and not paths.isdisjoint(FIRST):
+            channels = max(1, array.shape[1])
+    if not num_classes:
         raise UserError("the state dict has no head: no names of the last layer's weight and bias")
-    kernels = _arrays_of(naming, arrays, 'weight', FIRST, ndim=4)
-    fields = without_lists(fields)
-    if kernels and kernels[0].shape[1] != 3:
-        fields['in_channels'] = kernels[0].shape[1]
-    model = create_model(name, heads[0].size, **fields)
+    fields = without_lists(fields) | ({} if channels == 3 else {'in_channels': channels})
+    model = create_model(name, num_classes, **fields)
     tensors, wrong = place(naming, model, arrays)
     if wrong:
         fitting = _fitting(naming, model, arrays)
@@ -55,18 +59,7 @@ def fill_network(
         raise UserError(f"{naming.lineage}'s weights do not fit {name}: {wrong}{hint}")
     small = model_info(name).input_size == CIFAR.image_size
     view = for_channels(CIFAR if small else naming.preprocessing, model.in_channels)
-    return WeightsInfo(name, model.num_classes, naming.lineage, view, fields), fill(tensors)
-
-
-def _arrays_of(
-    naming: Naming, arrays: Mapping[str, np.ndarray], leaf: str, paths: Collection[str], ndim: int
-) -> list[np.ndarray]:
-    return [
-        array
-        for key, array in arrays.items()
-        if key.endswith(f'.{leaf}') and array.ndim == ndim and array.size
-        if any(path in paths for path in naming.paths(_module(key)))
-    ]
+    return WeightsInfo(name, num_classes, naming.lineage, view, fields), fill(tensors)
 
 
 def _module(key: str) -> str:

@@ -5,12 +5,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 from flax.traverse_util import flatten_dict
 
 from se_flax.errors import UserError, check_known
 from se_flax.models import create_model
 from se_flax.models.variables import Tensor, misfits, variable_shapes
-from se_flax.weights.files import read_metadata, read_safetensors, write_safetensors
+from se_flax.storage import atomic_write
+from se_flax.weights.files import read_safetensors
 from se_flax.weights.fill import adapt, as_float32, fill
 from se_flax.weights.info import Preprocessing, WeightsInfo, from_json, to_json
 
@@ -33,25 +35,32 @@ def save_weights(
     leaves the old file or the new one.
 
     Args:
-        path: of the file.
         name: one of `list_models()`; the number of classes is the head's.
         variables: `params` and `batch_stats`, float32 or bfloat16.
-        preprocessing: that the network expects.
         lineage, fields, class_names: see `WeightsInfo`; the fields must be plain JSON.
 
     Raises UserError, before anything is written, for variables that do not fit the network or are
     not finite.
     """
-    tensors = {k: np.asarray(v) for k, v in flatten_dict(variables, sep='/').items()}
+    classes = np.size(flatten_dict(variables, sep='/').get('params/head/bias', ()))
+    fields, names = dict(fields or {}), tuple(class_names)
+    write_weights(
+        path, WeightsInfo(name, classes, lineage, preprocessing, fields, names), variables
+    )
+
+
+def write_weights(
+    path: str | pathlib.Path, info: WeightsInfo, variables: Mapping[str, Any]
+) -> None:
+    """Does what `save_weights` does."""
+    # In C order, as the writer takes an array's memory as it is.
+    tensors = {k: np.ascontiguousarray(v) for k, v in flatten_dict(variables, sep='/').items()}
     for key, array in tensors.items():
         check_known(f'dtype of {key}', array.dtype.name, ('float32', 'bfloat16'))
         as_float32(key, array)
-    classes = tensors.get('params/head/bias', np.zeros(0)).size
-    text = to_json(
-        WeightsInfo(name, classes, lineage, preprocessing, dict(fields or {}), tuple(class_names))
-    )
+    text = to_json(info)
     _check(from_json(text), tensors)  # what cannot be read must not be written
-    write_safetensors(pathlib.Path(path), {KEY: text}, tensors)
+    atomic_write(pathlib.Path(path), safetensors.numpy.save(tensors, {KEY: text}))
 
 
 def load_weights(
@@ -65,9 +74,7 @@ def load_weights(
         in_channels: of the images; None keeps the file's number. For one channel the first kernel
             is summed, for more it is repeated and scaled, as timm does.
 
-    Raises:
-        MissingError: if there is no such file.
-        UserError: for a file that is damaged or not of this format.
+    Raises MissingError if there is no file, UserError if it is damaged or not of this format.
     """
     info, variables = adapt(*read_weights(path), head, in_channels)
     return info.model, variables
@@ -75,7 +82,8 @@ def load_weights(
 
 def read_info(path: str | pathlib.Path) -> WeightsInfo:
     """Returns what a weights file says besides its numbers, which are not read."""
-    return _info(path, read_metadata(pathlib.Path(path)))
+    metadata, _ = read_safetensors(pathlib.Path(path), with_tensors=False)
+    return _info(path, metadata)
 
 
 def read_weights(path: str | pathlib.Path) -> tuple[WeightsInfo, dict[str, Any]]:

@@ -161,7 +161,7 @@ def test_caffemodels(tmp_path_factory):
     path = tmp_path_factory.mktemp('fuzz') / 'net.caffemodel'
     net = net_parameter()()
     for i in range(20):
-        layer = net.layer.add(name=f'conv{i}', type='Convolution')
+        layer = net.layer.add(name=f'conv{i}')
         blob = layer.blobs.add(data=[struct.pack('<8f', *range(8))])
         blob.shape.dim.extend([2, 4])
     good, outcomes = net.SerializeToString(), []

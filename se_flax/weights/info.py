@@ -114,14 +114,12 @@ def from_json(text: str) -> WeightsInfo:
 
 def parse_preprocessing(entry: Mapping[str, Any], channels: int = 3) -> Preprocessing:
     """Returns the preprocessing that a file describes; UserError for impossible values."""
-    view = Preprocessing(**entry)
-    view = view._replace(mean=without_lists(view.mean), std=without_lists(view.std))
 
     def are_numbers(values):
-        return len(values) == channels and all(
-            type(v) in (int, float) and math.isfinite(v) for v in values
-        )
+        numbers = [v for v in values if type(v) in (int, float) and math.isfinite(v)]
+        return len(values) == len(numbers) == channels
 
+    view = Preprocessing(**without_lists(entry))
     _check_entries(
         view,
         image_size=_is_size(view.image_size),

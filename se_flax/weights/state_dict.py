@@ -17,10 +17,8 @@ from se_flax.weights.info import CIFAR, WeightsInfo, for_channels, without_lists
 from se_flax.weights.names import NAMINGS, Naming, norm_of, traits_of
 
 LEAVES = {
-    'weight': ('params/{}/kernel', 'params/{}/scale'),
-    'bias': ('params/{}/bias',),
-    'running_mean': ('batch_stats/{}/mean',),
-    'running_var': ('batch_stats/{}/var',),
+    **{'weight': ('params/{}/kernel', 'params/{}/scale'), 'bias': ('params/{}/bias',)},
+    **{'running_mean': ('batch_stats/{}/mean',), 'running_var': ('batch_stats/{}/var',)},
 }
 MAX_DEPTH = 8  # of dicts and prefixes: searching all that a hostile file has takes hours
 SMALLEST = 4  # known modules of a network; a layer or two may look like those of another one
@@ -106,7 +104,7 @@ def find_state_dict(checkpoint: Mapping[str, Any], key: str | None = None) -> di
     values = _flatten(checkpoint)
     tensors = {name for name, value in values.items() if hasattr(value, 'shape')}
     found = _state_dicts(tensors)
-    chosen = _choose({prefix: len(names) for prefix, names in found.items()}, key)
+    chosen = _choose(found, key) if found else ''
     taken = found.get(chosen, tensors)
     rest = sorted(tensors - taken)
     if chosen or rest:
@@ -158,11 +156,7 @@ def _state_dicts(tensors: set[str]) -> dict[str, set[str]]:
         return known(prefix) >= max(SMALLEST, len({*modules[prefix].values()}) // 2 + 1)
 
     # The largest first, and of equal ones the outermost: names that are known stay as they are.
-    sizes = {prefix: known(prefix) for prefix in modules}
-    order = sorted(
-        (prefix for prefix in sizes if sizes[prefix] >= SMALLEST),
-        key=lambda prefix: (-sizes[prefix], len(prefix), prefix),
-    )
+    order = sorted(modules, key=lambda prefix: (-known(prefix), len(prefix), prefix))
     found: dict[str, set[str]] = {}
     while (one := next(filter(is_one, order), None)) is not None:
         found[one] = {*modules[one]}
@@ -172,16 +166,14 @@ def _state_dicts(tensors: set[str]) -> dict[str, set[str]]:
     return found
 
 
-def _choose(sizes: Mapping[str, int], key: str | None) -> str:
-    if not sizes:
-        return ''
-    if key is not None and key in sizes:
+def _choose(found: Mapping[str, set[str]], key: str | None) -> str:
+    if key is not None and key in found:
         return key
-    fitting = [prefix for prefix in sizes if key is None or prefix.startswith(f'{key}.')]
+    fitting = sorted(p for p in found if key is None or p.startswith(f'{key}.'))
     if not fitting:
-        check_known('state dict', key, sizes)
+        check_known('state dict', key, found)
     if len(fitting) > 1:
-        listed = ', '.join(f'{prefix!r} ({sizes[prefix]} tensors)' for prefix in sorted(fitting))
+        listed = ', '.join(f'{prefix!r} ({len(found[prefix])} tensors)' for prefix in fitting)
         raise UserError(
             f'the file holds {len(fitting)} state dicts: {listed}; choose one: --key NAME, in '
             'Python key=NAME'

@@ -12,6 +12,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message, message_fa
 from se_flax.errors import UserError, check_known
 from se_flax.models import create_model
 from se_flax.weights.files import foreign, read_bytes
+from se_flax.weights.fill import adapt
 from se_flax.weights.info import WeightsInfo
 from se_flax.weights.names import CAFFE_NAMINGS
 from se_flax.weights.state_dict import fill_network
@@ -37,6 +38,21 @@ MESSAGES = {
     # `layers` are those of files before 2015.
     'NetParameter': ['repeated LayerParameter layer = 100', 'repeated bytes layers = 2'],
 }
+
+
+def from_caffe(
+    name: str, path: str | pathlib.Path, *, head: str = 'keep', in_channels: int | None = None
+) -> dict[str, Any]:
+    """Returns the variables of a network that the authors released, from its `.caffemodel`.
+
+    The network then takes RGB images, of 0 to 255 less the mean (123, 117, 104), and has ImageNet's
+    1000 classes in the usual order, by WordNet's numbers. `head` and `in_channels` are as in
+    `load_weights`.
+
+    Raises UserError for another network, a damaged file, and anything missing, unexpected,
+    mis-shaped or not finite; MissingError if there is no file.
+    """
+    return adapt(*read_caffe(name, path), head, in_channels)[1]
 
 
 def read_caffe(name: str, path: str | pathlib.Path) -> tuple[WeightsInfo, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""From public weights, of any kind, to variables or to a weights file of our own."""
+"""From public weights, of any kind, to a weights file of our own."""
 
 import pathlib
 from collections.abc import Mapping
@@ -13,80 +13,6 @@ from se_flax.weights.hub import read_hub
 from se_flax.weights.info import WeightsInfo
 from se_flax.weights.state_dict import read_state_dict
 from se_flax.weights.store import KEY, read_weights, write_weights
-
-
-def from_torch(
-    name: str,
-    state_dict: Mapping[str, Any],
-    num_classes: int | None = None,
-    *,
-    key: str | None = None,
-    head: str = 'keep',
-    in_channels: int | None = None,
-    **fields: Any,
-) -> dict[str, Any]:
-    """Returns the variables of a registered network from a PyTorch state dict.
-
-    Each parameter is filled exactly once, float32; kernels become `[H, W, I, O]`, and the bias of a
-    convolution that has none here is subtracted from the mean of the BatchNorm behind it.
-
-    Args:
-        name: one of `list_models()`, of the same lineage: `se_resnet50` for Cadene's weights,
-            `timm_seresnet50` for timm's.
-        state_dict: tensors or arrays by the names of timm, Cadene (timm's `legacy_*`), torchvision
-            or pytorchcv; or a checkpoint that has them under any key. Prefixes of the names, such
-            as `module.` and `_orig_mod.`, are removed, which is logged.
-        num_classes: checked against the head, unless it is dropped.
-        key: of the state dict if there are several, such as 'model' or 'trainer.model_ema'.
-        head, in_channels: as in `load_weights`.
-        **fields: of the network's class, as in `create_model`.
-
-    Raises UserError for weights of another network, lineage or number of classes, and names those
-    they fit; and for anything missing, unexpected, mis-shaped or not finite.
-    """
-    info, variables = adapt(*read_state_dict(name, state_dict, fields, key), head, in_channels)
-    if head == 'keep' and num_classes not in (None, info.num_classes):
-        raise UserError(
-            f"the weights have {info.num_classes} classes, not {num_classes}; head='drop' leaves "
-            'their head out'
-        )
-    return variables
-
-
-def from_caffe(
-    name: str, path: str | pathlib.Path, *, head: str = 'keep', in_channels: int | None = None
-) -> dict[str, Any]:
-    """Returns the variables of a network that the authors released, from its `.caffemodel`.
-
-    The network then takes RGB images, of 0 to 255 less the mean (123, 117, 104), and has ImageNet's
-    1000 classes in the usual order, by WordNet's numbers. `head` and `in_channels` are as in
-    `load_weights`.
-
-    Raises UserError for another network, a damaged file, and anything missing, unexpected,
-    mis-shaped or not finite; MissingError if there is no file.
-    """
-    return adapt(*read_caffe(name, path), head, in_channels)[1]
-
-
-def from_hub(
-    repo_id: str,
-    cache_dir: str | pathlib.Path | None = None,
-    *,
-    head: str = 'keep',
-    in_channels: int | None = None,
-) -> tuple[str, dict[str, Any]]:
-    """Returns the registered name and the variables of timm's weights on the Hugging Face hub.
-
-    Args:
-        repo_id: such as 'timm/legacy_senet154.in1k', where `legacy_senet154` is the architecture.
-        cache_dir: None is huggingface_hub's own. What is in it needs no network.
-        head, in_channels: as in `load_weights`.
-
-    Raises UserError for an id that is not on the hub or not a network here, and MissingError for
-    weights that are not in the cache and cannot be fetched.
-    """
-    info, variables = adapt(*read_hub(repo_id, cache_dir), head, in_channels)
-    return info.model, variables
 
 
 def convert(

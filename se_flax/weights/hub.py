@@ -9,6 +9,7 @@ from typing import Any
 from se_flax.errors import MissingError, UserError, check_known, extra_needed
 from se_flax.models.timm_names import ARCHITECTURES
 from se_flax.weights.files import read_bytes, read_safetensors
+from se_flax.weights.fill import adapt
 from se_flax.weights.info import Preprocessing, WeightsInfo, parse_preprocessing
 from se_flax.weights.state_dict import read_state_dict
 
@@ -16,6 +17,27 @@ EXAMPLES = (
     *('timm/legacy_senet154.in1k', 'timm/legacy_seresnet50.in1k', 'timm/seresnet50.a1_in1k'),
     *('timm/legacy_seresnext50_32x4d.in1k', 'timm/resnet50.tv_in1k'),
 )
+
+
+def from_hub(
+    repo_id: str,
+    cache_dir: str | pathlib.Path | None = None,
+    *,
+    head: str = 'keep',
+    in_channels: int | None = None,
+) -> tuple[str, dict[str, Any]]:
+    """Returns the registered name and the variables of timm's weights on the Hugging Face hub.
+
+    Args:
+        repo_id: such as 'timm/legacy_senet154.in1k', where `legacy_senet154` is the architecture.
+        cache_dir: None is huggingface_hub's own. What is in it needs no network.
+        head, in_channels: as in `load_weights`.
+
+    Raises UserError for an id that is not on the hub or not a network here, and MissingError for
+    weights that are not in the cache and cannot be fetched.
+    """
+    info, variables = adapt(*read_hub(repo_id, cache_dir), head, in_channels)
+    return info.model, variables
 
 
 def read_hub(

@@ -12,7 +12,7 @@ from se_flax.errors import UserError, check_known
 from se_flax.models import create_model, list_models, model_info
 from se_flax.models.network import Network
 from se_flax.models.variables import Tensor, misfits, variable_shapes
-from se_flax.weights.fill import FIRST, as_float32, fill, to_kernel
+from se_flax.weights.fill import FIRST, adapt, as_float32, fill, to_kernel
 from se_flax.weights.info import CIFAR, WeightsInfo, for_channels, without_lists
 from se_flax.weights.names import NAMINGS, Naming, norm_of, traits_of
 
@@ -23,6 +23,44 @@ LEAVES = {
 MAX_DEPTH = 8  # of dicts and prefixes: searching all that a hostile file has takes hours
 SMALLEST = 4  # known modules of a network; a layer or two may look like those of another one
 logger = logging.getLogger(__name__)
+
+
+def from_torch(
+    name: str,
+    state_dict: Mapping[str, Any],
+    num_classes: int | None = None,
+    *,
+    key: str | None = None,
+    head: str = 'keep',
+    in_channels: int | None = None,
+    **fields: Any,
+) -> dict[str, Any]:
+    """Returns the variables of a registered network from a PyTorch state dict.
+
+    Each parameter is filled exactly once, float32; kernels become `[H, W, I, O]`, and the bias of a
+    convolution that has none here is subtracted from the mean of the BatchNorm behind it.
+
+    Args:
+        name: one of `list_models()`, of the same lineage: `se_resnet50` for Cadene's weights,
+            `timm_seresnet50` for timm's.
+        state_dict: tensors or arrays by the names of timm, Cadene (timm's `legacy_*`), torchvision
+            or pytorchcv; or a checkpoint that has them under any key. Prefixes of the names, such
+            as `module.` and `_orig_mod.`, are removed, which is logged.
+        num_classes: checked against the head, unless it is dropped.
+        key: of the state dict if there are several, such as 'model' or 'trainer.model_ema'.
+        head, in_channels: as in `load_weights`.
+        **fields: of the network's class, as in `create_model`.
+
+    Raises UserError for weights of another network, lineage or number of classes, and names those
+    they fit; and for anything missing, unexpected, mis-shaped or not finite.
+    """
+    info, variables = adapt(*read_state_dict(name, state_dict, fields, key), head, in_channels)
+    if head == 'keep' and num_classes not in (None, info.num_classes):
+        raise UserError(
+            f"the weights have {info.num_classes} classes, not {num_classes}; head='drop' leaves "
+            'their head out'
+        )
+    return variables
 
 
 def read_state_dict(

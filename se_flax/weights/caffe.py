@@ -60,10 +60,11 @@ def read_caffe(name: str, path: str | pathlib.Path) -> tuple[WeightsInfo, dict[s
     check_known('released Caffe model', name, MODELS)
     network = type(create_model(name))
     naming = next(naming for naming in CAFFE_NAMINGS if naming.network is network)
+    layers = read_caffemodel(pathlib.Path(path))
     arrays: dict[str, np.ndarray] = {}
-    for layer, blobs in read_caffemodel(pathlib.Path(path)).items():
-        arrays |= _as_pytorch(layer, blobs)
     try:
+        for layer, blobs in layers.items():
+            arrays |= _as_pytorch(layer, blobs)
         return fill_network(name, naming, arrays, {})
     except UserError as error:
         raise UserError(f'{path}: {error}') from None
@@ -79,7 +80,9 @@ def _as_pytorch(layer: str, blobs: list[np.ndarray]) -> dict[str, np.ndarray]:
         factor = blobs[2].item()
         with np.errstate(all='ignore'):  # `fill` refuses what is not finite then
             blobs = [blob / factor if factor else np.zeros_like(blob) for blob in blobs[:2]]
-    elif layer in FIRST and blobs[0].shape[1:2] == (3,):
+    elif layer in FIRST and blobs[0].ndim == 4:
+        if blobs[0].shape[1] != 3:
+            raise UserError(f'{layer} takes images of {blobs[0].shape[1]} channels, not of 3')
         blobs = [blobs[0][:, ::-1], *blobs[1:]]  # Caffe's images are BGR
     elif layer == HEAD and all(blob.shape[:1] == class_order().shape for blob in blobs):
         blobs = [blob[class_order()] for blob in blobs]

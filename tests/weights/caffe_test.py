@@ -214,6 +214,8 @@ def test_layers_that_do_not_fit(inception, tmp_path):
         r'1 mis-shaped \(conv1/7x7_s2.weight is \[5, 5, 3, 64\], params/conv1/kernel needs'
     )
     refuse(tmp_path, caffemodel(layers.items()), message)
+    layers['conv1/7x7_s2'] = [np.zeros((64, 4, 7, 7), np.float32)]
+    refuse(tmp_path, caffemodel(layers.items()), 'conv1/7x7_s2 takes images of 4 channels')
 
 
 def test_numbers_that_are_not_finite(inception, tmp_path):

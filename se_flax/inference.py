@@ -53,7 +53,7 @@ def open_run(workdir: str | os.PathLike, dtype: str | None = None) -> Trained:
 
 def open_weights(path: pathlib.Path, dtype: str | None = None) -> Trained:
     """Reads a weights file and the preprocessing stored in it; `dtype` is float32 by default."""
-    from se_flax.weights.store import read_weights  # its extra is not needed for a workdir
+    from se_flax.weights import read_weights  # its extra is not needed for a workdir
 
     info, variables = read_weights(path)
     model = create_model(info.model, info.num_classes, **info.fields)
@@ -246,8 +246,7 @@ def save_run_weights(
 
     `head` and `in_channels` are as in `load_weights`. Raises as `load_run` and `save_weights` do.
     """
-    from se_flax.weights import Preprocessing, WeightsInfo, save_weights
-    from se_flax.weights.adapt import adapt
+    from se_flax.weights import Preprocessing, WeightsInfo, adapt, save_weights
 
     run = load_run(workdir)
     c = run.config

@@ -163,7 +163,7 @@ def _fields(info: 'WeightsInfo') -> dict[str, Any]:
 
 def _known(config: ConfigDict) -> dict[str, Any]:
     """Returns the values of OF_WEIGHTS by the weights of a config, adapted to its channels."""
-    from se_flax.weights.adapt import for_channels
+    from se_flax.weights import for_channels
 
     info = read_weights_info(config)
     view = info.preprocessing

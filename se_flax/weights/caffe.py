@@ -1,164 +1,155 @@
-"""From the authors' released Caffe models to variables."""
+"""Reads the authors' released Caffe models, `.caffemodel` files."""
 
-import csv
 import importlib.resources
+import math
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
 from se_flax.errors import UserError, check_known
 from se_flax.models import create_model
-from se_flax.models.bn_inception import BNInception
-from se_flax.models.resnet import ResNet
-from se_flax.models.variables import Tensor, misfits, variable_shapes
-from se_flax.weights.adapt import FIRST, adapt
-from se_flax.weights.caffe_file import read_caffemodel
-from se_flax.weights.fill import fill, to_kernel
-from se_flax.weights.info import CAFFE, WeightsInfo
-from se_flax.weights.naming import Naming, norm_of
+from se_flax.weights.files import foreign, read_bytes
+from se_flax.weights.fill import adapt
+from se_flax.weights.info import WeightsInfo
+from se_flax.weights.names import CAFFE_NAMINGS
+from se_flax.weights.state_dict import fill_network
 
 MODELS = (
     *('se_resnet50', 'se_resnet101', 'se_resnet152', 'se_resnext50_32x4d', 'se_resnext101_32x4d'),
     *('senet154', 'se_bn_inception'),
 )
-_CONVS = {'1x1_reduce': 'conv1', '3x3': 'conv2', '1x1_increase': 'conv3', '1x1_proj': 'conv_proj'}
-_SE = {'down': 'reduce', 'up': 'expand'}
-_DOUBLE = {'double3x3a': 'double3x3_1', 'double3x3b': 'double3x3_2'}
-# A convolution's name; its BatchNorm and Scale have it with /bn and /bn/scale behind.
-NAMINGS = (
-    Naming(
-        'caffe',
-        ResNet,
-        (
-            (r'conv1/7x7_s2', 'conv_stem'),
-            (r'conv1_([123])/3x3(?:_s2)?', lambda k: f'conv_stem{k}'),
-            # Of SENet-154, the projections named 1x1 are 3x3.
-            (
-                rf'conv([2-5])_(\d{{1,2}})_({"|".join(_CONVS)})',
-                lambda s, i, layer: f'stage{s}_block{i}/{_CONVS[layer]}',
-            ),
-            (
-                r'conv([2-5])_(\d{1,2})_1x1_(down|up)',
-                lambda s, i, way: f'stage{s}_block{i}/se/{_SE[way]}',
-            ),
-            (r'classifier', 'head'),
-        ),
-        CAFFE,
-    ),
-    Naming(
-        'caffe',
-        BNInception,
-        (
-            (r'conv1/7x7_s2', 'conv1'),
-            (r'conv2/3x3(_reduce|)', lambda which: f'conv2{which}'),
-            (
-                r'(inception_\w\w)/(\w+)',
-                lambda module, layer: f'{module}/conv_{_DOUBLE.get(layer, layer)}',
-            ),
-            (
-                r'(inception_\w\w)_1x1_(down|up)',
-                lambda module, way: f'{module}/se/{_SE[way]}',
-            ),
-            (r'classifier', 'head'),
-        ),
-        CAFFE,
-    ),
-)
-FIRST_KERNELS = tuple(f'params/{conv}/kernel' for conv in FIRST)
-HEAD = ('params/head/kernel', 'params/head/bias')
+FIRST = ('conv1/7x7_s2', 'conv1_1/3x3_s2')
+HEAD = 'classifier'
+# The fields of caffe.proto that hold weights. Numbers are packed, which on the wire is the same as
+# bytes: read as bytes they need not become Python floats.
+MESSAGES = {
+    'BlobShape': ['repeated int64 dim = 1'],
+    'BlobProto': [
+        *('optional BlobShape shape = 7', 'repeated bytes data = 5'),
+        'repeated bytes double_data = 8',
+        # The shape in files before 2015.
+        *('optional int32 num = 1', 'optional int32 channels = 2'),
+        *('optional int32 height = 3', 'optional int32 width = 4'),
+    ],
+    'LayerParameter': ['optional string name = 1', 'repeated BlobProto blobs = 7'],
+    # `layers` are those of files before 2015.
+    'NetParameter': ['repeated LayerParameter layer = 100', 'repeated bytes layers = 2'],
+}
 
 
 def from_caffe(
-    name: str,
-    path: str | pathlib.Path,
-    *,
-    head: str = 'keep',
-    in_channels: int | None = None,
+    name: str, path: str | pathlib.Path, *, head: str = 'keep', in_channels: int | None = None
 ) -> dict[str, Any]:
     """Returns the variables of a network that the authors released, from its `.caffemodel`.
 
-    The network then takes RGB images, of 0 to 255 less the mean (123, 117, 104), as the first
-    convolution is turned round; and of 1000 classes it gives the usual order, in which WordNet's
-    numbers ascend, as the head is sorted from the order of ILSVRC's development kit.
+    The network then takes RGB images, of 0 to 255 less the mean (123, 117, 104), and has ImageNet's
+    1000 classes in the usual order, by WordNet's numbers. `head` and `in_channels` are as in
+    `load_weights`.
 
-    Args:
-        name: one of MODELS.
-        path: of the `.caffemodel`.
-        head, in_channels: as in `load_weights`.
-
-    Raises:
-        UserError: for another network, a damaged file, and anything missing, unexpected, mis-shaped
-            or not finite. MissingError where there is no file.
+    Raises UserError for another network, a damaged file, and anything missing, unexpected,
+    mis-shaped or not finite; MissingError if there is no file.
     """
     return adapt(*read_caffe(name, path), head, in_channels)[1]
 
 
 def read_caffe(name: str, path: str | pathlib.Path) -> tuple[WeightsInfo, dict[str, Any]]:
-    """Returns what `from_caffe` does, and what belongs to the weights."""
+    """Returns the variables, and what they are; raises as `from_caffe` does."""
     check_known('released Caffe model', name, MODELS)
-    path = pathlib.Path(path)
-    blobs = read_caffemodel(path)
-    head = blobs.get('classifier')
-    if not head or head[0].ndim != 2:
-        raise UserError(f'{path} has no matrix of a layer classifier')
-    num_classes = len(head[0])
-    model = create_model(name, num_classes)
-    shapes = variable_shapes(model)
-    naming = next(naming for naming in NAMINGS if naming.network is type(model))
-    tensors = [
-        _in_our_order(tensor, shapes, num_classes)
-        for layer, of in blobs.items()
-        for tensor in _tensors(naming, shapes, layer, of)
-    ]
-    if wrong := misfits(shapes, tensors):
-        raise UserError(f'{path} does not fit {name}: {wrong}')
-    return WeightsInfo(name, num_classes, naming.lineage, naming.preprocessing), fill(tensors)
+    network = type(create_model(name))
+    naming = next(naming for naming in CAFFE_NAMINGS if naming.network is network)
+    layers = read_caffemodel(pathlib.Path(path))
+    arrays: dict[str, np.ndarray] = {}
+    try:
+        for layer, blobs in layers.items():
+            arrays |= _as_pytorch(layer, blobs)
+        return fill_network(name, naming, arrays, {})
+    except UserError as error:
+        raise UserError(f'{path}: {error}') from None
 
 
-def _tensors(
-    naming: Naming, shapes: Mapping[str, Any], layer: str, blobs: Sequence[np.ndarray]
-) -> Iterator[Tensor]:
-    base = layer.removesuffix('/scale').removesuffix('/bn')
-    conv = next(naming.paths(base), '')
-    if layer == base:
-        places = [f'params/{conv}/kernel', f'params/{conv}/bias']
-    elif layer.endswith('/bn'):
-        places = [f'batch_stats/{norm_of(conv)}/{leaf}' for leaf in ('mean', 'var')]
-        blobs = _unscaled(layer, blobs)
-    else:
-        places = [f'params/{norm_of(conv)}/{leaf}' for leaf in ('scale', 'bias')]
-    for i, blob in enumerate(blobs):
-        place = places[i] if conv and i < len(places) else None
-        yield Tensor(f'{layer}[{i}]', place, blob)
-
-
-def _unscaled(layer: str, blobs: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Mean and variance of a BatchNorm, which Caffe keeps as sums beside their weight."""
-    if len(blobs) != 3 or blobs[2].size != 1:
-        raise UserError(f'{layer} has not mean, variance and factor, but {len(blobs)} blobs')
-    factor = blobs[2].item()
-    with np.errstate(all='ignore'):  # what is not finite then is told by name
-        return [blob / factor if factor else np.zeros_like(blob) for blob in blobs[:2]]
-
-
-def _in_our_order(tensor: Tensor, shapes: Mapping[str, Any], num_classes: int) -> Tensor:
-    path, array = tensor.path, tensor.array
-    if path in HEAD and num_classes == len(class_order()) == len(array):
-        array = array[class_order()]
-    if path in FIRST_KERNELS and array.ndim == 4:
-        array = array[:, ::-1]  # Caffe's images are BGR
-    if path and path.endswith('/kernel'):
-        array = to_kernel(array, shapes.get(path, ()))
-    return tensor._replace(array=array)
+def _as_pytorch(layer: str, blobs: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the blobs as PyTorch has them: BatchNorm's statistics, RGB, the usual classes."""
+    leaves = ['weight', 'bias', *map(str, range(2, len(blobs)))]
+    if layer.endswith('/bn'):  # sums of means and variances, and the factor that divides them
+        leaves = ['running_mean', 'running_var']
+        if len(blobs) != 3 or blobs[2].size != 1:
+            raise UserError(f'{layer} needs mean, variance and factor, it has {len(blobs)} blobs')
+        factor = blobs[2].item()
+        with np.errstate(all='ignore'):  # `fill` refuses what is not finite then
+            blobs = [blob / factor if factor else np.zeros_like(blob) for blob in blobs[:2]]
+    elif layer in FIRST and blobs[0].ndim == 4:
+        if blobs[0].shape[1] != 3:
+            raise UserError(f'{layer} takes images of {blobs[0].shape[1]} channels, not of 3')
+        blobs = [blobs[0][:, ::-1], *blobs[1:]]  # Caffe's images are BGR
+    elif layer == HEAD and all(blob.shape[:1] == class_order().shape for blob in blobs):
+        blobs = [blob[class_order()] for blob in blobs]
+    return {f'{layer}.{leaf}': blob for leaf, blob in zip(leaves, blobs, strict=False)}
 
 
 @cache
 def class_order() -> np.ndarray:
     """Returns Caffe's index of each of the 1000 classes in their usual order, `[1000]` integers."""
-    table = importlib.resources.files('se_flax.weights').joinpath('caffe_classes.csv')
-    rows = csv.DictReader(table.read_text().split())
-    usual = {int(row['imagenet_index']): int(row['caffe_index']) for row in rows}
-    return np.array([usual[i] for i in range(len(usual))])
+    with importlib.resources.files('se_flax.weights').joinpath('caffe_classes.csv').open() as file:
+        theirs, usual = np.loadtxt(file, int, delimiter=',', skiprows=1, unpack=True)
+    return theirs[usual.argsort()]
+
+
+@cache
+def net_parameter() -> type[message.Message]:
+    """Returns the class of Caffe's message `NetParameter`, cut down to MESSAGES."""
+    kinds = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name='se_flax/caffe.proto', package='caffe')
+    for message_name, rows in MESSAGES.items():
+        described = file.message_type.add(name=message_name)
+        for row in rows:
+            label, kind, name, _, number = row.split()
+            field = described.field.add(name=name, number=int(number))
+            field.label = kinds.Label.Value(f'LABEL_{label.upper()}')
+            if kind in MESSAGES:
+                field.type_name = f'.caffe.{kind}'
+            else:
+                field.type = kinds.Type.Value(f'TYPE_{kind.upper()}')
+    pool = descriptor_pool.DescriptorPool()  # of our own: another caffe.proto may be loaded
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName('caffe.NetParameter'))
+
+
+def read_caffemodel(path: pathlib.Path) -> dict[str, list[np.ndarray]]:
+    """Returns the blobs, float32 or float64, of each layer that has any.
+
+    Raises MissingError if there is no file, and UserError for a damaged or older one.
+    """
+    net, data = net_parameter()(), read_bytes(path)
+    try:
+        net.ParseFromString(data)
+    except message.DecodeError:
+        cause = foreign(data[:512]) or 'its protobuf message is damaged'
+        raise UserError(f'{path} is not a caffemodel: {cause}') from None
+    if net.layers:
+        raise UserError(f'{path} has the layers of Caffe before 2015, which had no BatchNorm')
+    blobs: dict[str, list[np.ndarray]] = {}
+    for layer in net.layer:
+        if layer.blobs:
+            if layer.name in blobs:
+                raise UserError(f'{path} has two layers {layer.name}')
+            blobs[layer.name] = [_array(f'{path}: {layer.name}', blob) for blob in layer.blobs]
+    if not blobs:
+        raise UserError(f'{path} is not a caffemodel: it has no layer with weights')
+    return blobs
+
+
+def _array(name: str, blob: Any) -> np.ndarray:
+    blobs, dtype = (blob.double_data, '<f8') if blob.double_data else (blob.data, '<f4')
+    data = b''.join(blobs)
+    if blob.HasField('shape'):
+        shape = tuple(blob.shape.dim)
+    else:  # four numbers, with ones in front of vectors and matrices
+        shape = (blob.num, blob.channels, blob.height, blob.width)
+        shape = shape[3:] if shape[:3] == (1, 1, 1) else shape[2:] if shape[:2] == (1, 1) else shape
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if min(shape, default=1) < 1 or size != len(data):
+        raise UserError(f'{name} has a blob of shape {list(shape)} in {len(data)} bytes')
+    return np.frombuffer(data, dtype).reshape(shape)

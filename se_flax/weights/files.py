@@ -1,71 +1,63 @@
-"""Reads a file whole, or says why not; tells by its content, not its name, what a file is."""
+"""Reads the tensors of a file, whatever its kind; its content decides the kind, not its name."""
 
+import argparse
+import json
 import pathlib
 import re
 import zipfile
+from collections.abc import Mapping
+from typing import Any
 
-from se_flax.errors import MissingError, UserError
+import numpy as np
+import safetensors
+
+from se_flax.errors import MissingError, UserError, check_known, extra_needed
 
 TAKE = 'which is not read here; take the PyTorch or safetensors file of the same weights'
-# How files begin that are no weights, or weights of other libraries, and what they are.
-FOREIGN = [
-    (re.compile(begin, re.DOTALL), what)
-    for begin, what in (
-        (
-            rb'(?:\xef\xbb\xbf)?\s*<(?i:!doctype|html|head|\?xml)',
-            'a web page, as of a login or an error; download the file itself',
-        ),
-        (
-            rb'version https://git-lfs',
-            'a Git LFS pointer to a file that was not fetched; run: git lfs pull',
-        ),
-        (
-            rb'\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!',
-            'a compressed file; unpack it first',
-        ),
-        (rb'.{257}ustar', 'a tar archive; unpack it first'),
-        (rb'\x89HDF', f'HDF5, as Keras writes it, {TAKE}'),
-        (rb'\x93NUMPY', f'an array of NumPy, {TAKE}'),
-        (rb'\x08\x01\x12|\n[\x02-\x7f]\n', f'a graph of TensorFlow, {TAKE}'),
-        (rb'.{4}TFL3', f'TensorFlow Lite, {TAKE}'),
-        (rb'\x08[\x02-\x20][\x12\x1a\x22\x2a\x32\x3a\x42]', f'ONNX, {TAKE}'),
-    )
-]
-# Names in a zip archive, the same.
-FOREIGN_ZIPS = {
-    r'.*/constants\.pkl': 'a TorchScript program; save the state_dict() of the model alone',
-    r'.*\.npy': f'arrays of NumPy, {TAKE}',
-    r'model\.weights\.h5': f'a model of Keras, {TAKE}',
+# How other files begin, in the order they are tried, and what they are.
+FOREIGN = {
+    rb'(?:\xef\xbb\xbf)?\s*<(?i:!doctype|html|head|\?xml)': (
+        'a web page, such as a login or an error; download the file itself'
+    ),
+    rb'version https://git-lfs': 'a Git LFS pointer to a file not yet fetched; run: git lfs pull',
+    rb'\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc|Rar!': 'a compressed file; unpack it first',
+    rb'.{257}ustar': 'a tar archive; unpack it first',
+    rb'\x89HDF': f'HDF5, as Keras writes it, {TAKE}',
+    rb'\x93NUMPY': f'a NumPy array, {TAKE}',
+    rb'\x08\x01\x12|\n[\x02-\x7f]\n': f'a TensorFlow graph, {TAKE}',
+    rb'.{4}TFL3': f'TensorFlow Lite, {TAKE}',
+    rb'\x08[\x02-\x20][\x12\x1a\x22\x2a\x32\x3a\x42]': f'ONNX, {TAKE}',
 }
-TORCH_PICKLE = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # of torch.save before 2020
+FOREIGN_ZIPS = {  # by the name of a file in them
+    r'.*/constants\.pkl': 'a TorchScript program; save the state_dict() of the model alone',
+    r'.*\.npy': f'NumPy arrays, {TAKE}',
+    r'model\.weights\.h5': f'a Keras model, {TAKE}',
+}
+LEGACY_PTH = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # torch.save's before 2020
 MAX_HEADER = 100_000_000  # bytes, of safetensors
+DTYPES = ('F16', 'BF16', 'F32', 'F64', 'I64', 'I32')  # integers: PyTorch's counters
 
 
 def kind_of(path: pathlib.Path) -> str:
-    """Returns 'pth', 'safetensors', 'caffemodel', or 'index' for that of shards.
+    """Returns 'pth', 'safetensors', 'caffemodel', or 'index' (of shards).
 
-    Raises MissingError where there is no file, and UserError for any other file; it names what the
-    file is, if it is known.
+    Raises MissingError if there is no file, and UserError, which names what the file is, for any
+    other file.
     """
-    check_file(path)
-    try:
-        with path.open('rb') as file:
-            begin = file.read(512)
-    except OSError as error:
-        raise UserError(f'cannot read {path}: {error.strerror}') from None
+    begin = read_bytes(path, 512)
     if not begin:
         raise UserError(f'{path} is empty; fetch it again')
     if _has_header(begin):
         return 'safetensors'
     if what := foreign(begin) or _foreign_zip(path, begin):
-        raise UserError(f'{path} is no weights file: {what}')
-    if begin.startswith((b'PK\x03\x04', TORCH_PICKLE)):
+        raise UserError(f'{path} is not a weights file: {what}')
+    if begin.startswith((b'PK\x03\x04', LEGACY_PTH)):
         return 'pth'
     if begin.startswith(b'\x80'):
         raise UserError(f'{path} is a pickle, which is code to run, and not one of torch.save')
     if begin.lstrip().startswith(b'{'):
         return 'index'
-    if begin.startswith((b'\n', b'\x12', b'\x1a', b'\xa2\x06')):  # of its protobuf message
+    if begin.startswith((b'\n', b'\x12', b'\x1a', b'\xa2\x06')):  # fields of its message
         return 'caffemodel'
     raise UserError(
         f'unknown kind of weights file: {path} begins with {begin[:8]!r}; PyTorch, safetensors and '
@@ -74,14 +66,15 @@ def kind_of(path: pathlib.Path) -> str:
 
 
 def foreign(begin: bytes) -> str:
-    """Says what a file that begins so is; '' where it may be weights."""
-    if _has_header(begin):  # whose size may look like anything
+    """Says what a file that begins so is; '' if it may hold weights."""
+    if _has_header(begin):  # its size may look like anything
         return ''
-    return next((f'it is {what}' for pattern, what in FOREIGN if pattern.match(begin)), '')
+    known = (what for pattern, what in FOREIGN.items() if re.match(pattern, begin, re.DOTALL))
+    return next((f'it is {what}' for what in known), '')
 
 
 def _has_header(begin: bytes) -> bool:
-    """Tells whether a file begins as safetensors do: with the size of a header in JSON, and it."""
+    """Returns whether a file begins with the size of a JSON header and `{`, as safetensors do."""
     return begin[8:9] == b'{' and int.from_bytes(begin[:8], 'little') <= MAX_HEADER
 
 
@@ -101,17 +94,110 @@ def _foreign_zip(path: pathlib.Path, begin: bytes) -> str:
     return f'it is a zip archive of {", ".join(names[:3]) or "nothing"}; unpack it first'
 
 
-def read_bytes(path: pathlib.Path) -> bytes:
-    """Returns the bytes of a file; MissingError, which names its neighbours, if there is none."""
-    check_file(path)
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f'cannot read {path}: {error.strerror}') from None
-
-
 def check_file(path: pathlib.Path) -> None:
     """Raises MissingError, which names files of the same kind there, unless `path` is a file."""
     if not path.is_file():
         near = [p.name for p in sorted(path.parent.glob(f'*{path.suffix}')) if p.is_file()][:5]
         raise MissingError(f'no file {path}; there is {", ".join(near) or "none of its kind"}')
+
+
+def read_bytes(path: pathlib.Path, size: int = -1) -> bytes:
+    """Returns the first bytes of a file, or all; MissingError if there is none."""
+    check_file(path)
+    try:
+        with path.open('rb') as file:
+            return file.read(size)
+    except OSError as error:
+        raise UserError(f'cannot read {path}: {error.strerror}') from None
+
+
+def read_tensors(path: pathlib.Path, kind: str) -> Mapping[str, Any]:
+    """Returns what a file of one of two kinds holds; raises as the readers below do."""
+    check_known(f'kind of shard in {path}', kind, ('safetensors', 'pth'))
+    return read_safetensors(path)[1] if kind == 'safetensors' else read_pth(path)
+
+
+def read_safetensors(
+    path: pathlib.Path, with_tensors: bool = True
+) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """Returns the metadata and the tensors, by name in order.
+
+    Raises MissingError if there is no file, and UserError, with the cause, for anything that is
+    not a safetensors file of numbers.
+    """
+    check_file(path)
+    tensors = {}
+    try:
+        with safetensors.safe_open(path, 'numpy') as file:
+            for name in sorted(file.keys()) if with_tensors else ():
+                if (dtype := file.get_slice(name).get_dtype()) not in DTYPES:
+                    known = ', '.join(DTYPES)
+                    raise UserError(f'{path}: {name} has dtype {dtype}, not one of {known}')
+                tensors[name] = file.get_tensor(name)
+            return file.metadata() or {}, tensors
+    except (safetensors.SafetensorError, OSError) as error:
+        begin = read_bytes(path, 512)
+        cause = foreign(begin) or str(error).removeprefix('Error while deserializing header: ')
+        # The header's size can begin like a zip file or a pickle, too.
+        if begin.startswith((b'PK\x03\x04', b'\x80')) and 'too large' in cause:
+            cause = 'it begins like a pickle of PyTorch, which is not run'
+        raise UserError(f'{path} is not a safetensors file: {cause}') from None
+
+
+def read_pth(path: pathlib.Path) -> Mapping[str, Any]:
+    """Returns what a file of torch.save holds, tensors on the CPU; needs PyTorch.
+
+    Raises MissingError if there is no file, and UserError for one that is damaged or holds
+    anything but tensors and arguments in containers: code in it is not run.
+    """
+    check_file(path)
+    with extra_needed():
+        import torch  # nothing else here needs it
+
+    try:
+        # A trainer's arguments are often saved beside the weights; the class only holds them.
+        allowed = torch.serialization.safe_globals([argparse.Namespace])
+        with allowed, path.open('rb') as file:  # PyTorch would look at a path's suffix
+            return torch.load(file, map_location='cpu', weights_only=True)
+    except Exception as error:  # a damaged pickle can raise any
+        cause = str(error).partition('\n')[0] or type(error).__name__
+        if 'Unsupported global' in str(error) or 'weights_only' in str(error):
+            cause = (
+                'it holds more than tensors, which would be code to run; '
+                'save the state_dict() of the model alone'
+            )
+        raise UserError(f'{path} cannot be read: {cause}') from None
+
+
+def read_index(path: pathlib.Path) -> dict[pathlib.Path, list[str]]:
+    """Returns the names of the tensors in each shard of Hugging Face's JSON index.
+
+    Raises UserError for JSON that is no index, and MissingError if shards are not beside it.
+    """
+    try:
+        weight_map = json.loads(read_bytes(path))['weight_map']
+        shards: dict[pathlib.Path, list[str]] = {}
+        for name, shard in weight_map.items():
+            if shard in ('', '..') or pathlib.PurePath(shard).name != shard or '\\' in shard:
+                raise UserError(f'{path} names the shard {shard!r}, which is not beside it')
+            shards.setdefault(path.with_name(shard), []).append(name)
+    except UserError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise UserError(f'{path} is JSON, but no index of shards with a weight_map') from None
+    if missing := sorted(shard.name for shard in shards if not shard.is_file()):
+        raise MissingError(f'{path} needs {", ".join(missing)} beside it; fetch what is missing')
+    if not shards:
+        raise UserError(f'{path} names no shards')
+    return shards
+
+
+def read_shards(index: pathlib.Path, shards: Mapping[pathlib.Path, list[str]]) -> dict[str, Any]:
+    """Returns the tensors of all shards; UserError unless each holds what the index says."""
+    tensors: dict[str, Any] = {}
+    for shard, names in shards.items():
+        found = read_tensors(shard, kind_of(shard))
+        if strange := sorted(map(str, found.keys() ^ set(names))):
+            raise UserError(f'{shard} holds other tensors than {index} says: {strange[0]}')
+        tensors |= found
+    return tensors

@@ -8,20 +8,14 @@ from typing import Any
 
 from se_flax.errors import MissingError, UserError, check_known, extra_needed
 from se_flax.models import timm_architectures
-from se_flax.weights.adapt import adapt
-from se_flax.weights.files import read_bytes
+from se_flax.weights.files import read_bytes, read_safetensors
+from se_flax.weights.fill import adapt
 from se_flax.weights.info import Preprocessing, WeightsInfo, parse_preprocessing
-from se_flax.weights.safetensors_file import read_safetensors
 from se_flax.weights.state_dict import read_state_dict
 
-OWNER = 'timm'  # an id is OWNER/ARCHITECTURE.TAG
-ARCHITECTURES = timm_architectures()
 EXAMPLES = (
-    'timm/legacy_senet154.in1k',
-    'timm/legacy_seresnet50.in1k',
-    'timm/legacy_seresnext50_32x4d.in1k',
-    'timm/seresnet50.a1_in1k',
-    'timm/resnet50.tv_in1k',
+    *('timm/legacy_senet154.in1k', 'timm/legacy_seresnet50.in1k', 'timm/seresnet50.a1_in1k'),
+    *('timm/legacy_seresnext50_32x4d.in1k', 'timm/resnet50.tv_in1k'),
 )
 
 
@@ -36,12 +30,11 @@ def from_hub(
 
     Args:
         repo_id: such as 'timm/legacy_senet154.in1k', where `legacy_senet154` is the architecture.
-        cache_dir: of huggingface_hub; None is its own. What is in it needs no network.
+        cache_dir: None is huggingface_hub's own. What is in it needs no network.
         head, in_channels: as in `load_weights`.
 
-    Raises:
-        UserError: for an id that is no network here, or not on the hub.
-        MissingError: where the weights are not in the cache and cannot be fetched.
+    Raises UserError for an id that is not on the hub or not a network here, and MissingError for
+    weights that are not in the cache and cannot be fetched.
     """
     info, variables = adapt(*read_hub(repo_id, cache_dir), head, in_channels)
     return info.model, variables
@@ -50,18 +43,13 @@ def from_hub(
 def read_hub(
     repo_id: str, cache_dir: str | pathlib.Path | None = None
 ) -> tuple[WeightsInfo, dict[str, Any]]:
-    """Returns what `from_hub` does, and what belongs to the weights."""
-    owner, _, rest = repo_id.partition('/')
-    architecture = rest.partition('.')[0]
-    if owner != OWNER or architecture not in ARCHITECTURES:
-        known = [f'{OWNER}/{architecture}' for architecture in ARCHITECTURES]
-        check_known('weights', f'{owner}/{architecture}' if rest else repo_id, known)
-    weights, config = (
-        _fetch(repo_id, name, cache_dir) for name in ('model.safetensors', 'config.json')
-    )
-    info, variables = read_state_dict(
-        ARCHITECTURES[architecture], read_safetensors(weights)[1], fields={}
-    )
+    """Returns the variables, and what they are; raises as `from_hub` does."""
+    network = repo_id.partition('.')[0]  # an id is timm/ARCHITECTURE.TAG
+    known = {f'timm/{architecture}': name for architecture, name in timm_architectures().items()}
+    check_known('weights', network, known)
+    weights = _fetch(repo_id, 'model.safetensors', cache_dir)
+    config = _fetch(repo_id, 'config.json', cache_dir)
+    info, variables = read_state_dict(known[network], read_safetensors(weights)[1], {})
     return info._replace(preprocessing=_preprocessing(config)), variables
 
 
@@ -73,19 +61,19 @@ def _fetch(repo_id: str, name: str, cache_dir: str | pathlib.Path | None) -> pat
     download = partial(huggingface_hub.hf_hub_download, repo_id, name, cache_dir=cache_dir)
     try:
         try:
-            # A tag's weights do not change, and asking the hub first takes long without a network.
+            # A tag's weights do not change, and asking the hub first is slow without a network.
             return pathlib.Path(download(local_files_only=True))
         except errors.LocalEntryNotFoundError:
             return pathlib.Path(download())
     except errors.HFValidationError:
-        raise UserError(f'{repo_id!r} is no id of the hub; one is {EXAMPLES[0]}') from None
+        raise UserError(f'{repo_id!r} is not an id of the hub, such as {EXAMPLES[0]}') from None
     except errors.RepositoryNotFoundError:
         check_known('weights on the hub', repo_id, EXAMPLES)
-        raise UserError(f'the hub does not hand out {repo_id}') from None
+        raise UserError(f'the hub does not offer {repo_id}') from None
     except OSError as error:
         raise MissingError(
             f'{name} of {repo_id} is not in the cache of huggingface_hub and cannot be fetched '
-            f'({str(error).splitlines()[0]}); where there is a network: hf download {repo_id}'
+            f'({str(error).splitlines()[0]}); on a machine with a network: hf download {repo_id}'
         ) from None
 
 

@@ -1,21 +1,25 @@
-"""What belongs to weights besides their numbers."""
+"""What a weights file says besides its numbers: which network, from where, for which images."""
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from se_flax.errors import UserError
+from se_flax.models import check_model
 
-MAX_SIZE = 1 << 24  # of a number that counts something
+VERSION = 1  # of the metadata
+MAX_SIZE = 1 << 24  # of a number in the metadata
+MAX_UNITS = 1024  # more than any network has: tracing what a hostile file asks for takes hours
 
 
 class Preprocessing(NamedTuple):
     """From an image of 0 to 255 to what a network was trained on; three channels are RGB.
 
-    The shorter edge is resized to `resize` pixels (0 leaves it), the centre of `image_size` pixels
+    The shorter edge is resized to `resize` pixels (0 leaves it), the center of `image_size` pixels
     is cut out, and each channel becomes `(x - mean) / std`. `interpolation` is one of
     `se_flax.data.transforms.INTERPOLATIONS`; the `_antialias` ones are Pillow's, which the PyTorch
-    code bases use. With `exif_orientation` an image is first turned as its EXIF data say.
+    code bases use. `exif_orientation` rotates an image first as its EXIF data say.
     """
 
     image_size: int
@@ -27,16 +31,16 @@ class Preprocessing(NamedTuple):
 
 
 class WeightsInfo(NamedTuple):
-    """Which network weights are of, where they come from, and what they expect.
+    """Which network weights belong to, where they come from, and what they expect.
 
     Attributes:
         model: registered name.
-        num_classes: width of the head; 0 is none.
+        num_classes: width of the head; 0 without a head.
         lineage: code base they come from: 'caffe', 'cadene', 'timm', 'torchvision', 'pytorchcv' or
-            one's own name for it.
+            a name of one's own.
         preprocessing: of the images, in evaluation.
-        fields: of the network's class, beyond those of the registered name.
-        class_names: in the order of the head; empty where nobody said.
+        fields: of the network's class, where they differ from those of the registered name.
+        class_names: in the order of the head; empty if unknown.
     """
 
     model: str
@@ -58,24 +62,95 @@ CIFAR = Preprocessing(
 )
 
 
+def for_channels(view: Preprocessing, channels: int) -> Preprocessing:
+    """Averages `mean` and `std` for one channel; repeats them in order for more."""
+
+    def spread(values):
+        if channels == 1:
+            return (sum(values) / len(values),)
+        return tuple(values[i % len(values)] for i in range(channels))
+
+    return view._replace(mean=spread(view.mean), std=spread(view.std))
+
+
+def to_json(info: WeightsInfo) -> str:
+    """Returns the metadata; raises UserError for fields that are not plain JSON."""
+    entry = info._asdict() | {'preprocessing': info.preprocessing._asdict()}
+    try:
+        return json.dumps({'version': VERSION, **entry}, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UserError(f'a weights file cannot hold this: {error}') from None
+
+
+def from_json(text: str) -> WeightsInfo:
+    """Returns what `to_json` was given; raises UserError for anything that it never writes."""
+    try:
+        entry = json.loads(text)
+    except ValueError as error:
+        raise UserError(f'the metadata is not JSON: {error}') from None
+    version = entry.pop('version', None) if isinstance(entry, dict) else None
+    if version != VERSION:
+        raise UserError(f'unknown version {version!r} of the format; this release reads {VERSION}')
+    try:
+        fields = entry['fields']
+        channels = fields.get('in_channels', 3) if isinstance(fields, dict) else 3
+        view = parse_preprocessing(entry['preprocessing'], channels)
+        names = tuple(entry['class_names'])
+        info = WeightsInfo(**entry | {'preprocessing': view, 'class_names': names})
+    except (TypeError, KeyError, OverflowError) as error:
+        raise UserError(f'the metadata is not as it was written: {error}') from None
+    named = all(isinstance(name, str) for name in names)
+    _check_entries(
+        info,
+        model=isinstance(info.model, str) and len(info.model) < 100,
+        num_classes=info.num_classes == 0 or _is_size(info.num_classes),
+        lineage=isinstance(info.lineage, str),
+        fields=isinstance(fields, dict) and _is_harmless(fields),
+        class_names=named and len(names) in (0, info.num_classes),
+    )
+    check_model(info.model)
+    return info._replace(fields=without_lists(fields))
+
+
 def parse_preprocessing(entry: Mapping[str, Any], channels: int = 3) -> Preprocessing:
-    """Makes a Preprocessing of what a file says; UserError for values that none can have."""
-    view = Preprocessing(**entry)
-    view = view._replace(mean=without_lists(view.mean), std=without_lists(view.std))
-    check_entry('image_size', view.image_size, is_size(view.image_size))
-    check_entry('resize', view.resize, view.resize == 0 or is_size(view.resize))
-    check_entry('exif_orientation', view.exif_orientation, type(view.exif_orientation) is bool)
-    check_entry('interpolation', view.interpolation, isinstance(view.interpolation, str))
-    for name, of in (('mean', view.mean), ('std', view.std)):
-        real = len(of) == channels and all(type(v) in (int, float) and math.isfinite(v) for v in of)
-        check_entry(name, of, real and (name == 'mean' or min(of) > 0))
+    """Returns the preprocessing that a file describes; UserError for impossible values."""
+
+    def are_numbers(values):
+        numbers = [v for v in values if type(v) in (int, float) and math.isfinite(v)]
+        return len(values) == len(numbers) == channels
+
+    view = Preprocessing(**without_lists(entry))
+    _check_entries(
+        view,
+        image_size=_is_size(view.image_size),
+        resize=view.resize == 0 or _is_size(view.resize),
+        exif_orientation=type(view.exif_orientation) is bool,
+        interpolation=isinstance(view.interpolation, str),
+        mean=are_numbers(view.mean),
+        std=are_numbers(view.std) and min(view.std) > 0,
+    )
     return view
 
 
-def check_entry(name: str, value: Any, right: bool) -> None:
-    """Raises UserError unless a value of the metadata is right."""
-    if not right:
-        raise UserError(f'{name} in the metadata cannot be {repr(value)[:100]}')
+def _check_entries(entries: NamedTuple, **right: bool) -> None:
+    for name, is_right in right.items():
+        if not is_right:
+            value = repr(getattr(entries, name))[:100]
+            raise UserError(f'{name} in the metadata cannot be {value}')
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 < value <= MAX_SIZE
+
+
+def _is_harmless(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_is_harmless, value.values()))
+    if isinstance(value, list):
+        return all(type(v) is int and v >= 0 for v in value) and sum(value) <= MAX_UNITS
+    if type(value) in (int, float):
+        return abs(value) <= MAX_SIZE  # False for NaN
+    return value is None or isinstance(value, (bool, str))
 
 
 def without_lists(value: Any) -> Any:
@@ -87,8 +162,3 @@ def without_lists(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: without_lists(inner) for key, inner in value.items()}
     return tuple(map(without_lists, value)) if isinstance(value, (list, tuple)) else value
-
-
-def is_size(value: Any) -> bool:
-    """Tells whether a value of the metadata counts pixels, classes or the like."""
-    return type(value) is int and 0 < value <= MAX_SIZE

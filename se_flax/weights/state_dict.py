@@ -1,32 +1,28 @@
 """From a PyTorch state dict of a public code base to variables."""
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from se_flax.errors import UserError
+from se_flax.errors import UserError, check_known
 from se_flax.models import create_model, list_models, model_info
 from se_flax.models.network import Network
 from se_flax.models.variables import Tensor, misfits, variable_shapes
-from se_flax.weights import inception_names, plain_names, resnet_names
-from se_flax.weights.adapt import FIRST, adapt, for_channels
-from se_flax.weights.checkpoint import find_state_dict
-from se_flax.weights.fill import as_float32, fill, to_kernel
-from se_flax.weights.info import CIFAR, WeightsInfo, without_lists
-from se_flax.weights.naming import Naming, norm_of, traits_of
+from se_flax.weights.fill import FIRST, adapt, as_float32, fill, to_kernel
+from se_flax.weights.info import CIFAR, WeightsInfo, for_channels, without_lists
+from se_flax.weights.names import NAMINGS, Naming, norm_of, traits_of
 
-NAMINGS = (*resnet_names.NAMINGS, *inception_names.NAMINGS, *plain_names.NAMINGS)
 LEAVES = {
-    'weight': ('params/{}/kernel', 'params/{}/scale'),
-    'bias': ('params/{}/bias',),
-    'running_mean': ('batch_stats/{}/mean',),
-    'running_var': ('batch_stats/{}/var',),
+    **{'weight': ('params/{}/kernel', 'params/{}/scale'), 'bias': ('params/{}/bias',)},
+    **{'running_mean': ('batch_stats/{}/mean',), 'running_var': ('batch_stats/{}/var',)},
 }
-# VGG's first hidden layer takes a map [7, 7, 512] here, and [512, 7, 7] in PyTorch.
-FLATTENED = {'params/fc6/kernel': (512, 7, 7)}
+MAX_DEPTH = 8  # of dicts and prefixes: searching all that a hostile file has takes hours
+SMALLEST = 4  # known modules of a network; a layer or two may look like those of another one
+logger = logging.getLogger(__name__)
 
 
 def from_torch(
@@ -41,32 +37,28 @@ def from_torch(
 ) -> dict[str, Any]:
     """Returns the variables of a registered network from a PyTorch state dict.
 
-    The dict has arrays or PyTorch tensors by the names of timm, Cadene (timm's `legacy_*`),
-    torchvision or pytorchcv; the names tell which. Its head may have any number of classes, and
-    its images any number of channels. Each parameter is filled exactly once, float32; kernels
-    become `[H, W, I, O]`, and the bias of a convolution that has none here is taken off the mean of
-    the BatchNorm behind it.
+    Each parameter is filled exactly once, float32; kernels become `[H, W, I, O]`, and the bias of a
+    convolution that has none here is subtracted from the mean of the BatchNorm behind it.
 
     Args:
         name: one of `list_models()`, of the same lineage: `se_resnet50` for Cadene's weights,
             `timm_seresnet50` for timm's.
-        state_dict: names and tensors, or a checkpoint that has them under any key; prefixes of the
-            names such as `module.` and `_orig_mod.` are taken off, which is logged.
-        num_classes: that the network has; None is as many as the head.
-        key: of the state dict where a checkpoint holds several, such as 'model' and 'model_ema';
-            with dots where it lies deeper.
-        head, in_channels: as in `load_weights`; without a head `num_classes` may be any number.
+        state_dict: tensors or arrays by the names of timm, Cadene (timm's `legacy_*`), torchvision
+            or pytorchcv; or a checkpoint that has them under any key. Prefixes of the names, such
+            as `module.` and `_orig_mod.`, are removed, which is logged.
+        num_classes: checked against the head, unless it is dropped.
+        key: of the state dict if there are several, such as 'model' or 'trainer.model_ema'.
+        head, in_channels: as in `load_weights`.
         **fields: of the network's class, as in `create_model`.
 
-    Raises:
-        UserError: for weights of another network, lineage or number of classes, with the names they
-            fit, and for anything missing, unexpected, mis-shaped or not finite.
+    Raises UserError for weights of another network, lineage or number of classes, and names those
+    they fit; and for anything missing, unexpected, mis-shaped or not finite.
     """
     info, variables = adapt(*read_state_dict(name, state_dict, fields, key), head, in_channels)
     if head == 'keep' and num_classes not in (None, info.num_classes):
         raise UserError(
             f"the weights have {info.num_classes} classes, not {num_classes}; head='drop' leaves "
-            f'their head out'
+            'their head out'
         )
     return variables
 
@@ -74,17 +66,29 @@ def from_torch(
 def read_state_dict(
     name: str, state_dict: Mapping[str, Any], fields: Mapping[str, Any], key: str | None = None
 ) -> tuple[WeightsInfo, dict[str, Any]]:
-    """Returns what `from_torch` does, and what the weights' lineage says of them."""
-    fields = without_lists(fields)
-    network = type(create_model(name, **fields))
-    arrays = _arrays(state_dict, key)
-    naming = _detect(name, network, arrays)
-    num_classes = _num_classes(naming, arrays)
-    if (channels := _in_channels(naming, arrays)) != 3:
-        fields = {**fields, 'in_channels': channels}
+    """Returns the variables, and what they are by their lineage; raises as `from_torch` does."""
+    network = type(create_model(name, **without_lists(fields)))
+    arrays = to_arrays(state_dict, key)
+    return fill_network(name, detect(name, network, arrays), arrays, fields)
+
+
+def fill_network(
+    name: str, naming: Naming, arrays: Mapping[str, np.ndarray], fields: Mapping[str, Any]
+) -> tuple[WeightsInfo, dict[str, Any]]:
+    """Returns the variables of a network from arrays by their names in a code base."""
+    num_classes, channels = 0, 3
+    for key, array in arrays.items():
+        module, _, leaf = key.rpartition('.')
+        paths = {*naming.paths(module)}
+        if leaf == 'bias' and array.ndim == 1 and 'head' in paths:
+            num_classes = array.size
+        if leaf == 'weight' and array.ndim == 4 and not paths.isdisjoint(FIRST):
+            channels = max(1, array.shape[1])
+    if not num_classes:
+        raise UserError("the state dict has no head: no names of the last layer's weight and bias")
+    fields = without_lists(fields) | ({} if channels == 3 else {'in_channels': channels})
     model = create_model(name, num_classes, **fields)
-    tensors = _tensors(naming, model, arrays)
-    wrong = _other_traits(naming, model) or misfits(variable_shapes(model), tensors)
+    tensors, wrong = place(naming, model, arrays)
     if wrong:
         fitting = _fitting(naming, model, arrays)
         hint = f'; they fit {" or ".join(fitting)}' if fitting else ''
@@ -94,33 +98,26 @@ def read_state_dict(
     return WeightsInfo(name, num_classes, naming.lineage, view, fields), fill(tensors)
 
 
-def _arrays(state_dict: Mapping[str, Any], key: str | None) -> dict[str, np.ndarray]:
+def _module(key: str) -> str:
+    return key.rpartition('.')[0]
+
+
+def to_arrays(state_dict: Mapping[str, Any], key: str | None = None) -> dict[str, np.ndarray]:
+    """Returns the arrays of the state dict that `find_state_dict` finds."""
     if not isinstance(state_dict, Mapping):
-        raise UserError(
-            f'a state dict maps names to tensors, this is a {type(state_dict).__name__}'
-        )
+        raise UserError(f'a state dict maps names to tensors, not a {type(state_dict).__name__}')
     if odd := [key for key in state_dict if not isinstance(key, str)]:
-        raise UserError(f'a state dict maps names to tensors, this has the key {odd[0]!r}')
-
-    def known(modules: Iterable[str]) -> int:
-        return max(Counter(i for m in modules for i in _knowing(m)).values(), default=0)
-
+        raise UserError(f'a state dict maps names to tensors, not the key {odd[0]!r}')
     return {
         name: _array(name, value)
-        for name, value in find_state_dict(state_dict, known, key).items()
-        if _split(name)[1] != 'num_batches_tracked'  # a counter that nothing here needs
+        for name, value in find_state_dict(state_dict, key).items()
+        if name.rpartition('.')[2] != 'num_batches_tracked'  # a counter that nothing here needs
     }
-
-
-@lru_cache(maxsize=1 << 14)
-def _knowing(module: str) -> frozenset[int]:
-    """Returns the numbers of the NAMINGS that have such a module."""
-    return frozenset(i for i, naming in enumerate(NAMINGS) if any(naming.paths(module)))
 
 
 def _array(key: str, value: Any) -> np.ndarray:
     if not hasattr(value, 'shape'):
-        raise UserError(f'{key} is no tensor but a {type(value).__name__}')
+        raise UserError(f'{key} is not a tensor but a {type(value).__name__}')
     if not hasattr(value, 'detach'):
         return np.asarray(value)
     try:
@@ -129,32 +126,123 @@ def _array(key: str, value: Any) -> np.ndarray:
             raise UserError(f'{key} has more elements than numbers')  # and would be copied
         # NumPy does not know PyTorch's bfloat16.
         return (value.float() if value.is_floating_point() else value).numpy()
-    except (TypeError, RuntimeError) as error:  # of sparse, quantised and abstract tensors
-        raise UserError(f'{key} is no plain tensor: {error}') from None
+    except (TypeError, RuntimeError) as error:  # of sparse, quantized and abstract tensors
+        raise UserError(f'{key} is not a plain tensor: {error}') from None
 
 
-def _split(key: str) -> tuple[str, str]:
-    module, _, leaf = key.rpartition('.')
-    return module, leaf
+def find_state_dict(checkpoint: Mapping[str, Any], key: str | None = None) -> dict[str, Any]:
+    """Returns the tensors of the state dict in a checkpoint, by their names in it.
+
+    A nested dict and a prefix of names are the same: `{'model': {'module.fc.bias': ...}}` has the
+    state dict `model.module`. `key` chooses one of several, by its prefix or the beginning of it.
+    What was taken and what was left out is logged. Without any state dict, everything is returned.
+
+    Raises UserError if there are several and `key` does not choose one.
+    """
+    values = _flatten(checkpoint)
+    tensors = {name for name, value in values.items() if hasattr(value, 'shape')}
+    found = _state_dicts(tensors)
+    chosen = _choose(found, key) if found else ''
+    taken = found.get(chosen, tensors)
+    rest = sorted(tensors - taken)
+    if chosen or rest:
+        more = ', ...' if len(rest) > 3 else ''
+        other = f'; left out {len(rest)} others: {", ".join(rest[:3])}{more}' if rest else ''
+        logger.warning('took the %d tensors under %r%s', len(taken), chosen, other)
+    prefix = chosen and f'{chosen}.'
+    # A weight that is not a tensor is a mistake, not something beside the state dict.
+    taken |= {
+        name
+        for name in values.keys() - tensors
+        if name.startswith(prefix) and _namings_with(_module(name.removeprefix(prefix)))
+    }
+    return {name.removeprefix(prefix): values[name] for name in values if name in taken}
 
 
-def _detect(name: str, network: type[Network], arrays: Iterable[str]) -> Naming:
-    modules = {_split(key)[0] for key in arrays}
+def _flatten(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    seen, dicts = {id(checkpoint)}, [('', checkpoint, 0)]
+    for prefix, inner, depth in dicts:  # which grows
+        for key, value in inner.items():
+            if not isinstance(key, str):
+                continue  # such as the numbers of an optimizer's parameters
+            name = f'{prefix}{key}'
+            if isinstance(value, Mapping):
+                if id(value) not in seen and depth < MAX_DEPTH:
+                    seen.add(id(value))
+                    dicts.append((f'{name}.', value, depth + 1))
+            elif name in flat:
+                raise UserError(f'the checkpoint has {name} twice')
+            else:
+                flat[name] = value
+    return flat
 
-    def known(naming):
-        return sum(NAMINGS.index(naming) in _knowing(module) for module in modules)
 
-    best = max(NAMINGS, key=known)
-    if known(best) <= len(modules) / 2:
-        strange = sorted(module for module in modules if not any(best.paths(module)))
+def _state_dicts(tensors: set[str]) -> dict[str, set[str]]:
+    """Returns the tensors of each state dict by its prefix; none belongs to two."""
+    modules: dict[str, dict[str, str]] = defaultdict(dict)  # of each tensor, under each prefix
+    for name in tensors:
+        parts = name.split('.')
+        for depth in range(min(len(parts), MAX_DEPTH)):
+            modules['.'.join(parts[:depth])][name] = '.'.join(parts[depth:-1])
+
+    def known(prefix: str) -> int:
+        """Returns how many modules under a prefix one network can have."""
+        return max(_votes(modules[prefix].values()).values(), default=0)
+
+    def is_one(prefix: str) -> bool:
+        return known(prefix) >= max(SMALLEST, len({*modules[prefix].values()}) // 2 + 1)
+
+    # The largest first, and of equal ones the outermost: names that are known stay as they are.
+    order = sorted(modules, key=lambda prefix: (-known(prefix), len(prefix), prefix))
+    found: dict[str, set[str]] = {}
+    while (one := next(filter(is_one, order), None)) is not None:
+        found[one] = {*modules[one]}
+        for under in modules.values():
+            for name in found[one] & under.keys():
+                del under[name]
+    return found
+
+
+def _choose(found: Mapping[str, set[str]], key: str | None) -> str:
+    if key is not None and key in found:
+        return key
+    fitting = sorted(p for p in found if key is None or p.startswith(f'{key}.'))
+    if not fitting:
+        check_known('state dict', key, found)
+    if len(fitting) > 1:
+        listed = ', '.join(f'{prefix!r} ({len(found[prefix])} tensors)' for prefix in fitting)
+        raise UserError(
+            f'the file holds {len(fitting)} state dicts: {listed}; choose one: --key NAME, in '
+            'Python key=NAME'
+        )
+    return fitting[0]
+
+
+@lru_cache(maxsize=1 << 14)
+def _namings_with(module: str) -> tuple[Naming, ...]:
+    return tuple(naming for naming in NAMINGS if any(naming.paths(module)))
+
+
+def _votes(modules: Iterable[str]) -> Counter[Naming]:
+    """Returns how many of the modules, each counted once, a naming knows."""
+    return Counter(naming for module in {*modules} for naming in _namings_with(module))
+
+
+def detect(name: str, network: type[Network], names: Iterable[str]) -> Naming:
+    """Returns whose names these are; UserError unless they are those of such a network."""
+    modules = {_module(key) for key in names}
+    votes = _votes(modules)
+    best = max(NAMINGS, key=votes.__getitem__)
+    if votes[best] <= len(modules) / 2:
+        strange = sorted(module for module in modules if best not in _namings_with(module))
         lineages = sorted({naming.lineage for naming in NAMINGS})
         raise UserError(
-            f'of the networks here, none has names such as {", ".join(strange[:3]) or "none"} in '
+            f'no network here has names such as {", ".join(strange[:3]) or "none"} in '
             f'{", ".join(lineages)}'
         )
-    own = [naming for naming in NAMINGS if naming.network is network]
-    ours = max(own, key=known, default=None)
-    if ours is None or known(ours) < 0.9 * known(best):  # families share names
+    ours = max((n for n in NAMINGS if n.network is network), key=votes.__getitem__, default=None)
+    if ours is None or votes[ours] < 0.9 * votes[best]:  # families share names
         raise UserError(
             f"these are {best.lineage}'s names of a {best.network.__name__}, "
             f'and {name} is a {network.__name__}'
@@ -162,46 +250,29 @@ def _detect(name: str, network: type[Network], arrays: Iterable[str]) -> Naming:
     return ours
 
 
-def _num_classes(naming: Naming, arrays: Mapping[str, np.ndarray]) -> int:
-    for key, array in arrays.items():
-        module, leaf = _split(key)
-        if leaf == 'bias' and 'head' in naming.paths(module) and array.ndim == 1 and array.size:
-            return array.size
-    raise UserError("the state dict has no head: no names of the last layer's weight and bias")
-
-
-def _in_channels(naming: Naming, arrays: Mapping[str, np.ndarray]) -> int:
-    for key, array in arrays.items():
-        module, leaf = _split(key)
-        if leaf == 'weight' and array.ndim == 4 and not {*FIRST}.isdisjoint(naming.paths(module)):
-            return max(1, array.shape[1])
-    return 3
-
-
-def _tensors(naming: Naming, model: Network, arrays: Mapping[str, np.ndarray]) -> list[Tensor]:
+def place(
+    naming: Naming, model: Network, arrays: Mapping[str, np.ndarray]
+) -> tuple[list[Tensor], str]:
+    """Returns the arrays with their paths in a network, and what is wrong; '' if they fit."""
+    theirs, ours = naming.traits, traits_of(model)
+    if other := [trait for trait in theirs if theirs[trait] != ours.get(trait, theirs[trait])]:
+        theirs, ours = (', '.join(f'{t}={of[t]!r}' for t in other) for of in (theirs, ours))
+        return [], f'their network has {theirs}, this one {ours}'
     shapes = variable_shapes(model)
     tensors = []
     for key, array in arrays.items():
-        module, leaf = _split(key)
-        places = LEAVES.get(leaf, ())
-        paths = [place.format(path) for path in naming.paths(module) for place in places]
+        module, _, leaf = key.rpartition('.')
+        paths = [of.format(path) for path in naming.paths(module) for of in LEAVES.get(leaf, ())]
         path = next((path for path in paths if path in shapes), paths[0] if paths else None)
+        if path and path.endswith('/kernel'):
+            array = to_kernel(path, array, shapes.get(path, ()))
         tensors.append(Tensor(key, path, array))
     tensors = _without_conv_biases(shapes, tensors)
-    return [_arranged(tensor, shapes.get(tensor.path or '', ())) for tensor in tensors]
+    return tensors, misfits(shapes, tensors)
 
 
-def _arranged(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    array = tensor.array
-    if not (tensor.path or '').endswith('/kernel'):
-        return tensor
-    chw = FLATTENED.get(tensor.path or '')
-    if chw and array.ndim == 2 and array.shape[1:] == shape[:1]:
-        array = array.reshape(-1, *chw)
-    return tensor._replace(array=to_kernel(array, shape))
-
-
-def _without_conv_biases(shapes: Mapping[str, Any], tensors: list[Tensor]) -> list[Tensor]:
+def _without_conv_biases(shapes: Collection[str], tensors: list[Tensor]) -> list[Tensor]:
+    """Subtracts biases of convolutions that have none here from the means of the BatchNorms."""
     by_path = {tensor.path: tensor for tensor in tensors}
     for path, bias in list(by_path.items()):
         if path is None or path in shapes or not path.endswith('/bias'):
@@ -216,31 +287,18 @@ def _without_conv_biases(shapes: Mapping[str, Any], tensors: list[Tensor]) -> li
     return tensors
 
 
-def _other_traits(naming: Naming, model: Network) -> str:
-    ours = traits_of(model)
-    other = [t for t in naming.traits if t in ours and ours[t] != naming.traits[t]]
-    if not other:
-        return ''
-    theirs, ours = (
-        ', '.join(f'{trait}={of[trait]!r}' for trait in other) for of in (naming.traits, ours)
-    )
-    return f'their network has {theirs}, this one {ours}'
-
-
 def _fitting(naming: Naming, other: Network, arrays: Mapping[str, np.ndarray]) -> list[str]:
-    """Names of the networks that these weights can only be of."""
-    size = sum(array.size for key, array in arrays.items() if 'running' not in _split(key)[1])
+    """Returns the names of the networks that these weights can only belong to."""
+    size = sum(array.size for key, array in arrays.items() if 'running' not in key)
     fitting = []
     for name in list_models():
         model = create_model(name, other.num_classes, in_channels=other.in_channels)
-        undecided = traits_of(model).keys() - naming.traits.keys()
-        if type(model) is not naming.network or undecided or _other_traits(naming, model):
+        if type(model) is not naming.network or traits_of(model).keys() - naming.traits.keys():
             continue
         # Tracing all of them would take a minute. A head of other classes is less than half.
         info = model_info(name)
         slack = 1.02 if model.num_classes == info.num_classes else 2
-        if 1 / slack < size / info.params < slack:
-            tensors = _tensors(naming, model, arrays)
-            if not misfits(variable_shapes(model), tensors):
-                fitting.append(name)
+        of_this_size = 1 / slack < size / info.params < slack
+        if of_this_size and not place(naming, model, arrays)[1]:
+            fitting.append(name)
     return fitting

@@ -1,33 +1,22 @@
-"""Weights in a file of our own: safetensors, with what belongs to them in the metadata."""
+"""Weights files of our own: safetensors, with a WeightsInfo as JSON in the metadata."""
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 from flax.traverse_util import flatten_dict
 
 from se_flax.errors import UserError, check_known
-from se_flax.models import check_model, create_model
+from se_flax.models import create_model
 from se_flax.models.variables import Tensor, misfits, variable_shapes
-from se_flax.weights.adapt import adapt
-from se_flax.weights.fill import as_float32, fill
-from se_flax.weights.info import (
-    MAX_SIZE,
-    Preprocessing,
-    WeightsInfo,
-    check_entry,
-    is_size,
-    parse_preprocessing,
-    without_lists,
-)
-from se_flax.weights.safetensors_file import read_metadata, read_safetensors, write_safetensors
+from se_flax.storage import atomic_write
+from se_flax.weights.files import read_safetensors
+from se_flax.weights.fill import adapt, as_float32, fill
+from se_flax.weights.info import Preprocessing, WeightsInfo, from_json, to_json
 
-KEY = 'se_flax'  # of the metadata; its value is JSON
-VERSION = 1
-DTYPES = ('float32', 'bfloat16')
-MAX_UNITS = 1024  # beyond any network here: a hostile file must not have us trace for hours
+KEY = 'se_flax'  # of the metadata
 
 
 def save_weights(
@@ -42,35 +31,36 @@ def save_weights(
 ) -> None:
     """Writes the variables of a registered network to a `.safetensors` file.
 
-    A crash leaves the old file or the new one. The tensors are named by their paths, such as
-    `params/head/kernel`, and keep every bit.
+    The tensors are named by their paths, such as `params/head/kernel`, and keep every bit. A crash
+    leaves the old file or the new one.
 
     Args:
-        path: of the file.
         name: one of `list_models()`; the number of classes is the head's.
         variables: `params` and `batch_stats`, float32 or bfloat16.
-        preprocessing: that the network expects.
         lineage, fields, class_names: see `WeightsInfo`; the fields must be plain JSON.
 
-    Raises:
-        UserError: for variables that are not this network's or not finite, before anything is
-            written.
+    Raises UserError, before anything is written, for variables that do not fit the network or are
+    not finite.
     """
-    tensors = {k: np.asarray(v) for k, v in flatten_dict(variables, sep='/').items()}
-    head = tensors.get('params/head/bias', np.zeros(0))
-    info = WeightsInfo(
-        name, head.size, lineage, preprocessing, dict(fields or {}), tuple(class_names)
+    classes = np.size(flatten_dict(variables, sep='/').get('params/head/bias', ()))
+    fields, names = dict(fields or {}), tuple(class_names)
+    write_weights(
+        path, WeightsInfo(name, classes, lineage, preprocessing, fields, names), variables
     )
+
+
+def write_weights(
+    path: str | pathlib.Path, info: WeightsInfo, variables: Mapping[str, Any]
+) -> None:
+    """Does what `save_weights` does."""
+    # In C order, as the writer takes an array's memory as it is.
+    tensors = {k: np.ascontiguousarray(v) for k, v in flatten_dict(variables, sep='/').items()}
     for key, array in tensors.items():
-        check_known(f'dtype of {key}', array.dtype.name, DTYPES)
+        check_known(f'dtype of {key}', array.dtype.name, ('float32', 'bfloat16'))
         as_float32(key, array)
-    try:
-        text = json.dumps({'version': VERSION, **_plain(info)}, sort_keys=True, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise UserError(f'this cannot be kept in a weights file: {error}') from None
-    info = _parse(text)  # what cannot be read must not be written
-    _check(info, tensors)
-    write_safetensors(pathlib.Path(path), {KEY: text}, tensors)
+    text = to_json(info)
+    _check(from_json(text), tensors)  # what cannot be read must not be written
+    atomic_write(pathlib.Path(path), safetensors.numpy.save(tensors, {KEY: text}))
 
 
 def load_weights(
@@ -78,33 +68,27 @@ def load_weights(
 ) -> tuple[str, dict[str, Any]]:
     """Returns the registered name and the variables, float32 NumPy arrays, of a weights file.
 
-    `read_info` says what else the file knows.
-
     Args:
-        path: of the file.
-        head: 'drop' leaves the head out: what remains is of the network with `num_classes=0`, and
-            all but the head of one with other classes.
-        in_channels: of the images; None is the file's own number. For one channel the first kernel
+        path: of the file; `read_info` returns what else it says.
+        head: 'drop' leaves the head out, for the network with `num_classes=0` or a new head.
+        in_channels: of the images; None keeps the file's number. For one channel the first kernel
             is summed, for more it is repeated and scaled, as timm does.
 
-    Raises:
-        MissingError: where there is no file.
-        UserError: for a file that is damaged, or not of this format; it names the cause.
+    Raises MissingError if there is no file, UserError if it is damaged or not of this format.
     """
     info, variables = adapt(*read_weights(path), head, in_channels)
     return info.model, variables
 
 
 def read_info(path: str | pathlib.Path) -> WeightsInfo:
-    """Returns what belongs to the weights of a file, without reading them."""
-    path = pathlib.Path(path)
-    return _info(path, read_metadata(path))
+    """Returns what a weights file says besides its numbers, which are not read."""
+    metadata, _ = read_safetensors(pathlib.Path(path), with_tensors=False)
+    return _info(path, metadata)
 
 
 def read_weights(path: str | pathlib.Path) -> tuple[WeightsInfo, dict[str, Any]]:
-    """Returns both; raises as `load_weights` does."""
-    path = pathlib.Path(path)
-    metadata, tensors = read_safetensors(path)
+    """Returns `read_info` and the variables; raises as `load_weights` does."""
+    metadata, tensors = read_safetensors(pathlib.Path(path))
     info = _info(path, metadata)
     try:
         return info, fill(_check(info, tensors))
@@ -112,8 +96,18 @@ def read_weights(path: str | pathlib.Path) -> tuple[WeightsInfo, dict[str, Any]]
         raise UserError(f'{path}: {error}') from None
 
 
-def _plain(info: WeightsInfo) -> dict[str, Any]:
-    return info._asdict() | {'preprocessing': info.preprocessing._asdict()}
+def _info(path: str | pathlib.Path, metadata: Mapping[str, str]) -> WeightsInfo:
+    if KEY not in metadata:
+        raise UserError(
+            f'{path} does not name its network; if it comes from a public code base: se-flax '
+            f'convert {path} --model NAME --out FILE.safetensors'
+        )
+    try:
+        return from_json(metadata[KEY])
+    except RecursionError:
+        raise UserError(f'{path}: the metadata is nested too deeply') from None
+    except UserError as error:
+        raise UserError(f'{path}: {error}') from None
 
 
 def _check(info: WeightsInfo, tensors: Mapping[str, np.ndarray]) -> list[Tensor]:
@@ -126,56 +120,3 @@ def _check(info: WeightsInfo, tensors: Mapping[str, np.ndarray]) -> list[Tensor]
     if wrong := misfits(shapes, named):
         raise UserError(f'the weights do not fit {info.model}: {wrong}')
     return named
-
-
-def _info(path: pathlib.Path, metadata: Mapping[str, str]) -> WeightsInfo:
-    if KEY not in metadata:
-        raise UserError(
-            f'{path} does not say which network its weights are of; if they come from a public '
-            f'code base: se-flax convert {path} --model NAME --out FILE.safetensors'
-        )
-    try:
-        return _parse(metadata[KEY])
-    except RecursionError:
-        raise UserError(f'{path}: the metadata are nested too deeply') from None
-    except UserError as error:
-        raise UserError(f'{path}: {error}') from None
-
-
-def _parse(text: str) -> WeightsInfo:
-    try:
-        entry = json.loads(text)
-    except ValueError as error:
-        raise UserError(f'the metadata are no JSON: {error}') from None
-    if not isinstance(entry, dict) or entry.get('version') != VERSION:
-        version = entry.get('version') if isinstance(entry, dict) else None
-        raise UserError(f'version {version!r} of the format is not known; this reads {VERSION}')
-    entry = {key: value for key, value in entry.items() if key != 'version'}
-    try:
-        fields = entry['fields']
-        channels = fields.get('in_channels', 3) if isinstance(fields, dict) else 3
-        view = parse_preprocessing(entry['preprocessing'], channels)
-        names = tuple(entry['class_names'])
-        info = WeightsInfo(**entry | {'preprocessing': view, 'class_names': names})
-    except (TypeError, KeyError) as error:
-        raise UserError(f'the metadata are not as they were written: {error}') from None
-    check_entry('model', info.model, isinstance(info.model, str) and len(info.model) < 100)
-    check_model(info.model)
-    headless = info.num_classes == 0
-    check_entry('num_classes', info.num_classes, headless or is_size(info.num_classes))
-    check_entry('lineage', info.lineage, isinstance(info.lineage, str))
-    check_entry('fields', info.fields, isinstance(info.fields, dict) and _harmless(info.fields))
-    named = all(isinstance(name, str) for name in info.class_names)
-    fit = len(info.class_names) in (0, info.num_classes)
-    check_entry('class_names', info.class_names[:5], named and fit)
-    return info._replace(fields=without_lists(info.fields))
-
-
-def _harmless(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(map(_harmless, value.values()))
-    if isinstance(value, list):
-        return all(type(v) is int and v >= 0 for v in value) and sum(value) <= MAX_UNITS
-    if type(value) in (int, float):
-        return abs(value) <= MAX_SIZE  # not so for NaN
-    return value is None or isinstance(value, (bool, str))

@@ -10,7 +10,7 @@ from se_flax.errors import UserError
 from se_flax.inference import evaluate_run, evaluate_weights, open_run, predict, save_run_weights
 from se_flax.training.config import base_config, check_config
 from se_flax.weights import read_info
-from se_flax.weights.safetensors_file import read_safetensors
+from se_flax.weights.files import read_safetensors
 
 GRAY = ('in_channels=1', 'mean=72.4', 'std=89.6', 'fill=0')
 

@@ -11,8 +11,8 @@ from se_flax.errors import MissingError, UserError
 from se_flax.models import create_model
 from se_flax.models.variables import variable_shapes
 from se_flax.weights import from_caffe
-from se_flax.weights.caffe import MODELS, NAMINGS, class_order
-from se_flax.weights.caffe_file import read_caffemodel
+from se_flax.weights.caffe import MODELS, class_order, read_caffemodel
+from se_flax.weights.names import CAFFE_NAMINGS
 
 SIZES = {'50': (3, 4, 6, 3), '101': (3, 4, 23, 3), '152': (3, 8, 36, 3)}
 DEEP = ('conv1_1/3x3_s2', 'conv1_2/3x3', 'conv1_3/3x3')
@@ -88,7 +88,7 @@ def convolutions(name):
 @pytest.mark.parametrize('name', MODELS)
 def test_layers_of_every_released_model(name):
     model = create_model(name)
-    naming = next(naming for naming in NAMINGS if naming.network is type(model))
+    naming = next(naming for naming in CAFFE_NAMINGS if naming.network is type(model))
     ours = [next(naming.paths(layer)) for layer, _ in convolutions(name)]
     assert ours == [path for _, path in convolutions(name)]
     kernels = [path for path in variable_shapes(model) if path.endswith('/kernel')]
@@ -204,24 +204,26 @@ def test_layers_that_do_not_fit(inception, tmp_path):
     layers = dict(inception[1])
     del layers['conv2/3x3/bn/scale']
     layers['conv1/7x7_s2/bn'] = layers['conv1/7x7_s2/bn'][:2]
-    refuse(
-        tmp_path, caffemodel(layers.items()), 'conv1/7x7_s2/bn has not mean, variance and factor'
-    )
+    refuse(tmp_path, caffemodel(layers.items()), 'conv1/7x7_s2/bn needs mean, variance and factor')
     layers['conv1/7x7_s2/bn'] = [np.full(64, np.nan, np.float32)] * 2 + [np.ones(1, np.float32)]
     layers['inception_3a/5x5'] = [np.zeros((1, 1, 5, 5), np.float32)]
     layers['conv1/7x7_s2'] = [np.zeros((64, 3, 5, 5), np.float32)]
     message = (
         r'2 missing \(params/norm2/bias, params/norm2/scale\); '
-        r'1 unexpected \(inception_3a/5x5\[0\]\); '
-        r'1 mis-shaped \(conv1/7x7_s2\[0\] is \[5, 5, 3, 64\], params/conv1/kernel needs'
+        r'1 unexpected \(inception_3a/5x5.weight\); '
+        r'1 mis-shaped \(conv1/7x7_s2.weight is \[5, 5, 3, 64\], params/conv1/kernel needs'
     )
     refuse(tmp_path, caffemodel(layers.items()), message)
+    layers['conv1/7x7_s2'] = [np.zeros((64, 4, 7, 7), np.float32)]
+    refuse(tmp_path, caffemodel(layers.items()), 'conv1/7x7_s2 takes images of 4 channels')
 
 
 def test_numbers_that_are_not_finite(inception, tmp_path):
     layers = dict(inception[1])
     layers['conv1/7x7_s2/bn'] = [np.full(64, np.nan, np.float32)] * 2 + [np.ones(1, np.float32)]
-    refuse(tmp_path, caffemodel(layers.items()), r'conv1/7x7_s2/bn\[0\] holds NaN or infinity')
+    refuse(
+        tmp_path, caffemodel(layers.items()), 'conv1/7x7_s2/bn.running_mean holds NaN or infinity'
+    )
 
 
 def test_damaged_and_other_files(tmp_path):
@@ -229,8 +231,8 @@ def test_damaged_and_other_files(tmp_path):
     good = caffemodel([('classifier', head)])
     refuse(tmp_path, good[:-30], 'its protobuf message is damaged')
     refuse(tmp_path, b'', 'it has no layer with weights')
-    refuse(tmp_path, caffemodel([('fc', head)]), 'no matrix of a layer classifier')
-    refuse(tmp_path, caffemodel([('classifier', head[1:])]), 'no matrix of a layer classifier')
+    refuse(tmp_path, caffemodel([('fc', head)]), 'the state dict has no head')
+    refuse(tmp_path, caffemodel([('classifier', head[1:])]), 'the state dict has no head')
     refuse(tmp_path, caffemodel([('classifier', head)] * 2), 'two layers classifier')
     refuse(tmp_path, good + field(2, field(4, 'old')), 'the layers of Caffe before 2015')
     wrong = good.replace(field(1, varint(3) + varint(4)), field(1, varint(3) + varint(5)))

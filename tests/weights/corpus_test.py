@@ -269,14 +269,14 @@ OTHERS = {
     'tar': (tar(b''), 'it is a tar archive; unpack'),
     'zip': (zipped('a/w.pth', 'b'), 'it is a zip archive of a/w.pth, b; unpack'),
     'empty zip': (zipped(), 'it is a zip archive of nothing'),
-    'Keras': (zipped('config.json', 'model.weights.h5'), 'it is a model of Keras'),
+    'Keras': (zipped('config.json', 'model.weights.h5'), 'it is a Keras model'),
     'TorchScript': (zipped('w/data.pkl', 'w/constants.pkl'), 'it is a TorchScript program'),
     'HDF5': (b'\x89HDF\r\n\x1a\n' + bytes(100), 'it is HDF5, as Keras'),
-    'npy': (saved(np.save, np.zeros(3)), 'it is an array of NumPy'),
-    'npz': (saved(np.savez, np.zeros(3)), 'it is arrays of NumPy'),
+    'npy': (saved(np.save, np.zeros(3)), 'it is a NumPy array'),
+    'npz': (saved(np.savez, np.zeros(3)), 'it is NumPy arrays'),
     'ONNX': (b'\x08\x07\x12\x07pytorch\x1a\x052.0.0', 'it is ONNX'),
-    'SavedModel': (b'\x08\x01\x12\xd5\x02\n', 'it is a graph of TensorFlow'),
-    'GraphDef': (b'\n\x13\n\x05input\x12\x0bPlaceholder', 'it is a graph of TensorFlow'),
+    'SavedModel': (b'\x08\x01\x12\xd5\x02\n', 'it is a TensorFlow graph'),
+    'GraphDef': (b'\n\x13\n\x05input\x12\x0bPlaceholder', 'it is a TensorFlow graph'),
     'TFLite': (b'\x1c\0\0\0TFL3' + bytes(20), 'it is TensorFlow Lite'),
     'pickle': (pickle.dumps({'a': np.zeros(3)}), 'is a pickle, which is code to run'),
     'JSON': (b'{"a": 1}', 'is JSON, but no index of shards'),
@@ -286,8 +286,8 @@ OTHERS = {
     'the root': (b'{"weight_map": {"a": "/w"}}', "the shard '/w', which is not beside"),
     'the folder above': (b'{"weight_map": {"a": ".."}}', 'which is not beside'),
     'missing shards': (b'{"weight_map": {"a": "x", "b": "y"}}', 'needs x, y beside it; fetch'),
-    'damaged safetensors': (header(b'{"a": '), 'is no safetensors file: invalid JSON in header'),
-    'damaged caffemodel': (b'\n\x05net', 'is no caffemodel: its protobuf message is damaged'),
+    'damaged safetensors': (header(b'{"a": '), 'is not a safetensors file: invalid JSON in header'),
+    'damaged caffemodel': (b'\n\x05net', 'is not a caffemodel: its protobuf message is damaged'),
     'words': (b'words', "begins with b'words'; PyTorch, safetensors and caffemodel"),
     'image': (b'\x89PNG\r\n\x1a\n', 'unknown kind of weights file'),
 }
@@ -324,7 +324,7 @@ def test_shards_that_are_not_as_the_index_says(network, convert, tmp_path):
     safetensors.numpy.save_file({'more': np.zeros(1)}, shard)
     assert f'{shard} holds other tensors than {index} says' in convert(index).said
     shard.write_bytes(b'version https://git-lfs.github.com/spec/v1')
-    assert f'{shard} is no weights file: it is a Git LFS pointer' in convert(index).said
+    assert f'{shard} is not a weights file: it is a Git LFS pointer' in convert(index).said
     shard.write_bytes(index.read_bytes())
     assert f"unknown kind of shard in {shard} 'index'" in convert(index).said
     shard.unlink()
@@ -378,7 +378,7 @@ def test_our_own_files_name_their_network(weights, convert, tmp_path):
     gray = convert(source, '--head', 'drop', '--in-channels', '1', model=None).variables
     assert gray['params/conv_stem/kernel'].shape == (3, 3, 1, 4)
     assert 'params/head/kernel' not in gray
-    assert f'{source} is of resnet8_cifar, not of vgg16' in convert(source, model='vgg16').said
+    assert f'{source} holds resnet8_cifar, not vgg16' in convert(source, model='vgg16').said
     assert 'it takes no key' in convert(source, '--key', 'model').said
     out = tmp_path / 'again.safetensors'
     assert cli.main(['convert', str(source), '--out', str(out)]) == 0

@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 
 from se_flax.errors import UserError
 from se_flax.weights import Preprocessing, from_torch, load_weights, read_info, save_weights
-from se_flax.weights.caffe_file import net_parameter, read_caffemodel
-from se_flax.weights.pth import read_pth
-from se_flax.weights.safetensors_file import read_safetensors
+from se_flax.weights.caffe import net_parameter, read_caffemodel
+from se_flax.weights.files import read_pth, read_safetensors
 from se_flax.weights.store import KEY
 
 VIEW = Preprocessing(32, 0, 'bilinear', (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -162,7 +161,7 @@ def test_caffemodels(tmp_path_factory):
     path = tmp_path_factory.mktemp('fuzz') / 'net.caffemodel'
     net = net_parameter()()
     for i in range(20):
-        layer = net.layer.add(name=f'conv{i}', type='Convolution')
+        layer = net.layer.add(name=f'conv{i}')
         blob = layer.blobs.add(data=[struct.pack('<8f', *range(8))])
         blob.shape.dim.extend([2, 4])
     good, outcomes = net.SerializeToString(), []

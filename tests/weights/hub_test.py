@@ -65,7 +65,7 @@ def test_without_network_and_cache(tmp_path):
         ('timm/legacy_senet15.in1k', 'did you mean timm/legacy_senet154'),
         ('tim/resnet50.a1_in1k', 'did you mean timm/resnet50'),
         ('resnet50', 'timm/resnet50'),
-        ('timm/resnet50.a1 in1k', 'is no id of the hub; one is timm/'),
+        ('timm/resnet50.a1 in1k', 'is not an id of the hub, such as timm/'),
         ('timm/resnet50/../x', 'unknown weights'),
         ('', 'unknown weights'),
     ],

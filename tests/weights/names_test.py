@@ -9,9 +9,8 @@ import pytest
 
 from se_flax.errors import UserError
 from se_flax.models import create_model
-from se_flax.models.variables import misfits, variable_shapes
 from se_flax.weights import from_torch
-from se_flax.weights.state_dict import _arrays, _detect, _other_traits, _tensors
+from se_flax.weights.state_dict import detect, find_state_dict, place
 
 NETWORKS = {
     'torchvision_vgg16_bn': ('vgg16', {}),
@@ -93,25 +92,24 @@ def test_each_tensor_has_one_place_of_its_shape(network, request):
     state = read(request, network)
     name, fields = NETWORKS[network]
     model = create_model(name, **fields)
-    naming = _detect(name, type(model), state)
+    naming = detect(name, type(model), state)
     assert naming.lineage == {'timm_legacy_senet154': 'cadene'}.get(network, network.split('_')[0])
-    assert _other_traits(naming, model) == ''
-    assert misfits(variable_shapes(model), _tensors(naming, model, state)) == ''
+    assert place(naming, model, state)[1] == ''
 
 
 @pytest.mark.parametrize('network', NETWORKS)
 def test_prefixes_are_taken_off_and_nothing_of_the_names(network, request, caplog):
     state = read(request, network)
-    assert _arrays(state, None).keys() == state.keys()
+    assert find_state_dict(state).keys() == state.keys()
     assert caplog.messages == []
     for prefix in ('module', 'module._orig_mod', 'features', 'layer1', 'conv1'):
         wrapped = {f'{prefix}.{name}': value for name, value in state.items()}
-        assert _arrays(wrapped, None).keys() == state.keys()
+        assert find_state_dict(wrapped).keys() == state.keys()
         assert caplog.messages.pop() == f'took the {len(state)} tensors under {prefix!r}'
 
 
 @pytest.mark.parametrize('network', OTHERS)
 def test_networks_that_only_look_alike_are_refused(network, request):
     name, fields = OTHERS[network]
-    with pytest.raises(UserError, match=r'none has names such as|weights do not fit'):
+    with pytest.raises(UserError, match=r'no network here has names such as|weights do not fit'):
         from_torch(name, read(request, network), **fields)

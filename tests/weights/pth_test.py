@@ -7,7 +7,7 @@ import pytest
 
 from se_flax.errors import MissingError, UserError
 from se_flax.weights import convert, from_torch, load_weights
-from se_flax.weights.pth import read_pth
+from se_flax.weights.files import read_pth
 
 torch = pytest.importorskip('torch')
 
@@ -71,8 +71,8 @@ def test_tensors_of_other_kinds(weights):
     state = tensors(weights.state)
     for bias, message in [
         (torch.zeros(10, dtype=torch.int32), 'output.bias holds int32, not floats'),
-        (torch.zeros(10, device='meta'), 'output.bias is no plain tensor'),
-        (torch.zeros(10).to_sparse(), 'output.bias is no plain tensor'),
+        (torch.zeros(10, device='meta'), 'output.bias is not a plain tensor'),
+        (torch.zeros(10).to_sparse(), 'output.bias is not a plain tensor'),
         (torch.zeros(1).expand(10), 'output.bias has more elements than numbers'),
         (torch.zeros(1).expand(1 << 40), 'output.bias has more elements than numbers'),
     ]:

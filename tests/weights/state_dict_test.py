@@ -7,9 +7,8 @@ from flax.traverse_util import flatten_dict
 
 from se_flax.errors import UserError
 from se_flax.models import create_model
-from se_flax.models.variables import Tensor
 from se_flax.weights import from_torch
-from se_flax.weights.state_dict import _arranged
+from se_flax.weights.fill import to_kernel
 
 BASIC, BOTTLENECK = (2, 2, 2, 2), (3, 4, 6, 3)
 
@@ -110,12 +109,12 @@ def test_biases_of_convolutions_go_into_the_means(weights):
 def test_vgg_flattens_its_map_in_another_order():
     linear = np.random.default_rng(0).standard_normal((2, 512 * 7 * 7)).astype(np.float32)
     path, shape = 'params/fc6/kernel', (7 * 7 * 512, 2)
-    kernel = _arranged(Tensor('classifier.0.weight', path, linear), shape).array
+    kernel = to_kernel(path, linear, shape)
     image = np.random.default_rng(1).standard_normal((7, 7, 512))
     want = linear @ image.transpose(2, 0, 1).ravel()
     np.testing.assert_allclose(image.ravel() @ kernel, want, rtol=1e-10)
     conv = linear.reshape(2, 512, 7, 7)  # timm's form of the same layer
-    again = _arranged(Tensor('pre_logits.fc1.weight', path, conv), shape).array
+    again = to_kernel(path, conv, shape)
     np.testing.assert_array_equal(again, kernel)
 
 
@@ -157,7 +156,7 @@ def test_two_names_for_one_place(weights):
         (np.zeros(10, np.int32), 'output.bias holds int32, not floats'),
         (np.zeros(10, np.complex64), 'output.bias holds complex64, not floats'),
         (np.zeros(10, object), 'output.bias holds object, not floats'),
-        ([0.0] * 10, 'output.bias is no tensor but a list'),
+        ([0.0] * 10, 'output.bias is not a tensor but a list'),
     ],
 )
 def test_numbers_that_are_none(weights, value, message):
@@ -216,10 +215,10 @@ def test_the_stride_of_torchvisions_bottlenecks_must_be_said(weights):
 @pytest.mark.parametrize(
     ('state', 'message'),
     [
-        ({}, 'none has names such as none in cadene, pytorchcv, timm, torchvision'),
-        ({'a.b': np.zeros(1)}, 'none has names such as a in cadene'),
-        (3, 'a state dict maps names to tensors, this is a int'),
-        ({3: np.zeros(1)}, 'this has the key 3'),
+        ({}, 'no network here has names such as none in cadene, pytorchcv, timm, torchvision'),
+        ({'a.b': np.zeros(1)}, 'no network here has names such as a in cadene'),
+        (3, 'a state dict maps names to tensors, not a int'),
+        ({3: np.zeros(1)}, 'not the key 3'),
         (
             {'features.7.weight': np.zeros(1)},
             r"torchvision's names of a VGG.* resnet50 is a ResNet",

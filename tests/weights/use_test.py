@@ -62,7 +62,7 @@ def test_convert_with_fields(weights, tmp_path):
     assert load_weights(out)[1]['params']['head']['kernel'].shape == (16, 10)
     (tmp_path / 'net.caffemodel').write_bytes(b'\n\x05SENet')  # its name, which comes first
     for source in ('hub:timm/resnet50.a1_in1k', str(tmp_path / 'net.caffemodel')):
-        with pytest.raises(UserError, match='is of a network without width of its own'):
+        with pytest.raises(UserError, match='holds a registered network; it takes no width'):
             convert(source, 'se_resnet50', out, width=4)
 
 
@@ -128,8 +128,8 @@ def test_mistakes_are_told_in_a_line(converted, image, tmp_path, capsys, weights
     save_weights(three, 'resnet8_cifar', variables, VIEW, fields=weights.fields)
     source = converted.with_name('model.safetensors')
     for arguments, message in [
-        (['predict', '--weights', bad, image], f'{bad} is no safetensors file: '),
-        (['predict', '--weights', source, image], f'{source} does not say which network'),
+        (['predict', '--weights', bad, image], f'{bad} is not a safetensors file: '),
+        (['predict', '--weights', source, image], f'{source} does not name its network'),
         (['predict', '--weights', converted, tmp_path / 'no.png'], 'no image '),
         (['predict', '--weights', odd, image], "unknown interpolation 'nicest': "),
         (['evaluate', '--data', DATA], 'nothing to evaluate: --workdir DIR or --weights FILE'),
@@ -142,11 +142,11 @@ def test_mistakes_are_told_in_a_line(converted, image, tmp_path, capsys, weights
         (['evaluate', '--weights', named, '--data', DATA], f'{DATA} has other classes (T-shirt'),
         (
             ['convert', source, '--out', out],
-            f'{source} does not say which network its weights are of: --mo',
+            f'{source} does not name its network: --mo',
         ),
         (['convert', source, '--model', 'resnet', '--out', out], "unknown model 'resnet': did you"),
         (['convert', source, '--model', 'vgg16', '--out', out], "these are pytorchcv's names of a"),
-        (['convert', bad, '--model', 'resnet8_cifar', '--out', out], f'{bad} is no safetensors'),
+        (['convert', bad, '--model', 'resnet8_cifar', '--out', out], f'{bad} is not a safetensors'),
         (['convert', image, '--model', 'resnet8_cifar', '--out', out], 'unknown kind of weights'),
         (['convert', source, '--model', 'vgg16', '--out', 'x.pth'], 'unknown kind of weights file'),
         (['convert', source, '--model', 'vgg16', '--out', tmp_path / 'no/x.safetensors'], 'no fol'),

@@ -1,0 +1,130 @@
+"""Names of the networks' modules in the public code bases, and what is particular to each."""
+
+import csv
+import dataclasses
+import importlib.resources
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
+
+from flax import linen as nn
+
+from se_flax.models.bn_inception import BNInception
+from se_flax.models.inception_resnet_v2 import InceptionResNetV2
+from se_flax.models.mobilenet import MobileNet
+from se_flax.models.preact_resnet import PreActBottleneck, PreActResNet
+from se_flax.models.resnet import BasicBlock, ResNet
+from se_flax.models.vgg import VGG
+from se_flax.weights.info import BICUBIC, BILINEAR, CAFFE, INCEPTION, Preprocessing
+
+# What a placeholder of names.csv matches; the path may shift a number (`{i+1}`) and has WORDS.
+PLACEHOLDERS = {
+    **{'s': r'\d', 'i': r'\d{1,3}', 'b': r'\d', 'k': r'\d'},  # stage, unit, branch, layer
+    **{'kind': 'conv|bn', 'bn': '/bn/scale|/bn|', 'se': 'fc[12]|conv[12]|down|up'},
+    **{'m': r'\d[a-e]', 'layer': r'\w+'},  # of the Inception networks
+}
+WORDS = {
+    **{'bn': 'norm', '': 'conv', '/bn': 'norm', '/bn/scale': 'norm'},
+    **{'fc1': 'reduce', 'fc2': 'expand', 'conv1': 'reduce', 'conv2': 'expand'},
+    **{'down': 'reduce', 'up': 'expand'},
+    **{'double3x3a': 'double3x3_1', 'double3x3b': 'double3x3_2'},
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Naming:
+    """How a code base names the modules of one family of networks, a part of names.csv.
+
+    Attributes:
+        lineage: the code base.
+        network: class of the family.
+        preprocessing: default for its weights.
+        traits: choices of its networks that leave no mark on the parameters, see `traits_of`.
+    """
+
+    lineage: str
+    network: type[nn.Module]
+    preprocessing: Preprocessing = BILINEAR
+    traits: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def paths(self, module: str) -> Iterator[str]:
+        """Yields the paths here of a module (a key without `.weight` and the like).
+
+        Of several, one at most is a path of the network.
+        """
+        for pattern, ours in _rows()[self.lineage, self.network.__name__]:
+            if match := pattern.fullmatch(module):
+                values: dict[str, str | int] = {}
+                for key, text in match.groupdict().items():
+                    if text.isdigit():
+                        n = int(text)
+                        values |= {key: n, f'{key}+1': n + 1, f'{key}-1': n - 1}
+                    else:
+                        values[key] = WORDS.get(text, text)
+                yield ours.format_map(values)
+
+
+@cache
+def _rows() -> dict[tuple[str, str], list[tuple[re.Pattern[str], str]]]:
+    """Returns patterns of names and paths by lineage and network."""
+
+    def group(match):
+        return f'(?P<{match[1]}>{PLACEHOLDERS[match[1]]})'
+
+    rows = defaultdict(list)
+    table = importlib.resources.files('se_flax.weights').joinpath('names.csv').read_text()
+    for row in csv.DictReader(table.splitlines()):
+        pattern = re.sub(r'\\\{(\w+)\\\}', group, re.escape(row['theirs']))
+        for lineage in row['lineages'].split():
+            rows[lineage, row['network']].append((re.compile(pattern, re.ASCII), row['ours']))
+    return rows
+
+
+def norm_of(conv: str) -> str:
+    """Returns the path of the BatchNorm behind a convolution.
+
+    >>> norm_of('stage2_block1/conv_proj')
+    'stage2_block1/norm_proj'
+    """
+    parent, slash, name = conv.rpartition('/')
+    return f'{parent}{slash}{name.replace("conv", "norm", 1)}'
+
+
+def traits_of(model: nn.Module) -> dict[str, Any]:
+    """Returns the choices that differ between code bases and leave no mark on the parameters."""
+    if isinstance(model, PreActResNet) and model.block is PreActBottleneck:
+        return {'stride_in': '1x1'}
+    if not isinstance(model, ResNet):
+        return {}
+    traits = {} if model.stem == 'cifar' else {'pool': model.pool}
+    if getattr(model.block, 'func', model.block) is BasicBlock:
+        if model.se:
+            traits['extra_relu'] = getattr(model.block, 'keywords', {}).get('extra_relu', False)
+    elif model.groups == 1:  # with groups, all code bases have the stride in the 3x3
+        traits['stride_in'] = model.stride_in
+    return traits
+
+
+_PADDED = {'pool': 'padded', 'extra_relu': False}
+_TORCHVISION = _PADDED | {'stride_in': '3x3'}
+_CAFFE = {'pool': 'caffe', 'extra_relu': True, 'stride_in': '1x1'}
+# pytorchcv's Shake-Shake and ShuffleNet are left out, as they compute something else with the same
+# parameters: shortcuts take the sum after the ReLU, and branch and shortcut are concatenated in
+# the other order.
+NAMINGS = (
+    Naming('torchvision', ResNet, traits=_TORCHVISION),
+    Naming('timm', ResNet, BICUBIC, _TORCHVISION),
+    Naming('cadene', ResNet, traits=_CAFFE),
+    Naming('pytorchcv', ResNet, traits=_PADDED),
+    Naming('pytorchcv', PreActResNet, traits={'stride_in': '3x3'}),
+    Naming('pytorchcv', BNInception),
+    Naming('timm', InceptionResNetV2, INCEPTION),
+    Naming('pytorchcv', InceptionResNetV2, INCEPTION),
+    Naming('torchvision', VGG),
+    Naming('timm', VGG),
+    Naming('pytorchcv', VGG),
+    Naming('pytorchcv', MobileNet),
+)
+CAFFE_NAMINGS = (Naming('caffe', ResNet, CAFFE, _CAFFE), Naming('caffe', BNInception, CAFFE))

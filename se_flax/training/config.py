@@ -106,7 +106,9 @@ DATA = {
         from_weights=True,
     ),
     'interpolation': Field('bilinear', 'Resize filter.', choices=INTERPOLATIONS, from_weights=True),
-    'sampling': Field('shuffle', 'class_aware draws a class, then an image.', choices=SAMPLINGS),
+    'sampling': Field(
+        'shuffle', 'class_aware draws a class, then an image.', choices=tuple(SAMPLINGS)
+    ),
     'cache': Field(False, 'Decode every image once, into memory.'),
     'max_corrupt': Field(0.001, 'Unreadable images to replace; more fail.', 'share', least=0),
 }

@@ -267,7 +267,7 @@ def save(rows: list[dict]) -> None:
         f'{versions("jax", "flax", "libtpu")}; Python {sys.version.split()[0]}. The training step '
         "of each network's recipe, bfloat16, 224 pixels, BatchNorm groups of 32; all figures are "
         "of one chip and the compiler's, none was measured on a TPU. 'First form' is the step "
-        "before SE scaled BatchNorm's coefficients (docs/speed.md)."
+        "before SE scaled BatchNorm's coefficients (docs/explanations/speed.md)."
     )
     save_rows('aot', head, markdown(rows), rows)
 

@@ -1,6 +1,5 @@
 """What README and the pages of `docs/` show is what happens."""
 
-import os
 import pathlib
 import re
 import runpy
@@ -34,7 +33,7 @@ def blocks(language, page):
 
 def commands(text, program=r'python train_main\.py'):
     """The arguments of each command line in a text."""
-    lines = re.findall(rf'(?:\.venv/bin/)?{program}[^"\n]*', text.replace('\\\n', ''))
+    lines = re.findall(rf'(?:\.venv/bin/)?{program}[^"\n;]*', text.replace('\\\n', ''))
     return [shlex.split(line, comments=True)[program.count(' ') + 1 :] for line in lines]
 
 
@@ -133,6 +132,14 @@ def test_a_run_from_the_quick_start_to_its_export(tmp_path, monkeypatch, capsys,
     assert names['logits'].shape == (5, 10)
 
 
+def test_the_data_page_lists_data_sets(tmp_path, capsys):
+    every, one = commands((DOCS / 'guides/data.md').read_text(), 'se-flax data check')
+    assert cli.main(['data', 'check', *every]) == 0
+    assert 'fashion_mnist_mini' in capsys.readouterr().out
+    assert cli.main(['data', 'check', *one, '--data-dir', str(tmp_path)]) == 2
+    assert 'run: se-flax data prepare cifar10' in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_imagenet_on_a_laptop(tmp_path, environ):
     """The block of the page as bash runs it: two processes, one of them killed."""
@@ -175,12 +182,12 @@ def test_each_block_of_commands_is_run_or_says_that_it_is_not(page):
 @by_page
 def test_commands_parse(page, monkeypatch):
     monkeypatch.chdir(ROOT)
-    text = page.read_text()
+    text = page.read_text().replace('gs://', '/')  # no bucket is within reach of tests
     for argv in commands(text):
         argv = [word for word in argv if word.startswith('-')]
         config, workdir, _ = parse_args(argv, default='configs/quickstart.py')
         assert config.model or config.init_from  # the weights know theirs
-        assert str(workdir).startswith(('runs/', '/', 'gs://'))  # the root: what hosts share
+        assert str(workdir).startswith(('runs/', '/'))  # the root: what hosts share
     parser = (getattr(cli, 'make_parser', None) or cli._parser)()
     for argv in commands('\n'.join(blocks('bash', page)), 'se-flax'):
         _, rest = parser.parse_known_args(argv)
@@ -202,7 +209,8 @@ def test_the_expected_errors_are_those_of_the_configs():
     rows = re.findall(
         r'^\| `(\w+\.py)\S*` \| .*? \| (.*?) \|', (DOCS / 'guides/imagenet.md').read_text(), re.M
     )
-    assert {name for name, _ in rows} == {p.name for p in CONFIGS} - {'quickstart.py', 'fine_tune.py'}
+    papers = {path.name for path in CONFIGS} - {'quickstart.py', 'fine_tune.py'}
+    assert {name for name, _ in rows} == papers
     for name, expected in rows:
         said = (ROOT / 'configs' / name).read_text()
         assert [n for n in re.findall(r'\d+\.\d+', expected) if n not in said] == []

@@ -114,6 +114,8 @@ def range_of(field) -> str:
     """Returns the values that a field may have, in words."""
     bounds = (('above', field.above), ('at least', field.least), ('below', field.below))
     words = [f'{name} {value}' for name, value in bounds if value is not None]
+    if field.default is None:
+        words.insert(0, f'`{field.type.__name__}`')
     if field.choices:
         words.append(', '.join(f'`{choice}`' for choice in field.choices))
     if field.optional:
@@ -203,7 +205,9 @@ def recipes() -> str:
         tree = ast.parse(source := path.read_text())
         code = '\n'.join(source.splitlines()[tree.body[0].end_lineno :]).strip()
         details = f'??? note "configs/{path.name}"\n\n' + indented(f'```python\n{code}\n```')
-        parts.append(f'## {path.name}\n\n{ast.get_docstring(tree)}\n\n{details}')
+        # A continued line of a command is one line in the string, with its indent inside.
+        text = re.sub(r' {5,}(?=--)', ' ', ast.get_docstring(tree))
+        parts.append(f'## {path.name}\n\n{text}\n\n{details}')
     return '\n\n'.join(parts)
 
 

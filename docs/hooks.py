@@ -16,7 +16,10 @@ import re
 
 ROOT = pathlib.Path(__file__).parents[1]
 MARK = re.compile(r'^<!-- generated: (\w+) -->$', re.MULTILINE)
-LINK = re.compile(r'(\]\()(?!\w+:|#)([^)#\s]+)((?:#[^)]*)?\))')
+# Code, which is skipped, or a relative link: text, path, anchor.
+LINK = re.compile(
+    r'```.*?```|`[^`\n]*`|\[([^]\n]*)\]\((?!\w+:|#)([^)#\s]+)((?:#[^)]*)?)\)', re.DOTALL
+)
 # Files outside `docs/` and the page of each; links to them and in them are rewritten.
 OUTSIDE = {
     'README.md': 'index.md',
@@ -62,6 +65,8 @@ def on_page_markdown(markdown, page, **_):
 def rewrite_links(markdown: str, page: str) -> str:
     """Rewrites links that are relative to a file of the repository for its page of the site.
 
+    Of a link to a file that the site does not have, only the text is left.
+
     >>> rewrite_links('[speed](docs/explanations/speed.md)', 'index.md')
     '[speed](explanations/speed.md)'
     >>> rewrite_links('[cpu](../../benchmarks/results/cpu.md#x)', 'explanations/speed.md')
@@ -70,9 +75,14 @@ def rewrite_links(markdown: str, page: str) -> str:
     source = INSIDE.get(page, f'docs/{page}')
 
     def moved(match):
+        if match[2] is None:
+            return match[0]
         target = posixpath.normpath(posixpath.join(posixpath.dirname(source), match[2]))
+        if target not in OUTSIDE and not target.startswith('docs/'):
+            return match[1]
         target = OUTSIDE.get(target, target.removeprefix('docs/'))
-        return match[1] + posixpath.relpath(target, posixpath.dirname(page) or '.') + match[3]
+        relative = posixpath.relpath(target, posixpath.dirname(page) or '.')
+        return f'[{match[1]}]({relative}{match[3]})'
 
     return LINK.sub(moved, markdown)
 

@@ -236,3 +236,5 @@ def test_links_are_rewritten_for_the_site():
         '[a](../benchmarks/cpu.md#x)'
     )
     assert rewrite('[a](https://a.b/c) [b](#d)', 'guides/data.md') == '[a](https://a.b/c) [b](#d)'
+    assert rewrite('![a](docs/a.png) [b](setup.cfg)', 'index.md') == '![a](a.png) b'
+    assert rewrite('`a[b](c)` [`x`](setup.cfg)', 'index.md') == '`a[b](c)` `x`'

@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 MARK = re.compile(r'^<!-- generated: (\w+) -->$', re.MULTILINE)
 # Code, which is skipped, or a relative link: text, path, anchor.
 LINK = re.compile(
-    r'```.*?```|`[^`\n]*`|\[([^]\n]*)\]\((?!\w+:|#)([^)#\s]+)((?:#[^)]*)?)\)', re.DOTALL
+    r'```.*?```|`[^`\n]*`|\[([^][]*)\]\((?!\w+:|#)([^)#\s]+)((?:#[^)]*)?)\)', re.DOTALL
 )
 # Files outside `docs/` and the page of each; links to them and in them are rewritten.
 OUTSIDE = {

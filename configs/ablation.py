@@ -20,7 +20,8 @@ Ours: not run yet.
 
 Not published: when the loss counts as no longer falling (drop_patience is our choice), the batch
 size (256 is from the authors' issue 62), the amount of label smoothing (0.1 is from the paper that
-is cited) and the weight decay except for issue 37. The length is only given as "about 300 epochs".
+is cited) and the weight decay (here from the authors' issue 37). The length is only given as "about
+300 epochs".
 """
 
 import pathlib

@@ -12,7 +12,7 @@ Ours: not run yet.
 
 The schedule is from their issue 62, the ranges of rotation and jitter are from their README. Not
 published: how rotation and jitter are drawn (TrainTransform documents our choice), and the weight
-decay except for issue 37.
+decay (here from the authors' issue 37).
 """
 
 import pathlib

@@ -17,7 +17,7 @@ Published: batch, initial rate, dropout of 0.2 (part of the network), label smoo
 BatchNorm's parameters are frozen "for the last few epochs". Not published: how many epochs (5 is
 our choice), whether the statistics are frozen too (they are here), the amount of smoothing (0.1 is
 from the paper that is cited), the length and the drops of the rate (those of Table 2 here), the
-weight decay except for the authors' issue 37, how the network was trained at 320 pixels, and how
+weight decay (here from the authors' issue 37), how the network was trained at 320 pixels, and how
 images are resized for it (shorter edge 320, with which others reproduced the paper's numbers from
 the released weights).
 """

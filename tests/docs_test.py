@@ -132,6 +132,17 @@ def test_a_run_from_the_quick_start_to_its_export(tmp_path, monkeypatch, capsys,
     assert names['logits'].shape == (5, 10)
 
 
+@pytest.mark.parametrize('name', ['start/quickstart', 'start/fine_tune', 'guides/weights'])
+def test_commands_that_a_page_repeats_are_readmes(name):
+    """As `.ci/run` and tests/weights/fine_tuning_test.py run those of README."""
+    page = (DOCS / f'{name}.md').read_text()
+    marked = r'<!-- run: (?:\.ci/run|tests/weights/\S+) -->\n```bash\n(.*?)```'
+    blocks = re.findall(marked, page, re.DOTALL)
+    assert blocks
+    for line in ''.join(blocks).splitlines():
+        assert line in README.read_text()
+
+
 def test_the_data_page_lists_data_sets(tmp_path, capsys):
     every, one = commands((DOCS / 'guides/data.md').read_text(), 'se-flax data check')
     assert cli.main(['data', 'check', *every]) == 0

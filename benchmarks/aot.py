@@ -1,11 +1,11 @@
-"""What the real TPU compiler makes of the training step, without a TPU: `python benchmarks/aot.py`.
+"""Compiles the training step with the real TPU compiler, without a TPU: `python benchmarks/aot.py`.
 
-Compiles the trainer's own step in bfloat16, by the paper's recipes, ahead of time for described
-TPUs, and notes the compiler's figures for one chip: collectives, memory, operations, bytes.
-From the chip's public figures follow a lower bound of the step's time and what an all-reduce
-adds to it. Needs the `tpu` extra and no accelerator; a compilation takes minutes, so each is one
-process, and its row is in `benchmarks/results/aot.json` as soon as it ends. `aot.md` is made of
-that file.
+Compiles the trainer's own step in bfloat16, with the paper's recipes, ahead of time for TPUs that
+are only described, and reports the compiler's figures for one chip: collectives, memory,
+operations, bytes. The chip's public figures give a lower bound of the step's time and the cost of
+an all-reduce. Needs the extra `tpu` and no accelerator. Compilation takes minutes, so each row has
+its own process and is written to `benchmarks/results/aot.json` when it is done. `aot.md` is
+generated from that file.
 """
 
 import argparse
@@ -18,8 +18,8 @@ import sys
 import time
 from typing import NamedTuple
 
-os.environ['JAX_PLATFORMS'] = 'cpu'  # the compiler runs on the CPU and looks for no accelerator
-os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'  # there is no chip that two could fight over
+os.environ['JAX_PLATFORMS'] = 'cpu'  # the compiler runs on the CPU and needs no accelerator
+os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'  # there is no chip to compete for
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +59,7 @@ class Chip(NamedTuple):
 CHIPS = {
     'v4': Chip(
         275e12, 1228e9, 300e9, {4: '2x2x1', 256: '4x8x8'},
-        {'chip_config_name': 'megacore'},  # as on Cloud: the two cores are one device
+        {'chip_config_name': 'megacore'},  # as on Cloud TPU, both cores are one device
     ),
     'v5e': Chip(
         197e12, 819e9, 200e9, {4: '2x2', 16: '4x4', 64: '8x8', 256: '16x16'},
@@ -81,7 +81,7 @@ CELLS = [
     ),
     ('resnet50', 'v5e', 4, 128),  # what SE adds
     *(('se_resnet50', 'v6e', chips, 128) for chips in (4, 16)),
-    *(('se_resnet50', 'v5e', 4, images) for images in (256, 512)),  # what fits
+    *(('se_resnet50', 'v5e', 4, images) for images in (256, 512)),  # what fits into memory
     ('se_resnet50', 'v5e', 256, 4),  # the papers' batches, 1024 and 2048, on a whole pod
     ('senet154', 'v5e', 256, 8),
 ]
@@ -99,7 +99,7 @@ ARRAY = re.compile(r'\b(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\]')
 
 
 def described_mesh(chip: str, chips: int) -> jax.sharding.Mesh:
-    """Returns the trainer's mesh over the chips of a TPU that is only described."""
+    """Returns the trainer's mesh over the chips of a described TPU."""
     topology = topologies.get_topology_desc(
         platform='tpu', topology_name=f'{chip}:{CHIPS[chip].slices[chips]}', **CHIPS[chip].options
     )
@@ -112,7 +112,7 @@ def compile_step(model: str, mesh: jax.sharding.Mesh, images: int, **fields):
 
 
 def lower_step(model: str, mesh: jax.sharding.Mesh, images: int, **fields):
-    """Returns it lowered; `fields` are the config's, where they are not the recipe's."""
+    """Returns the lowered step; `fields` override config fields of the recipe."""
     config = load_config(f'{ROOT}/configs/{RECIPES.get(model, "imagenet.py:" + model)}')
     config.update({'dtype': 'bfloat16', 'batch_size': images * mesh.size, **fields})
     check_config(config, mesh.size)
@@ -134,9 +134,9 @@ def lower_step(model: str, mesh: jax.sharding.Mesh, images: int, **fields):
 
 
 def collectives(text: str) -> list[tuple[str, int]]:
-    """Returns (kind, bytes of its result) of the collectives that a run of the module makes.
+    """Returns (kind, bytes of the result) of the collectives that a module executes.
 
-    Of the branches of a conditional only the one that moves most.
+    Of a conditional, counts only the branch that moves most.
     """
     entry, bodies = computations(text)
 
@@ -168,7 +168,7 @@ def bytes_of(types: str) -> int:
     """
     total = 0
     for bits, shape in ARRAY.findall(types):
-        size = int(bits or 8)  # a truth value has no number in its name
+        size = int(bits or 8)  # the name of a boolean has no number of bits
         for axis in filter(None, shape.split(',')):
             size *= int(axis)
         total += size // 8
@@ -192,7 +192,7 @@ def figures(compiled) -> dict:
 
 
 def measure(model: str, chip: str, chips: int, images: int, hlo: str | None = None) -> dict:
-    """Returns a row of the table; that the step does not fit is one too."""
+    """Returns a row of the table, also if the step does not fit into memory."""
     cell = {'model': model, 'chip': chip, 'chips': chips, 'images': images}
     mesh = described_mesh(chip, chips)
     begin = time.perf_counter()
@@ -209,10 +209,10 @@ def measure(model: str, chip: str, chips: int, images: int, hlo: str | None = No
 
 
 def bounds(row: dict) -> dict:
-    """Returns seconds a step can't be faster than, and those of its all-reduce if nothing hides it.
+    """Returns lower bounds in seconds of a step, and of its all-reduce if nothing overlaps with it.
 
     A ring along each axis of the torus moves `2 (n - 1) / n` times the bytes, over the links it
-    uses: both ways where the axis is closed, one on a short line.
+    uses: both ways if the axis is a ring, one way on a short line.
     """
     chip, chips = CHIPS[row['chip']], row['chips']
     sides = [int(side) for side in chip.slices[chips].split('x')]
@@ -260,26 +260,26 @@ def key(row: dict) -> tuple:
 
 
 def save(rows: list[dict]) -> None:
-    """Replaces the rows of the same cells in aot.json, and makes aot.md of it."""
+    """Replaces the rows of the same cells in aot.json, and writes aot.md from it."""
     kept = {key(row): row for row in (*read_rows('aot'), *rows)}
     rows = sorted(kept.values(), key=lambda row: (row['model'] != 'se_resnet50', *key(row)))
     head = (
         f'{versions("jax", "flax", "libtpu")}; Python {sys.version.split()[0]}. The training step '
         "of each network's recipe, bfloat16, 224 pixels, BatchNorm groups of 32; all figures are "
         "of one chip and the compiler's, none was measured on a TPU. 'First form' is the step "
-        "before SE scaled BatchNorm's coefficients (docs/speed.md)."
+        "before SE scaled BatchNorm's coefficients (docs/explanations/speed.md)."
     )
     save_rows('aot', head, markdown(rows), rows)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--model', help='one cell only, of this registered network')
+    parser.add_argument('--model', help='only this network')
     parser.add_argument('--chip', choices=CHIPS, default='v5e')
     parser.add_argument('--chips', type=int, default=4)
-    parser.add_argument('--images', type=int, default=128, help='on each chip')
-    parser.add_argument('--hlo', metavar='FILE', help='where the compiled module goes, as text')
-    parser.add_argument('--print', action='store_true', help='the row, to no file')
+    parser.add_argument('--images', type=int, default=128, help='per chip')
+    parser.add_argument('--hlo', metavar='FILE', help='save the compiled module as text')
+    parser.add_argument('--print', action='store_true', help='print the row instead of saving it')
     args = parser.parse_args()
     if args.chips not in CHIPS[args.chip].slices:
         sizes = ', '.join(map(str, CHIPS[args.chip].slices))
@@ -289,7 +289,7 @@ def main():
         return
     cells = [(args.model, args.chip, args.chips, args.images)] if args.model else CELLS
     for cell in cells:
-        # Each in a process of its own: the compiler may end it.
+        # Each in its own process, because the compiler may abort.
         options = zip(('--model', '--chip', '--chips', '--images'), map(str, cell), strict=True)
         command = [
             sys.executable,

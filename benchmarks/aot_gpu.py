@@ -1,12 +1,12 @@
-"""What XLA's GPU compiler makes of the training step for an H100: `python benchmarks/aot_gpu.py`.
+"""Compiles the training step for an H100 with XLA's GPU compiler: `python benchmarks/aot_gpu.py`.
 
-Compiles the trainer's own step in bfloat16, by the paper's recipes, ahead of time for the GPU that
-`h100.txtpb` describes, and adds up what its kernels read and write. Needs the `cuda-aot` extra and
-no GPU; nothing is timed, so the figures have no noise. There is no autotuning either: on a real GPU
-other algorithms may be chosen. Writes `benchmarks/results/aot_gpu.json` and `aot_gpu.md`.
+Compiles the trainer's own step in bfloat16, with the paper's recipes, ahead of time for the GPU
+that `h100.txtpb` describes, and sums what its kernels read and write. Needs the extra `cuda-aot`
+and no GPU. Nothing is timed, so the figures have no noise. Nothing is autotuned either, so a real
+GPU may use other algorithms. Writes `benchmarks/results/aot_gpu.json` and `aot_gpu.md`.
 
-An operand counts whole each time a kernel reads it, even a part of it, and what the caches keep
-counts, too: the sum compares two programs, it is no time.
+Each time a kernel reads an operand, the whole operand is counted, even if only a part is read or a
+cache holds it. The sum is for comparing two programs; it is not a time.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import re
 import time
 from typing import NamedTuple
 
-from aot import bytes_of, compile_step, computations  # first: it chooses the platform
+from aot import bytes_of, compile_step, computations  # first, because it selects the platform
 from jax.experimental import topologies
 from record import read_rows, save, versions
 
@@ -31,9 +31,9 @@ CELLS = [  # network, images
     ('se_resnet50', 128),
     ('se_resnext50_32x4d', 128),
     ('senet154', 32),
-    ('se_resnet8_cifar', 32),  # small: CI compares it with the table
+    ('se_resnet8_cifar', 32),  # small, because CI compares it with the table
 ]
-FLOPS, BANDWIDTH = 989e12, 3.35e12  # of bfloat16 a second, bytes a second: NVIDIA's data sheet
+FLOPS, BANDWIDTH = 989e12, 3.35e12  # bfloat16 FLOP/s and bytes/s in NVIDIA's data sheet
 LARGEST = 20
 
 COMMENT = re.compile(r'/\*.*?\*/')
@@ -41,19 +41,19 @@ INSTRUCTION = re.compile(
     r'^ +(?:ROOT )?%(?P<name>[\w.-]+) = (?P<type>\(.*?\)|\S+) (?P<op>[\w-]+)'
     r'\((?P<operands>.*?)\)(?P<rest>.*)'
 )
-FREE = {'parameter', 'get-tuple-element', 'tuple', 'bitcast', 'constant'}  # no kernel
+FREE = {'parameter', 'get-tuple-element', 'tuple', 'bitcast', 'constant'}  # these are not kernels
 
 
 class Kernel(NamedTuple):
     """One kernel of a compiled module.
 
     Attributes:
-        kind: what it does, by XLA's name of it.
-        bytes: of its result and its operands.
-        type: of its result, as HLO.
-        operands: their types.
-        origin: the operation it is of, by the names of Flax's modules.
-        source: file and line of that in se_flax, where the compiler knows.
+        kind: what it does, from its name in XLA.
+        bytes: size of its result and operands.
+        type: HLO type of its result.
+        operands: HLO types of its operands.
+        origin: the operation, by the names of Flax modules.
+        source: its file and line in se_flax, if the compiler knows it.
     """
 
     kind: str
@@ -65,7 +65,7 @@ class Kernel(NamedTuple):
 
 
 def kernels(text: str) -> list[Kernel]:
-    """Returns the kernels of a module, of the branches of a conditional those that move most."""
+    """Returns the kernels of a module; of a conditional, those of the branch that moves most."""
     sources = _sources(text)
     entry, bodies = computations(text)
 
@@ -134,22 +134,22 @@ def _sources(text: str):
             path = files[int(file)][0]
             if '/se_flax/' in path:
                 return f'{path.rpartition("/se_flax/")[2]}:{line}'
-            frame = parent - 1  # the table's own count starts at 1, for none
+            frame = parent - 1  # the table starts at 1; 0 means none
         return ''
 
     return source
 
 
 def is_float32_map(kernel: Kernel, images: int) -> bool:
-    """Tells whether a kernel writes `[images, H, W, C]` in float32 with more than one position."""
+    """Returns whether a kernel writes a float32 `[images, H, W, C]` with more than one position."""
     if kernel.origin.startswith('state.'):
-        return False  # a parameter that happens to have as many channels
+        return False  # a parameter with the same number of channels
     shapes = re.findall(rf'\bf32\[{images},(\d+),(\d+),\d+\]', kernel.type)
     return any(int(height) * int(width) > 1 for height, width in shapes)
 
 
 def compile_for_gpu(model: str, images: int, gpus: int = 1, **fields):
-    """Returns the compiled step, its text and the seconds that took; `images` are of each GPU."""
+    """Returns the compiled step for `images` per GPU, its text, and the seconds to compile it."""
     topology = topologies.get_topology_desc(
         platform='cuda',
         topology_name='h100',
@@ -181,7 +181,7 @@ def measure(model: str, images: int, hlo: str | None = None) -> dict:
         'kinds': dict(sorted(kinds.items(), key=lambda item: -item[1][1])),
         'float32_maps': sum(is_float32_map(kernel, images) for kernel in found),
         'temporary_bytes': memory.temp_size_in_bytes,
-        # A multiply-add is two; the backward pass does each twice more.
+        # A multiply-add is two operations; the backward pass does each twice more.
         'flops': 6 * count(create_model(model), 224).macs * images,
         'compile_s': round(seconds, 1),
         'largest': [
@@ -228,10 +228,10 @@ def markdown(rows: list[dict]) -> str:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--model', help='one network only, any registered one')
+    parser.add_argument('--model', help='only this network')
     parser.add_argument('--images', type=int, default=128)
-    parser.add_argument('--hlo', metavar='FILE', help='where the compiled module goes, as text')
-    parser.add_argument('--print', action='store_true', help='the row, to no file')
+    parser.add_argument('--hlo', metavar='FILE', help='save the compiled module as text')
+    parser.add_argument('--print', action='store_true', help='print the row instead of saving it')
     args = parser.parse_args()
 
     cells = [(args.model, args.images)] if args.model else CELLS

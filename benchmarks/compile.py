@@ -1,8 +1,8 @@
-"""How long a training step compiles, anew and from the cache: `python benchmarks/compile.py`.
+"""Times compiling a training step, with and without the cache: `python benchmarks/compile.py`.
 
-The trainer's own step of a recipe, for this machine's CPU in float32, in a process of its own:
-first with an empty cache, then with what that left. Tracing and lowering, which no cache saves,
-are a column of their own. Writes `benchmarks/results/compile.json` and `compile.md`.
+Compiles the trainer's own step of a recipe for this machine's CPU in float32, in its own process:
+first with an empty cache, then with the filled one. Tracing and lowering, which no cache saves,
+have their own column. Writes `benchmarks/results/compile.json` and `compile.md`.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from record import processor, save, versions
 from se_flax.parallel import data_mesh
 from se_flax.tables import markdown
 
-NETWORKS = {'se_resnet50': 32, 'senet154': 32}  # and images
+NETWORKS = {'se_resnet50': 32, 'senet154': 32}  # images per step
 
 
 def measure(network, images):
@@ -33,7 +33,7 @@ def measure(network, images):
 
 
 def measure_elsewhere(network, cache):
-    """Returns the same of a new process that keeps what it compiles in a folder."""
+    """Returns the same from a new process with its compilation cache in a folder."""
     environ = os.environ | {'JAX_COMPILATION_CACHE_DIR': cache}
     command = [sys.executable, __file__, network, '--here']
     return json.loads(subprocess.check_output(command, env=environ, text=True))

@@ -1,8 +1,8 @@
-"""Convolutions as they occur in the networks, one by one: `python benchmarks/conv.py`.
+"""Times single convolutions of the networks: `python benchmarks/conv.py`.
 
-XLA's own operation, ours (`se_flax/nn/conv.py`, whose rule for CPUs stands on this table) and
-PyTorch's, channels last; forward alone and with both gradients, turn by turn in one run. Needs the
-`torch` extra. Writes `benchmarks/results/conv.json` and `conv.md`.
+Compares XLA's own operation, ours (`se_flax/nn/conv.py`, whose rule for CPUs is based on this
+table) and PyTorch's, channels last, forward and with both gradients. They take turns in one
+process. Needs the extra `torch`. Writes `benchmarks/results/conv.json` and `conv.md`.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def in_torch(x, kernel, cotangent, **kwargs):
 
 
 def measure(runs, rounds):
-    """Returns the median milliseconds of each run, after one that compiles."""
+    """Returns the median milliseconds of each run, not counting the first, which compiles."""
     for run in runs:
         run()
     times = [[] for _ in runs]

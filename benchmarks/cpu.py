@@ -1,14 +1,15 @@
-"""Our training step and inference on a CPU beside PyTorch's: `python benchmarks/cpu.py`.
+"""Compares our training step and inference on a CPU with PyTorch's: `python benchmarks/cpu.py`.
 
-The same networks of timm or pytorchcv, eager and by `torch.compile`, channels last, with as many
-threads, turn by turn in one run so that a noisy machine disturbs all. Needs the `torch` extra and,
-for `torch.compile`, a C++ compiler. Writes `benchmarks/results/cpu.json` and `cpu.md`.
+The other side is the same network of timm or pytorchcv, eager and compiled by `torch.compile`,
+channels last, with the same number of threads. The sides take turns in one process, so that noise
+of the machine affects all of them. Needs the extra `torch` and, for `torch.compile`, a C++
+compiler. Writes `benchmarks/results/cpu.json` and `cpu.md`.
 
-`--tuned` runs both sides with huge pages (Linux, glibc) and leaves convolutions to Eigen, which on
-many maps is faster than what XLA takes by default; rows so measured say it.
+`--tuned` runs both sides with huge pages (Linux, glibc) and uses Eigen for convolutions, which is
+faster on many maps than XLA's default; such rows are marked.
 
-Memory is what a process holds at most during its second training step, each side in a process of
-its own (Linux).
+Memory is the peak of a process during its second training step, measured for each side in its own
+process (Linux).
 """
 
 import argparse
@@ -35,12 +36,12 @@ except ImportError as error:
 
 
 class Pair(NamedTuple):
-    """What our network is compared with.
+    """The network that ours is compared with.
 
     Attributes:
-        other: builds PyTorch's.
-        batch, size: of the training step; inference has batches of 1 and `batch`.
-        exact: whether both have as many parameters.
+        other: builds the PyTorch network.
+        batch, size: for the training step; inference uses batches of 1 and `batch`.
+        exact: whether both have the same number of parameters.
     """
 
     other: Callable[[], torch.nn.Module]
@@ -50,7 +51,7 @@ class Pair(NamedTuple):
 
 
 def with_se(name):
-    """Builds pytorchcv's network, which has no SE, with timm's block behind each unit."""
+    """Builds pytorchcv's network, which has no SE, with timm's SE block after each unit."""
     model, widths = get_model(name), {}
     units = [
         (stage, key, unit)
@@ -91,7 +92,7 @@ def make_side(name, side):
 
 
 def peak(name, side):
-    """Returns the bytes that a process with one side holds at most during a step, or None."""
+    """Returns the peak memory in bytes of a process with one side during a step, or None."""
     if not pathlib.Path('/proc/self/clear_refs').exists():
         return None
     command = [sys.executable, __file__, name, '--peak-of', side]
@@ -101,7 +102,7 @@ def peak(name, side):
 def print_peak(name, side):
     train = make_side(name, side)[0]['train']
     train(1)
-    pathlib.Path('/proc/self/clear_refs').write_text('5')  # the peak starts anew
+    pathlib.Path('/proc/self/clear_refs').write_text('5')  # resets the peak
     train(1)
     status = pathlib.Path('/proc/self/status').read_text()
     print(1024 * int(re.search(r'VmHWM:\s*(\d+) kB', status)[1]))
@@ -123,13 +124,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('networks', nargs='*', default=list(PAIRS), help=', '.join(PAIRS))
     parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--eager-only', action='store_true', help='no torch.compile')
+    parser.add_argument('--eager-only', action='store_true', help='leave out torch.compile')
     parser.add_argument('--tuned', action='store_true', help=' '.join(map('='.join, TUNED.items())))
     parser.add_argument('--peak-of', choices=('ours', 'eager', 'compiled'), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if unknown := set(args.networks) - set(PAIRS):
         parser.error(f'no twin of {", ".join(sorted(unknown))}; take {", ".join(PAIRS)}')
-    if args.tuned and not TUNED.items() <= os.environ.items():  # both are read as a process starts
+    if args.tuned and not TUNED.items() <= os.environ.items():  # read when a process starts
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | TUNED)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     if args.peak_of:

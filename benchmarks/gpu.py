@@ -1,15 +1,15 @@
-"""Our training step and inference on a GPU beside timm's: `python benchmarks/gpu.py`.
+"""Compares our training step and inference on a GPU with timm's: `python benchmarks/gpu.py`.
 
-bfloat16, channels last, the batch that fills the card, turn by turn in one run: ours against timm
-eager and `torch.compile`. Then what SE costs, variants of the gate, of BatchNorm and of grouped
-convolution. Needs jax with CUDA, flax, optax, torch and timm, and neither data nor an installed
-se_flax (`PYTHONPATH=.`). Stays under 8 minutes by leaving out what comes last. Writes
-`benchmarks/results/gpu.json` and `gpu.md` anew with each row.
+In bfloat16, channels last, with the batch that fills the card, ours, timm eager and timm compiled
+by `torch.compile` take turns in one process. Then measures the cost of SE, and variants of the
+gate, of BatchNorm and of grouped convolution. Needs JAX with CUDA, flax, optax, torch and timm, but
+neither data nor an installed se_flax (`PYTHONPATH=.`). Stays under 8 minutes by leaving out the
+last parts. Writes `benchmarks/results/gpu.json` and `gpu.md` after each row.
 
-Each network is measured in a process of its own. What fails is a row that says why; where memory is
+Each network is measured in its own process. A failure becomes a row with its reason. If memory is
 too small, all sides get half the batch.
 
-`--quick` is for machines without a GPU: small networks and images, nothing written.
+`--quick` is for machines without a GPU: small networks and images, and nothing is written.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import time
 import traceback
 from functools import partial
 
-os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # torch needs memory as well
+os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # leaves memory for torch
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ try:
 except ImportError as error:
     sys.exit(f"benchmarks/gpu.py compares with timm ({error}): pip install '.[torch]'")
 
-NETWORKS = (  # ours, timm's (None: it has none), batch of the training step
+NETWORKS = (  # ours, timm's or None, batch of the training step
     ('timm_seresnet50', 'seresnet50', 256),
     ('timm_resnet50', 'resnet50', 256),
     ('timm_seresnext50_32x4d', 'seresnext50_32x4d', 256),
@@ -54,13 +54,13 @@ SECONDS = 450
 
 
 class OwnPass(SqueezeExcite):
-    """SE that computes BatchNorm's map first, and then gates it: the usual form."""
+    """SE in its usual form, which computes BatchNorm's map first and then gates it."""
 
     def __call__(self, x):
         return super().__call__(x.map() if isinstance(x, Affine) else x)
 
 
-VARIANTS = {  # of ours, what each changes
+VARIANTS = {  # variants of ours, and what each changes
     'SE as a pass of its own': {'se': partial(OwnPass, hidden_multiple=8)},
     'BatchNorm over the whole batch': {'bn_group_size': None},
     'float32': {'dtype': jnp.float32},
@@ -74,9 +74,9 @@ def mine(name, batch, size, **fields):
 
 
 def working(calls, batch):
-    """Returns what each call returns, and the errors of those that fail.
+    """Returns the results of the calls, and the errors of those that fail.
 
-    Raises what half the batch may avoid.
+    Raises errors that half the batch may avoid.
     """
     results, errors = {}, {}
     for side, call in calls.items():
@@ -91,7 +91,7 @@ def working(calls, batch):
 
 
 def benchmark(twin, size, device, rounds, times, parts, batch):
-    """Yields the figures of a network's runs: of the sides that work, and why others do not."""
+    """Yields the figures of a network for the sides that work, and the errors of the others."""
     name = parts[0]['network']
     calls = {'ours': partial(mine, name, batch, size)}
     if twin:
@@ -110,7 +110,7 @@ def benchmark(twin, size, device, rounds, times, parts, batch):
 
 
 def variants(size, rounds, times, parts, batch):
-    """Yields the training step of ours in other forms, each beside the default."""
+    """Yields the time of variants of our training step, each next to the default."""
     name = parts[0]['network']
     default, told = mine(name, batch, size)
     for part in parts:
@@ -120,11 +120,11 @@ def variants(size, rounds, times, parts, batch):
             'time_ratio': median_ratio(compare(sides, rounds, times), 'other', ours='default'),
             'bytes_ratio': told_of_other['bytes'] / told['bytes'],
         }
-        del other, sides  # so that the next does not share the memory with it
+        del other, sides  # frees the memory for the next one
 
 
 def grouped(rounds, times, parts, batch):
-    """Yields the milliseconds of a grouped 3x3 with both gradients, in two forms."""
+    """Yields the milliseconds of two forms of a grouped 3x3 convolution with both gradients."""
     for part in parts:
         yield {'ms': _grouped(**part, batch=batch, rounds=rounds, times=times)}
 
@@ -154,14 +154,14 @@ def _grouped(map, channels, groups, batch, rounds, times):
 
 
 def machine(quick, parts, batch):
-    """Yields the device and its `matmul_rate`, None where that is no GPU and `quick` is not set."""
+    """Yields the device and its `matmul_rate`, or None without a GPU unless `quick` is set."""
     there = quick or (jax.default_backend() == 'gpu' and torch.cuda.is_available())
     rate = matmul_rate(256 if quick else 8192, 10) if there else None
     yield {'device': jax.devices()[0].device_kind, 'rate': rate}
 
 
 def matmul_rate(size, times):
-    """Returns the bfloat16 FLOP/s of a square matrix product, the best of a few."""
+    """Returns the best bfloat16 FLOP/s of a few square matrix products."""
     a = jnp.ones((size, size), jnp.bfloat16)
     product = jax.jit(jnp.matmul)
     jax.block_until_ready(product(a, a))
@@ -176,7 +176,7 @@ def matmul_rate(size, times):
 
 
 def markdown(rate, done):
-    """Returns the tables of all rows, and a list of what failed."""
+    """Returns the tables of all rows, and a list of failures."""
     lines = [f'A bfloat16 matrix product runs at {rate / 1e9:,.0f} GFLOP/s here.', '']
     lines += table_of([r for r in done['rows'] if r.get('seconds')])
     if others := [r for r in done['variants'] if 'error' not in r]:
@@ -205,7 +205,7 @@ def markdown(rate, done):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--quick', action='store_true', help='small, on a CPU, to no file')
+    parser.add_argument('--quick', action='store_true', help='small, on a CPU, nothing is saved')
     args = parser.parse_args()
     deadline = time.monotonic() + SECONDS
     device = 'cpu' if args.quick else 'cuda'
@@ -232,7 +232,7 @@ def main():
     name, _, batch = networks[0]
     of_layers = [dict(zip(('map', 'channels', 'groups'), layer, strict=True)) for layer in layers]
     of_variants = [{'network': name, 'variant': title} for title in VARIANTS]
-    jobs[1:1] = [  # what decides defaults comes before the other networks
+    jobs[1:1] = [  # what decides defaults comes first
         ('grouped', partial(grouped, rounds, times), of_layers, batch),
         ('variants', partial(variants, size, rounds, times), of_variants, batch),
     ]

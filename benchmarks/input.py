@@ -1,17 +1,19 @@
-"""The input pipeline's images a second beside tf.data's and PyTorch's loaders, and its memory.
+"""Compares the input pipeline's speed and memory with tf.data's and PyTorch's loaders.
 
     pip install -e '.[all,torch]' tensorflow-cpu scikit-image scikit-learn
     python benchmarks/input.py --cores 1
     python benchmarks/input.py --memory 10
 
-All read the same JPEGs, cut to ImageNet's sizes from the photographs of two of these packages, from
-the page cache. Each loader is in a process of its own and they take turns, so that a noisy machine
-disturbs all. A turn starts a loader, lets it fill its buffers, and measures the batches after that:
-images by CPU second of all its threads and processes are images a second of a core it has alone.
-The goal is 1.2 times Flax's ImageNet example in training and 1.5 times in evaluation.
+All loaders read the same JPEGs from the page cache: photographs of two of these packages, cut to
+ImageNet's sizes. Each loader has its own process and they take turns, so that noise of the machine
+affects all of them. A turn starts a loader, lets it fill its buffers, and measures the batches
+after that. Images per CPU second of all its threads and processes are the images per second of one
+core that a loader has to itself. The goal is 1.2 times Flax's ImageNet example in training and 1.5
+times in evaluation.
 
-`--memory` makes epochs of 1,281,167 images instead, by repeating the few, so many minutes of the
-photographs and again of thumbnails, and prints the memory that the process holds on the way.
+`--memory MINUTES` instead repeats the few images to make epochs of 1,281,167 images, first of the
+photographs and then of thumbnails, for that many minutes each, and prints the memory of the
+process.
 """
 
 import argparse
@@ -51,7 +53,7 @@ SIZES, THUMBNAILS = ((375, 500), (500, 375), (333, 500)), ((48, 64),)  # height,
 CLASSES, IMAGENET, ENDLESS = 10, 1_281_167, 10**6
 SIZE, RESIZE, BATCH = 224, 256, 128
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-PACKAGES = {  # as they are imported, as they are installed
+PACKAGES = {  # name when imported, name when installed
     **{name: name for name in ('se_flax', 'grain', 'array_record', 'simplejpeg')},
     **{'cv2': 'opencv-python-headless', 'tensorflow': 'tensorflow-cpu', 'PIL': 'pillow'},
     **{name: name for name in ('torch', 'torchvision', 'timm')},
@@ -81,7 +83,7 @@ def read_photos():
 
 
 def cut(photo, height, width, rng):
-    """Cuts out a window; noise, as of a sensor, gives files of ImageNet's length."""
+    """Cuts out a window and adds sensor-like noise, so that files have ImageNet's sizes."""
     scale = min(photo.shape[0] / height, photo.shape[1] / width) * rng.uniform(0.6, 1)
     h, w = int(height * scale), int(width * scale)
     top, left = rng.integers(photo.shape[0] - h + 1), rng.integers(photo.shape[1] - w + 1)
@@ -108,7 +110,7 @@ def write_files(folder, count, sizes):
     for record in records:
         writer.write(record)
     writer.close()
-    if is_installed('tensorflow'):  # it compares the checksums
+    if is_installed('tensorflow'):  # which compares checksums
         import tensorflow as tf
 
         with tf.io.TFRecordWriter(files.tfrecord) as writer:
@@ -121,7 +123,7 @@ def write_files(folder, count, sizes):
 
 
 class Repeated(Dataset):
-    """The examples of a data set over and over, as many as ImageNet has."""
+    """Repeats the examples of a data set until there are as many as in ImageNet."""
 
     def __init__(self, few):
         super().__init__(few.name, few.split, few.class_names)
@@ -165,7 +167,7 @@ def our_workers(files, train, cores):
 
 
 def tf_data(files, train, cores, method='bicubic', normalise=False):
-    """Asks of TensorFlow what Flax's `examples/imagenet/input_pipeline.py` does, in its order."""
+    """Follows Flax's `examples/imagenet/input_pipeline.py`, in the same order of operations."""
     import tensorflow as tf
 
     def window(shape):
@@ -240,7 +242,7 @@ def data_loader(files, train, cores, load, transform, collate=None):
 
 
 def timm_loader(files, train, cores):
-    """With timm's transforms and uint8 batches; its colour jitter, which no other has, is off."""
+    """Uses timm's transforms and uint8 batches, without color jitter, which no other side has."""
     from timm.data import create_transform
     from timm.data.loader import fast_collate
 
@@ -251,7 +253,7 @@ def timm_loader(files, train, cores):
 
 
 def torchvision_loader(files, train, cores):
-    """With torchvision's own decoder and its transforms of uint8 tensors."""
+    """Uses torchvision's decoder and its transforms of uint8 tensors."""
     from torchvision.transforms import v2
 
     random = [v2.RandomResizedCrop(SIZE), v2.RandomHorizontalFlip()]
@@ -260,7 +262,7 @@ def torchvision_loader(files, train, cores):
 
 
 EXAMPLE, TWIN = "tf.data, as Flax's example", 'tf.data, the same in uint8'
-LOADERS = {  # the package that must be there, and a function of files, train and cores
+LOADERS = {  # required package, and a function of files, train and cores
     EXAMPLE: ('tensorflow', functools.partial(tf_data, normalise=True)),
     TWIN: ('tensorflow', tf_data),
     'tf.data, bilinear in uint8': ('tensorflow', functools.partial(tf_data, method='bilinear')),
@@ -273,13 +275,13 @@ LOADERS = {  # the package that must be there, and a function of files, train an
 
 
 def cpu_seconds():
-    """Of this process and of those it has started."""
+    """Returns the CPU seconds of this process and of those it has started."""
     children = [child.cpu_times() for child in psutil.Process().children(recursive=True)]
     return time.process_time() + sum(times.user + times.system for times in children)
 
 
 def take_turn(name, files, train, cores, images):
-    """Returns images by CPU second and by second of a loader in the midst of its work."""
+    """Returns the images per CPU second and per second of a loader after its start."""
     batches = LOADERS[name][1](files, train, cores)
     if batches is None:
         return None
@@ -326,7 +328,7 @@ def spread(values, form):
 
 
 def watch_memory(files, what, size, cores, minutes):
-    """Prints a line before the first batch, after it, and each tenth of the time."""
+    """Prints a line before the first batch, after it, and after each tenth of the time."""
     print(f'\n| minutes of {what} to {size} | images | epochs | MB held |\n|---|---|---|---|')
     batches, process, images = train_ours(files, cores, size=size), psutil.Process(), 0
     begin = time.perf_counter()
@@ -341,10 +343,10 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--cores', type=int, default=1, help='that the loaders have')
+    parser.add_argument('--cores', type=int, default=1, help='cores for the loaders')
     parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--images', type=int, default=2048, help='of a turn')
-    parser.add_argument('--files', type=int, default=512, help='JPEGs that the images repeat')
+    parser.add_argument('--images', type=int, default=2048, help='images per turn')
+    parser.add_argument('--files', type=int, default=512, help='number of different JPEGs')
     parser.add_argument('--memory', type=float, metavar='MINUTES', help='measure memory instead')
     args = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])

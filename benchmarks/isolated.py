@@ -1,31 +1,31 @@
-"""Figures measured in processes of their own, so that what fails costs one row and no memory."""
+"""Measures in separate processes, so that a failure costs one row and no memory."""
 
 import multiprocessing
 import re
 import time
 import traceback
 
-SMALLEST = 16  # batch that is not halved below
+SMALLEST = 16  # smallest batch after halving
 _SPAWN = multiprocessing.get_context('spawn')
 _OUT_OF_MEMORY = re.compile('out of memory|RESOURCE_EXHAUSTED|ALLOC_FAILED', re.IGNORECASE)
 
 
 def summary(error):
-    """Returns an error in a short line."""
+    """Returns an error as a short line."""
     return ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
 
 
 def can_halve(error, batch):
-    """Tells whether memory was too small and half the batch is worth a try."""
+    """Returns whether memory was too small and half the batch may fit."""
     return batch // 2 >= SMALLEST and _OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def measured(job, parts, batch, deadline):
-    """Yields a row for each part: what `job(parts, batch)` yields for it, or the `error` instead.
+    """Yields a row for each part: what `job(parts, batch)` yields for it, or its `error`.
 
-    The job runs in a new process. After an error, even an abort, another one goes on with the next
-    part; out of memory, with the same part and half the batch. Each row has the part's own entries
-    and the `batch` it was measured with. At the deadline, of `time.monotonic`, all stops.
+    The job runs in a new process. After an error or an abort, another process continues with the
+    next part; if memory was too small, with the same part and half the batch. Each row has the
+    part's own entries and its `batch`. Everything stops at the deadline (`time.monotonic`).
     """
     parts = list(parts)
     while parts and time.monotonic() < deadline:

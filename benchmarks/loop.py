@@ -1,10 +1,10 @@
-"""The trainer's images a second beside the bare step's: `python benchmarks/loop.py`.
+"""Compares the trainer's speed with that of its bare step: `python benchmarks/loop.py`.
 
-One run, of the quick start or of any config (`--config`, `--config.FIELD=VALUE`): every so many
-steps the trainer is held up, and the same step, over and over on one batch that is on the device,
-has the machine as long. So a noisy machine disturbs both. On a CPU the threads that read images
-have no processor of their own: what they need, the step goes without, and it is noted as well.
-Writes `benchmarks/results/loop.json` and `loop.md`, a row for each command.
+Trains one run, of the quick start or of any config (`--config`, `--config.FIELD=VALUE`). At regular
+intervals the trainer pauses, and the same step runs repeatedly on one batch that is already on the
+device, for the same time. Noise of the machine thus affects both. On a CPU the threads that read
+images share the processor with the step; their CPU time is reported as well. Writes
+`benchmarks/results/loop.json` and `loop.md`, a row for each command.
 """
 
 import argparse
@@ -34,7 +34,7 @@ QUICKSTART = pathlib.Path(__file__).parents[1] / 'configs' / 'quickstart.py'
 
 
 def make_bare(config):
-    """Returns a function that takes so many steps and waits for the last."""
+    """Returns a function that takes a number of steps and waits for the last one."""
     mesh = data_mesh()
     plan = make_plan(config, mesh.size)
     state = make_init(plan.model, plan.optimizer, config.image_size, mesh)(jax.random.key(0))
@@ -60,14 +60,14 @@ def make_bare(config):
 
 
 def alternate(bare, num_steps, pairs):
-    """Yields False at each turn of the trainer; notes the seconds of its steps and of bare ones."""
+    """Yields False at each turn of the trainer; records the seconds of its steps and bare ones."""
     while True:
         begin = time.perf_counter()
         bare(num_steps)
         middle = time.perf_counter()
         for _ in range(num_steps):
             yield False
-        jax.block_until_ready(jax.live_arrays())  # the trainer's newest step is under way
+        jax.block_until_ready(jax.live_arrays())  # the trainer's last step is still running
         pairs.append((middle - begin, time.perf_counter() - middle))
 
 
@@ -75,7 +75,7 @@ def measure(config, rounds, num_steps):
     """Returns `(bare, trainer)` seconds of each round, and the rows of the trainer's steps."""
     config.num_steps = (rounds + 1) * num_steps
     config.log_every_steps = num_steps
-    # Steady state: the trainer's clock pauses for evaluations and saves, too.
+    # Steady state: the trainer's clock also pauses for evaluations and saves.
     config.eval_every_epochs = config.checkpoint_every_epochs = None
     turns = alternate(make_bare(config), num_steps, pairs := [])
     with tempfile.TemporaryDirectory() as workdir, contextlib.redirect_stdout(io.StringIO()):
@@ -85,7 +85,7 @@ def measure(config, rounds, num_steps):
 
 
 def reading_seconds(config, num_batches=32):
-    """Returns the CPU seconds that the images of a step take to read, decode and cut."""
+    """Returns the CPU seconds to read, decode and crop the images of a step."""
     plan = make_plan(config, data_mesh().size)
     batches = train_batches(
         plan.train_set,
@@ -103,9 +103,9 @@ def reading_seconds(config, num_batches=32):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--config', default=str(QUICKSTART), help='and --config.FIELD=VALUE')
+    parser.add_argument('--config', default=str(QUICKSTART), help='allows --config.FIELD=VALUE')
     parser.add_argument('--rounds', type=int, default=20)
-    parser.add_argument('--steps', type=int, default=50, help='of each kind in a round')
+    parser.add_argument('--steps', type=int, default=50, help='steps of each kind per round')
     args, rest = parser.parse_known_args()
 
     try:
@@ -140,7 +140,7 @@ def main():
 
 
 def table(rows):
-    """Returns the cells of a table, the first row the head."""
+    """Returns the cells of a table; the first row is the header."""
     titles = 'config', 'images', 'rounds', 'bare step, ms', 'trainer, ms', 'ratio'
     cells = [(*titles, 'reading its images, ms', 'waiting for data, %')]
     for row in rows:

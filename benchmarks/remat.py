@@ -1,8 +1,8 @@
-"""What `remat` saves and costs on a CPU: `python benchmarks/remat.py`.
+"""Measures what `remat` saves and costs on a CPU: `python benchmarks/remat.py`.
 
-The training step in float32 that keeps its maps and the one that computes them twice, turn by turn
-in one run, and the memory of both by XLA's account. Needs the `torch` extra as its neighbours do.
-Writes `benchmarks/results/remat.json` and `remat.md`.
+Compares the training step in float32 that stores its maps with the one that computes them twice.
+They take turns in one process; memory is that reported by XLA. Needs the extra `torch`, like the
+other benchmarks. Writes `benchmarks/results/remat.json` and `remat.md`.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from sides import compare, median_ratio, ours
 
 from se_flax.tables import markdown
 
-NETWORKS = {'se_resnet50': (8, 224), 'se_wrn16_8': (32, 32)}  # images and pixels
+NETWORKS = {'se_resnet50': (8, 224), 'se_wrn16_8': (32, 32)}  # images, pixels
 
 
 def measure(network, rounds):

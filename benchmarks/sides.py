@@ -1,4 +1,4 @@
-"""Ours and PyTorch's side of a comparison: training step and inference, turn by turn in one run."""
+"""Runs our side and PyTorch's side of a comparison: training step and inference, by turns."""
 
 import statistics
 import sys
@@ -33,11 +33,11 @@ def _batch(batch, size):
 
 
 def ours(name, batch, size, *, remat=False, **fields):
-    """Returns functions for steps and for inference, and what compiling the step told.
+    """Returns functions for steps and inference, and facts about the compiled step.
 
-    The step is the trainer's own. `train(times)` and `inference(times, batch)` wait for the last;
-    None is the whole batch.
-    What is told: `parameters`, `compile_s` and the `bytes` of arguments and temporaries.
+    The step is the trainer's own. `train(times)` and `inference(times, batch)` wait for the last
+    one; a batch of None is the whole batch. The facts are `parameters`, `compile_s` and the
+    `bytes` of arguments and temporaries.
     """
     model = create_model(name, **fields)
     mesh = data_mesh(jax.devices()[:1])
@@ -67,7 +67,7 @@ def ours(name, batch, size, *, remat=False, **fields):
 
     def inference(times, batch=None):
         nonlocal infer
-        if infer is None:  # not before, so that a step's memory holds no second network
+        if infer is None:  # not earlier, so that no second network is in memory during a step
             trained = {'params': state.params, 'batch_stats': state.batch_stats}
             trained = jax.tree.map(jnp.copy, trained)  # the next step donates these
             folded, variables = fold_batch_norm(model, trained)
@@ -87,9 +87,9 @@ def ours(name, batch, size, *, remat=False, **fields):
 
 
 def pytorchs(build, batch, size, *, device='cpu', bfloat16=False, compiled=False):
-    """The same of what `build` makes, channels last, eager or by `torch.compile`.
+    """Returns the same for the network of `build`, channels last, eager or by `torch.compile`.
 
-    `compile_s` is of the first step; `bytes` what that allocated at most, None on a CPU.
+    `compile_s` is the time of the first step, `bytes` its peak allocation, None on a CPU.
     """
     device = torch.device(device)
     cuda = device.type == 'cuda'
@@ -143,10 +143,10 @@ def pytorchs(build, batch, size, *, device='cpu', bfloat16=False, compiled=False
 
 
 def compare(sides, rounds, times=1):
-    """Returns the seconds a step of each side, round by round.
+    """Returns the seconds per step of each side, one per round.
 
-    Two first calls are not counted, and of each turn one: it finds what the others left of caches
-    and memory.
+    Does not count the first two calls, and the first call of each turn, which is affected by the
+    caches and memory that the other sides leave.
     """
     for run in sides.values():
         run(1)
@@ -162,7 +162,7 @@ def compare(sides, rounds, times=1):
 
 
 def median_ratio(seconds, other, ours='ours'):
-    """Returns how many times as long `other` takes, the median over the rounds."""
+    """Returns the median over the rounds of the time of `other` divided by that of `ours`."""
     pairs = zip(seconds[ours], seconds[other], strict=True)
     return statistics.median(theirs / own for own, theirs in pairs)
 
@@ -170,8 +170,7 @@ def median_ratio(seconds, other, ours='ours'):
 def row_of(name, sides, run, batch, size, rounds, times=1):
     """Returns the figures of a network's training step, or of inference with a batch.
 
-    `sides` has what `ours` and `pytorchs` returned, by name; what is relative to 'ours' is left out
-    where that is missing.
+    `sides` has the results of `ours` and `pytorchs`, by name. Without 'ours', ratios are left out.
     """
     what = RUNS[run]
     seconds = compare(

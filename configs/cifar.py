@@ -1,8 +1,8 @@
-"""CIFAR-10 and -100 for the networks of the paper's Tables 4 and 5, each by its own paper's recipe.
+"""CIFAR-10 and -100 for the networks of the paper's Tables 4 and 5, each with its original recipe.
 
     python train_main.py --config=configs/cifar.py:se_preact_resnet110 --workdir=runs/cifar
 
-Hardware: one GPU. `--config.data=cifar100` is the other data set.
+Hardware: one GPU. For the other data set add `--config.data=cifar100`.
 
 Paper, error in %:
 
@@ -13,16 +13,16 @@ Paper, error in %:
     shake_shake26_2x96d    2.56, 2.12
     shake_even29_2x4x64d                               15.85, 15.41
 
-Ours: not run yet. Others have found smaller gains, none for a wide ResNet; and the plain 15.85 was
-trained without Cutout, with which that network has 15.20 (github.com/uoguelph-mlrg/Cutout).
+Ours: not run yet. Others have found smaller gains, and none for a wide ResNet. The plain network's
+15.85 was trained without Cutout; with Cutout it has 15.20 (github.com/uoguelph-mlrg/Cutout).
 
-The paper says only that the recipes are the networks' own. ResNets: arXiv 1512.03385, section 4.2;
-the 110 layers warm up at a tenth of the rate, there until the training error is below 80 %, "about
-400 iterations", here for just that many. Wide ResNet: github.com/szagoruyko/wide-residual-networks,
-though that pads by reflection. Shake-Shake: github.com/xgastaldi/shake-shake, with Cutout's sides
-of 16 and 8; that Shake-Even has Nesterov's momentum, too, is our reading. Groups of BatchNorm are
-what one of two GPUs had, where a source names two. Those programs let all parameters decay, this
-one kernels only.
+The paper only says that it follows the networks' own recipes. ResNets: arXiv 1512.03385, section
+4.2. The network with 110 layers warms up at a tenth of the rate. The original does so until the
+training error is below 80 %, "about 400 iterations"; this recipe does so for exactly 400. Wide
+ResNet: github.com/szagoruyko/wide-residual-networks, except that the original pads by reflection.
+Shake-Shake: github.com/xgastaldi/shake-shake, with Cutout of sides 16 and 8. Nesterov momentum for
+Shake-Even is our interpretation. If a source used two GPUs, the BatchNorm groups are the images of
+one GPU. The original programs decay all parameters, this one only kernels.
 """
 
 import ml_collections
@@ -88,7 +88,7 @@ def get_config(model: str = 'se_preact_resnet110') -> ml_collections.ConfigDict:
     c.std = (63.0, 62.1, 66.7)
     c.crop = 'pad'
     c.pad = 4
-    c.fill = (125, 123, 114)  # 0 once it is normalised
+    c.fill = (125, 123, 114)  # 0 after normalization
     c.eval_resize = 0
     c.cache = True
 

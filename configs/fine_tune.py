@@ -1,12 +1,12 @@
-"""Fine-tuning of weights on a folder of images, for one GPU; not a recipe of the paper.
+"""Fine-tuning on a folder of images, for one GPU; not a recipe of the paper.
 
     python train_main.py --config=configs/fine_tune.py --config.data=folder:PATH \
         --config.init_from=seresnet50.safetensors --workdir=runs/fine_tune
 
-The weights: se-flax convert hub:timm/seresnet50.a1_in1k --out seresnet50.safetensors, or
-se-flax convert WORKDIR of a run of one's own. They say which network it is and what images it
-expects; a field that says otherwise is used where it can be.
-The result depends on the data; nothing is published.
+Make the weights file by `se-flax convert hub:timm/seresnet50.a1_in1k --out seresnet50.safetensors`,
+or by `se-flax convert WORKDIR --out FILE.safetensors` from a run. It determines the network and the
+preprocessing. Fields that are set explicitly take precedence where possible.
+No result is published; it depends on the data.
 """
 
 import ml_collections
@@ -17,12 +17,12 @@ from se_flax.training.config import OF_WEIGHTS, base_config
 def get_config() -> ml_collections.ConfigDict:
     c = base_config()
     for name in OF_WEIGHTS:
-        c[name] = None  # as the weights say
-    c.bn_group_size = 0  # statistics of the whole batch: it is small, and often a single device's
+        c[name] = None  # taken from the weights file
+    c.bn_group_size = 0  # statistics of the whole batch, which is small and often on one device
 
-    c.exif_orientation = True  # folders are of photos from phones and cameras
+    c.exif_orientation = True  # for photos from phones and cameras
     c.crop = 'inception'
-    c.crop_area = (0.25, 1.0)  # milder than from scratch
+    c.crop_area = (0.25, 1.0)  # milder than for training from scratch
 
     c.batch_size = 64
     c.num_epochs = 20.0

@@ -1,13 +1,13 @@
-"""ImageNet-1k by the recipe of the paper's Table 2, for any registered network.
+"""ImageNet-1k with the recipe of the paper's Table 2, for any network.
 
     python train_main.py --config=configs/imagenet.py:se_resnet50 --workdir=runs/se_resnet50
 
-Hardware: the paper's 32 Titan X had 32 images each. Here it is any number of devices that divides
-the batch, as the groups of BatchNorm are a part of the recipe. Where their memory is too small,
-`--config.accumulate=4` takes the same step in four parts. Another batch size wants
-`--config.base_batch_size=1024`, which scales the rate with it.
+Hardware: the paper used 32 Titan X with 32 images each. Use any number of devices that divides the
+batch; BatchNorm groups keep the result the same. If memory is too small, `--config.accumulate=4`
+takes the same step in four parts. If you change the batch size, `--config.base_batch_size=1024`
+scales the learning rate with it.
 
-Paper (its re-runs; one crop), top-1 / top-5 error in %:
+Paper (its own re-runs; one crop), top-1 / top-5 error in %:
 
     network                plain         with SE
     resnet50               24.80 / 7.48  23.29 / 6.62
@@ -21,9 +21,10 @@ Paper (its re-runs; one crop), top-1 / top-5 error in %:
 
 Ours: not run yet.
 
-Not in the paper: the weight decay, which its authors give for the ResNets and BN-Inception (issue
-37; the other networks have the ResNets' here), and the interpolation. Its first version drew
-classes evenly, the last one no longer says so: `--config.sampling=class_aware`.
+Not in the paper: the interpolation, and the weight decay, which the authors give for the ResNets
+and BN-Inception in issue 37 (the other networks use that of the ResNets here). The paper's first
+version drew classes evenly, the last version no longer mentions it:
+`--config.sampling=class_aware`.
 """
 
 import ml_collections
@@ -35,21 +36,21 @@ def get_config(model: str = 'se_resnet50') -> ml_collections.ConfigDict:
     c = base_config()
     c.model = model
     plain = model.removeprefix('se_')
-    c.bn_group_size = 32  # one GPU of the paper: 1024 images on 32
+    c.bn_group_size = 32  # images on one GPU of the paper: 1024 on 32 GPUs
 
     c.data = 'imagenet2012'
     c.image_size = 299 if plain == 'inception_resnet_v2' else 224
-    c.mean = (123.0, 117.0, 104.0)  # RGB, of the released models; no division by a deviation
+    c.mean = (123.0, 117.0, 104.0)  # RGB, as in the released models, which use no std
     c.std = (1.0, 1.0, 1.0)
     c.crop = 'inception'
-    c.crop_area = (0.08, 1.0)  # the authors' issue 48: 8 % is no typo
+    c.crop_area = (0.08, 1.0)  # 8 % is confirmed by the authors' issue 48
     c.crop_aspect = (3 / 4, 4 / 3)
     c.eval_resize = 352 if plain == 'inception_resnet_v2' else 256
 
     c.batch_size = 1024
     c.num_epochs = 100.0
     c.schedule = 'step'
-    c.learning_rate = 0.6  # no warm-up is mentioned
+    c.learning_rate = 0.6  # the paper mentions no warmup
     c.drop_epochs = (30, 60, 90)
     c.drop_factor = 0.1
     c.momentum = 0.9

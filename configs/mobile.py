@@ -1,16 +1,16 @@
-"""ImageNet-1k for the mobile networks of the paper's Table 3; differs from imagenet.py.
+"""ImageNet-1k for the mobile networks of the paper's Table 3, based on imagenet.py.
 
     python train_main.py --config=configs/mobile.py:se_mobilenet --workdir=runs/se_mobilenet
 
-Hardware: the paper's server had 8 GPUs; here any number of devices that divides the batch, or one
-with `--config.accumulate=8`.
+Hardware: the paper used a server with 8 GPUs. Use any number of devices that divides the batch, or
+one device with `--config.accumulate=8`.
 
-Paper (its re-runs; one crop of 224), top-1 / top-5 error in %: mobilenet 28.4 / 9.4, se_mobilenet
-25.3 / 7.7, shufflenet 32.6 / 12.5, se_shufflenet 31.0 / 11.1.
+Paper (its own re-runs; one crop of 224), top-1 / top-5 error in %: mobilenet 28.4 / 9.4,
+se_mobilenet 25.3 / 7.7, shufflenet 32.6 / 12.5, se_shufflenet 31.0 / 11.1.
 Ours: not run yet.
 
-The weight decay is of the paper's version 3. Not published: how much milder the augmentation is
-(crop_area is ours), and when the loss counts as stopped (drop_patience is ours).
+The weight decay is from version 3 of the paper. Not published: how much milder the augmentation is
+(crop_area is our choice), and when the loss counts as no longer falling (drop_patience is ours).
 """
 
 import pathlib
@@ -30,7 +30,7 @@ def get_config(model: str = 'se_mobilenet') -> ml_collections.ConfigDict:
     c.num_epochs = 400.0
     c.schedule = 'plateau'
     c.learning_rate = 0.1
-    c.drop_patience = 10  # epochs, as there is an evaluation after each
+    c.drop_patience = 10  # epochs, because each ends with an evaluation
     c.max_drops = 3
     c.weight_decay = 4e-5
 

@@ -1,12 +1,12 @@
-"""ImageNet-1k with what has become usual since the paper; none of its recipes.
+"""ImageNet-1k with techniques that have become common since the paper; not one of its recipes.
 
     python train_main.py --config=configs/modern.py:se_resnet50 --workdir=runs/modern
 
-Hardware: one GPU with bfloat16. `--config.accumulate=4` needs a quarter of its memory for the maps;
-another `--config.batch_size` scales the rate. Nothing is published, and it is not run yet.
+Hardware: one GPU with bfloat16. `--config.accumulate=4` needs a quarter of the memory for maps.
+Another `--config.batch_size` scales the rate. No result is published, and ours is not run yet.
 
-Beside imagenet.py: cosine and warm-up, label smoothing, units that start as identities, and a
-moving average of the weights, which is what is evaluated.
+Differs from imagenet.py by a cosine schedule with warmup, label smoothing, units that start as
+identities, and evaluation of a moving average of the weights.
 """
 
 import pathlib
@@ -20,7 +20,7 @@ TABLE2 = pathlib.Path(__file__).with_name('imagenet.py')
 
 def get_config(model: str = 'se_resnet50') -> ml_collections.ConfigDict:
     c = load_config(f'{TABLE2}:{model}')
-    c.model_fields.zero_init = True  # units start as identities; a field of the ResNets
+    c.model_fields.zero_init = True  # units start as identities; only ResNets have this field
     c.dtype = 'bfloat16'
 
     c.batch_size = 256

@@ -1,4 +1,4 @@
-"""A small SE-ResNet on real product photographs that ship with the install; no download, no GPU.
+"""A small SE-ResNet on product photographs that ship with the package; needs no download or GPU.
 
     python train_main.py
 
@@ -13,15 +13,15 @@ from se_flax.training.config import base_config
 
 def get_config() -> ml_collections.ConfigDict:
     c = base_config()
-    c.model = 'se_resnet8_cifar'  # one SE block a stage
+    c.model = 'se_resnet8_cifar'  # one SE block per stage
     c.model_fields.width = 32  # channels of the stages: 32, 64, 128
-    c.model_fields.stem_strides = 2  # 28x28 is 14x14 from there on: a quarter of the work
+    c.model_fields.stem_strides = 2  # 14x14 instead of 28x28: a quarter of the work
     c.model_fields.zero_init = True  # units start as identities
     c.bn_group_size = 32
 
     c.data = 'fashion_mnist_mini'  # 10,000 training and 2,000 test images, 10 classes
     c.image_size = 28
-    c.mean = (72.4, 72.4, 72.4)  # of the training pixels
+    c.mean = (72.4, 72.4, 72.4)  # mean of the training pixels
     c.std = (89.6, 89.6, 89.6)
     c.crop = 'pad'
     c.pad = 1
@@ -37,5 +37,5 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.log_every_steps = 50
     c.eval_batch_size = 200
-    c.num_threads = 1  # the set is in memory, and the cores are for the step
+    c.num_threads = 1  # images are cached, so leave the cores to the step
     return c

@@ -1,24 +1,25 @@
-"""SENet-154 on ImageNet-1k, as the paper's appendix describes it; differs from imagenet.py.
+"""SENet-154 on ImageNet-1k, as described in the paper's appendix, based on imagenet.py.
 
     python train_main.py --config=configs/senet154.py --workdir=runs/senet154
 
-and, as after the challenge, trained on crops of 320 pixels:
+Trained on crops of 320 pixels, as after the challenge:
 
     python train_main.py --config=configs/senet154.py:320 --workdir=runs/senet154_320
 
-Hardware: the paper's 8 servers had 64 GPUs, 32 images each; here any number of devices that divides
-the batch. `--config.accumulate=4` needs a quarter of their memory for the maps.
+Hardware: the paper used 8 servers with 64 GPUs, 32 images each. Use any number of devices that
+divides the batch. `--config.accumulate=4` needs a quarter of the memory for maps.
 
-Paper (one crop), top-1 / top-5 error in %: 18.68 / 4.47 at 224 pixels; that network at 320 pixels
-17.28 / 3.79 (Table 8); trained at 320 pixels 16.88 / 3.58 (Table 9).
+Paper (one crop), top-1 / top-5 error in %: 18.68 / 4.47 at 224 pixels; the same network at 320
+pixels 17.28 / 3.79 (Table 8); trained at 320 pixels 16.88 / 3.58 (Table 9).
 Ours: not run yet.
 
-Published: batch, initial rate, dropout of 0.2 (the network has it), label smoothing, and that
-BatchNorm's parameters are frozen "for the last few epochs". Not published: how many (5 is ours),
-that its statistics are frozen with them (ours), the amount of smoothing (0.1 is that of the paper
-it cites), the length and the drops of the rate (Table 2's here), the weight decay beyond the
-authors' issue 37, anything of the training at 320 but its result, and how images are resized for it
-(shorter edge 320: others got the paper's numbers from the released weights so).
+Published: batch, initial rate, dropout of 0.2 (part of the network), label smoothing, and that
+BatchNorm's parameters are frozen "for the last few epochs". Not published: how many epochs (5 is
+our choice), whether the statistics are frozen too (they are here), the amount of smoothing (0.1 is
+from the paper that is cited), the length and the drops of the rate (those of Table 2 here), the
+weight decay (here from the authors' issue 37), how the network was trained at 320 pixels, and how
+images are resized for it (shorter edge 320, with which others reproduced the paper's numbers from
+the released weights).
 """
 
 import pathlib

@@ -1,10 +1,10 @@
-"""Builds the data set that ships with the install, `se_flax/data/fashion_mnist_mini/`.
+"""Builds the data set that ships with the package, `se_flax/data/fashion_mnist_mini/`.
 
     apt-get install dataset-fashion-mnist
     python scripts/build_fashion_mnist_mini.py [DATA_DIR]
 
-Without DATA_DIR it writes into the package, which must not contain one already. The choice of
-images is fixed: each run gives the same images and labels in the same order.
+Without DATA_DIR it writes into the package, from which the old data set must be deleted first. The
+choice of images is fixed: every run gives the same images and labels in the same order.
 """
 
 import pathlib
@@ -46,8 +46,8 @@ def main(data_dir=PACKAGE):
     """Writes `data_dir/fashion_mnist_mini/<version>/`."""
     builder = FashionMnistMini(data_dir)
     if builder.is_prepared():
-        sys.exit(f'{builder.data_dir} exists already; delete it first')
-    with tempfile.TemporaryDirectory() as downloads:  # otherwise an empty folder is left
+        sys.exit(f'{builder.data_dir} exists; delete it first')
+    with tempfile.TemporaryDirectory() as downloads:  # otherwise an empty folder is left behind
         builder.download_and_prepare(download_dir=downloads)
     print(builder.data_dir)
 

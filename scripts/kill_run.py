@@ -1,13 +1,13 @@
-"""Kills a training run at random moments, and compares what comes out with an undisturbed run.
+"""Kills a training run at random moments, and compares the result with an undisturbed run.
 
     python scripts/kill_run.py --kills 20 --seed 0 --workdir runs/kill_test
 
-Trains once into WORKDIR/reference, then into WORKDIR/killed-<seed>-1, -2, ..., each the same
-command again after each SIGKILL until it ends, until there were enough kills. Half of them come
-while a checkpoint is being written. What a run is told may follow, as `--config.FIELD=VALUE`.
+Trains once into WORKDIR/reference, then into WORKDIR/killed-<seed>-1, -2, ... Each of these is
+killed with SIGKILL and resumed until it ends, until there were enough kills in total. Half of the
+kills come while a checkpoint is being written. Append `--config.FIELD=VALUE` to change the run.
 
-Prints a table and a verdict; exits with 1 where a row of metrics.jsonl, DONE or a bit of the final
-state is not the reference's. Times are not compared.
+Prints a table and a verdict. Exits with code 1 if a row of metrics.jsonl, DONE, or a bit of the
+final state differs from the reference. Times are not compared.
 """
 
 import argparse
@@ -29,12 +29,12 @@ from se_flax.training.checkpoint import MANIFEST
 from se_flax.training.metrics_log import TIMING, read_rows
 
 TRAIN_MAIN = pathlib.Path(__file__).parents[1] / 'train_main.py'
-# Long enough for twenty kills; a row a step, so that each step is compared.
+# Long enough for twenty kills; one row per step, so that each step is compared.
 FIELDS = ('num_steps=200', 'log_every_steps=1', 'checkpoint_every_steps=10', 'eval_every_steps=25')
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit code: 0, or 1 where a killed run is not the undisturbed one."""
+    """Returns the exit code: 0, or 1 if a killed run differs from the undisturbed one."""
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('--kills', type=int, default=20)
     parser.add_argument('--seed', type=int, default=0)
@@ -85,7 +85,7 @@ def main(argv: list[str]) -> int:
 
 
 def start(workdir: pathlib.Path, fields: list[str]) -> subprocess.Popen:
-    """Starts the run, or goes on with it; what it says is added to <workdir>.log."""
+    """Starts or resumes the run; appends its output to <workdir>.log."""
     workdir.parent.mkdir(parents=True, exist_ok=True)
     with workdir.with_suffix('.log').open('ab') as log:
         command = [sys.executable, str(TRAIN_MAIN), f'--workdir={workdir}', *fields]
@@ -93,23 +93,23 @@ def start(workdir: pathlib.Path, fields: list[str]) -> subprocess.Popen:
 
 
 def end(process: subprocess.Popen) -> None:
-    """Waits for a run that nobody kills."""
+    """Waits for a run that is not killed."""
     if process.wait():
-        sys.exit(f'it failed by itself, with code {process.returncode}: {process.args}')
+        sys.exit(f'the run failed by itself with code {process.returncode}: {process.args}')
 
 
 def draw_moment(
     rng: random.Random, number: int, workdir: pathlib.Path, stride: int, seconds: float
 ) -> tuple[str, Callable[[], bool]]:
-    """Draws when to kill, by turns of four kinds: a name, and the function that tells "now".
+    """Draws a moment to kill: returns its name, and a function that returns whether it has come.
 
-    Some milliseconds after a step or after Orbax began to write, at most `stride` steps ahead;
-    before the manifest is written; any time within `seconds` of the start.
+    Cycles through four kinds: some milliseconds after a step, or after Orbax began to write, at
+    most `stride` steps ahead; before the manifest is written; any time within `seconds`.
     """
     began = time.time()
     target = whole_step(workdir) + rng.randint(1, stride)
 
-    def is_new(path):  # what an earlier kill left behind is not the moment
+    def is_new(path):  # not what an earlier kill left behind
         try:
             return path.stat().st_mtime > began
         except FileNotFoundError:
@@ -150,13 +150,13 @@ def draw_moment(
 
 
 def whole_step(workdir: pathlib.Path) -> int:
-    """Returns the newest step that has a manifest; 0 for none."""
+    """Returns the newest step that has a manifest, or 0."""
     manifests = workdir.glob(f'checkpoints/[0-9]*/{MANIFEST}')
     return max((int(path.parent.name) for path in manifests), default=0)
 
 
 def differences(reference: pathlib.Path, workdir: pathlib.Path) -> list[str]:
-    """Says what of a finished run differs from the reference, in words; empty for nothing."""
+    """Returns descriptions of the differences between a finished run and the reference."""
     found = row_differences(reference, workdir)
     if (reference / 'DONE').read_bytes() != (workdir / 'DONE').read_bytes():
         found.append(f'{workdir}: DONE differs')
@@ -173,7 +173,7 @@ def differences(reference: pathlib.Path, workdir: pathlib.Path) -> list[str]:
 def row_differences(
     reference: pathlib.Path, workdir: pathlib.Path, so_far: bool = False
 ) -> list[str]:
-    """Compares the rows of both, as JSON, without times; a run that goes on may have fewer."""
+    """Compares the rows of both as JSON, without times; with `so_far`, rows may be missing."""
     ours, theirs = (
         [
             {k: v for k, v in row.items() if k not in TIMING}
@@ -189,7 +189,7 @@ def row_differences(
 
 
 def read_state(checkpoint: pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads a checkpoint by Orbax alone: each leaf of the state by its name."""
+    """Reads a checkpoint with Orbax alone; returns the leaves of the state by name."""
     folder = checkpoint.absolute()
     handler = ocp.CompositeCheckpointHandler(state=ocp.PyTreeCheckpointHandler())
     with ocp.Checkpointer(handler) as orbax:
@@ -201,10 +201,10 @@ def read_state(checkpoint: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def bitwise(a: np.ndarray, b: np.ndarray) -> bool:
-    """Tells whether dtype, shape and each bit agree."""
+    """Returns whether dtype, shape and each bit agree."""
     return (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
 
 
 if __name__ == '__main__':
-    jax.config.update('jax_platforms', 'cpu')  # for reading checkpoints; the runs choose their own
+    jax.config.update('jax_platforms', 'cpu')  # only to read checkpoints here
     sys.exit(main(sys.argv[1:]))

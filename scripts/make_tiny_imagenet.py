@@ -1,12 +1,12 @@
-"""Makes a tiny ImageNet: two tars of the real layout and names, to try everything that reads them.
+"""Makes a tiny ImageNet: two tars of the real layout and names, to test whatever reads them.
 
     python scripts/make_tiny_imagenet.py OUT [--classes 10] [--train-per-class 20] [--val 50]
     se-flax data prepare imagenet2012 --from OUT --allow-other-counts
 
-The pictures are Fashion-MNIST's photographs, which ship with se_flax, in ImageNet's sizes; each
-ten classes have a colour. The first training image is CMYK and the second a PNG, as a few of
-ImageNet are. Validation images are numbered as those of ImageNet that have the chosen classes.
-Each run writes the same bytes.
+The images are Fashion-MNIST's photographs, which ship with se_flax, in ImageNet's sizes. Every ten
+classes share a color. The first training image is CMYK and the second a PNG, as a few in ImageNet
+are. Validation images have the numbers of ImageNet's images of the same classes. Every run writes
+the same bytes.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from se_flax.data.imagenet_tars import TARS, class_names, labels_of
 
 SIZES = ((375, 500), (500, 375), (333, 500))  # height, width
 PHOTO_CLASSES = 10
-# Of a class of photographs there are so many, and of a class of ImageNet's validation images.
+# Images per class of Fashion-MNIST's photographs, and of ImageNet's validation images.
 MOST_TRAIN, MOST_VAL = 1000, 50
 
 
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('out', type=pathlib.Path, metavar='OUT')
     parser.add_argument('--classes', type=int, default=10, metavar='N', help='1 to 1000')
     parser.add_argument('--train-per-class', type=int, default=20, metavar='K', help='1 to 1000')
-    parser.add_argument('--val', type=int, default=50, metavar='M', help='1 to 50 a class')
+    parser.add_argument('--val', type=int, default=50, metavar='M', help='1 to 50 per class')
     args = parser.parse_args(argv)
     for option, value, most in (
         ('--classes', args.classes, len(class_names())),
@@ -75,7 +75,7 @@ def read_photos(split: str) -> list[list[np.ndarray]]:
 
 
 def draw(photos: list[list[np.ndarray]], label: int, i: int) -> np.ndarray:
-    """Makes the i-th image of a class: uint8 RGB, `[H, W, 3]`."""
+    """Returns the i-th image of a class: uint8 RGB, `[H, W, 3]`."""
     of_class = photos[label % PHOTO_CLASSES]
     height, width = SIZES[i % len(SIZES)]
     gray = cv2.resize(of_class[i % len(of_class)], (width, height), interpolation=cv2.INTER_CUBIC)
@@ -85,7 +85,7 @@ def draw(photos: list[list[np.ndarray]], label: int, i: int) -> np.ndarray:
 
 
 def encode(pixels: np.ndarray) -> bytes:
-    """Encodes a JPEG as most of ImageNet."""
+    """Encodes a JPEG like most images of ImageNet."""
     return simplejpeg.encode_jpeg(pixels, 95, 'RGB', '420')
 
 
@@ -102,7 +102,7 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 
 def create(file: pathlib.Path | io.BytesIO) -> tarfile.TarFile:
-    """Opens a tar to write, in the format of ImageNet's."""
+    """Opens a tar for writing, in the format of ImageNet's tars."""
     where = {'fileobj': file} if isinstance(file, io.BytesIO) else {'name': file}
     return tarfile.open(mode='w', format=tarfile.GNU_FORMAT, **where)
 

@@ -1,14 +1,14 @@
-"""Disturbs a run of several processes again and again, and compares it with an undisturbed one.
+"""Disturbs a run of several processes repeatedly, and compares it with an undisturbed run.
 
     python scripts/soak.py --processes 2 --kills 50 --seed 0 --workdir runs/soak
 
-Trains once into WORKDIR/reference, then into WORKDIR/disturbed-<seed>: after some steps a process
-is sent a signal, both drawn by the seed, and all are started again when they have ended. SIGTERM
-and SIGINT must end each process with code 75; after SIGKILL the others must end within a minute
-with code 69. What a run is told may follow, as `--config.FIELD=VALUE`.
+Trains once into WORKDIR/reference, then into WORKDIR/disturbed-<seed>. After some steps it sends a
+signal to a process, both chosen by the seed, waits until all processes have ended, and starts them
+again. SIGTERM and SIGINT must end each process with code 75. After SIGKILL the others must end
+within a minute with code 69. Append `--config.FIELD=VALUE` to change the run.
 
-Prints a line a kill and a verdict; exits with 1 where a code is another one, or a row of
-metrics.jsonl, DONE or a bit of the final state is not the reference's. Times are not compared.
+Prints a line per kill and a verdict. Exits with code 1 if an exit code is wrong, or if a row of
+metrics.jsonl, DONE, or a bit of the final state differs from the reference. Times are not compared.
 """
 
 import argparse
@@ -33,12 +33,12 @@ FIELDS = (
     *('heartbeat_seconds=10', 'keep_checkpoints=2'),
 )
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-DEVICES = 2  # of each process
-PATIENCE = 60  # seconds in which all must have ended
+DEVICES = 2  # per process
+PATIENCE = 60  # seconds until all must have ended
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit code: 0, or 1 where the disturbed run is not the undisturbed one."""
+    """Returns the exit code: 0, or 1 if the disturbed run differs from the undisturbed one."""
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('--processes', type=int, default=2)
     parser.add_argument('--kills', type=int, default=50)
@@ -84,7 +84,7 @@ def main(argv: list[str]) -> int:
 
 
 def start(number: int, workdir: pathlib.Path, fields: list[str]) -> list[subprocess.Popen]:
-    """Starts the processes of a run; what each says is added to <workdir>-<process>.log."""
+    """Starts the processes of a run; appends their output to <workdir>-<process>.log."""
     workdir.parent.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
@@ -106,13 +106,13 @@ def start(number: int, workdir: pathlib.Path, fields: list[str]) -> list[subproc
 
 
 def reached(workdir: pathlib.Path, step: int, began: float) -> bool:
-    """Tells whether the run has written a row of that step since the time `began`."""
+    """Returns whether the run has written a row of that step since the time `began`."""
     rows = read_rows(workdir / 'metrics.jsonl')
     return any(row['step'] >= step and row['time'] > began for row in rows)
 
 
 def end(processes: list[subprocess.Popen]) -> tuple[float, list[int | None]]:
-    """Waits for all; returns the seconds it took, and the codes, None for a process that hangs."""
+    """Waits for all; returns the seconds it took and the exit codes, None for one that hangs."""
     began = time.monotonic()
     while any(p.poll() is None for p in processes) and time.monotonic() < began + PATIENCE:
         time.sleep(0.01)
@@ -124,12 +124,12 @@ def end(processes: list[subprocess.Popen]) -> tuple[float, list[int | None]]:
 
 
 def undisturbed(processes: list[subprocess.Popen]) -> None:
-    """Waits for a run that nobody signals."""
+    """Waits for a run that gets no signal."""
     for process in processes:
         if process.wait():
-            sys.exit(f'it failed by itself, with code {process.returncode}: {process.args}')
+            sys.exit(f'the run failed by itself with code {process.returncode}: {process.args}')
 
 
 if __name__ == '__main__':
-    jax.config.update('jax_platforms', 'cpu')  # for reading checkpoints; the runs choose their own
+    jax.config.update('jax_platforms', 'cpu')  # only to read checkpoints here
     sys.exit(main(sys.argv[1:]))

@@ -269,7 +269,7 @@ def test_state_is_split_merged_saved_and_restored(model, tmp_path):
 
 
 def test_the_block_works_in_nnx():
-    """README's line, against Linen with the same parameters."""
+    """The block of docs/guides/nnx.md, against Linen with the same parameters."""
     x = jax.random.normal(jax.random.key(1), (2, 5, 5, 32))
     block = nnx.bridge.ToNNX(SqueezeExcite()).lazy_init(x, rngs=nnx.Rngs(0))
     want = SqueezeExcite().apply(linen_variables(block), x)

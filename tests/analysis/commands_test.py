@@ -282,7 +282,7 @@ def test_the_page_of_a_run_has_its_gates(study, tmp_path, capsys):
 
 
 def test_the_new_ablation_of_the_docs(tmp_path, monkeypatch, cache):
-    page = (ROOT / 'docs' / 'new_ablation.md').read_text()
+    page = (ROOT / 'docs' / 'guides' / 'new_ablation.md').read_text()
     config, later = re.findall(r'```python\n(.*?)```', page, re.DOTALL)
     [command] = re.findall(r'se-flax (ablate .*)', page)
     monkeypatch.chdir(tmp_path)

@@ -72,7 +72,7 @@ def test_readmes_example(home):
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    convert, predict = commands('## Public weights')
+    convert, predict = commands('## A network with public weights')
     assert run(convert) == (
         'seresnet50.safetensors: timm_seresnet50 from timm, 1,000 classes; '
         'images of 224 pixels, resized to 235 (bicubic_antialias)\n'

@@ -104,13 +104,10 @@ def run_cli(*argv: str) -> str:
 
 def fields() -> str:
     """Returns a table of every config field."""
-    from se_flax.training import config
+    from se_flax.training.config import GROUPS
 
-    if not hasattr(config, 'FIELDS'):
-        return fields_of_source(inspect.getsource(config.base_config))
-    groups = getattr(config, 'GROUPS', None) or {'Fields': config.FIELDS}
     tables = []
-    for title, group in groups.items():
+    for title, group in GROUPS.items():
         rows = [('field', 'default', 'unit', 'range', 'meaning')]
         rows += [
             (f'`{name}`', f'`{f.default!r}`', f.unit or '', range_of(f), f.help)
@@ -122,8 +119,7 @@ def fields() -> str:
 
 def range_of(field) -> str:
     """Returns the values that a field may have, in words."""
-    bounds = (('above', field.above), ('at least', field.least), ('below', field.below))
-    words = [f'{name} {value}' for name, value in bounds if value is not None]
+    words = [f'{name} {value}' for name, _, value in field.bounds]
     if field.default is None:
         words.insert(0, f'`{field.type.__name__}`')
     if field.choices:
@@ -135,16 +131,6 @@ def range_of(field) -> str:
     if field.machine:
         words.append('may change when a run is resumed')
     return '; '.join(words)
-
-
-def fields_of_source(source: str) -> str:
-    """Returns the table from the lines of `base_config` before there is `config.FIELDS`."""
-    rows = [('field', 'default', 'meaning')]
-    for name, value, comment in re.findall(r'^    c\.(\w+) = (.*?)(?:  # (.*))?$', source, re.M):
-        value = re.sub(r'^(?:ref|config_dict\.placeholder)\((.*)\)$', r'\1', value)
-        value = value.replace('ml_collections.ConfigDict()', '{}')
-        rows.append((f'`{name}`', f'`{value}`', comment))
-    return table(rows)
 
 
 def table(rows) -> str:
@@ -161,11 +147,10 @@ def commands() -> str:
     from se_flax.training.config import parse_args
 
     os.environ['COLUMNS'] = '100'
-    make_parser = getattr(cli, 'make_parser', None) or cli._parser
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
         parse_args(['--help'], default='configs/quickstart.py')
     texts = {'python train_main.py': out.getvalue()}
-    texts |= {parser.prog: parser.format_help() for parser in leaves(make_parser())}
+    texts |= {parser.prog: parser.format_help() for parser in leaves(cli.make_parser())}
     return '\n\n'.join(f'## {name}\n\n```text\n{text}```' for name, text in texts.items())
 
 

@@ -127,7 +127,7 @@ def range_of(field) -> str:
     if field.optional:
         words.append('or `None`')
     if field.from_weights:
-        words.append('or `None`, as the weights file of `init_from`')
+        words.append('or `None`, to read it from `init_from`')
     if field.machine:
         words.append('may change when a run is resumed')
     return '; '.join(words)

@@ -60,15 +60,15 @@ def without_timing(row):
 
 def test_killed_and_damaged_it_goes_on_exactly(bucket, start_train_main, reference):
     undisturbed = [without_timing(row) for row in read_rows(reference / 'metrics.jsonl')]
-    seldom = '--config.checkpoint_every_steps=4'  # each is hundreds of requests
+    seldom = '--config.checkpoint_every_steps=8'  # each is hundreds of requests
     process = start_train_main(WORKDIR, seldom)
     for line in process.stdout:
-        if line.startswith('step 9/'):
+        if line.startswith('step 17/'):
             process.kill()
     process.communicate()
 
     # What the bucket's owner alone could do: a byte of the newest checkpoint is another.
-    newest = f'{RUN}/checkpoints/8'
+    newest = f'{RUN}/checkpoints/16'
     files = json.loads(bucket.get_file(BUCKET, f'{newest}/manifest.json'))['files']
     damaged = max(files, key=lambda name: files[name]['size'])
     content = bytearray(bucket.get_file(BUCKET, f'{newest}/{damaged}'))
@@ -81,10 +81,10 @@ def test_killed_and_damaged_it_goes_on_exactly(bucket, start_train_main, referen
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert f'{damaged} has changed (SHA-256)' in output
-    assert 'resuming from step 4' in output
+    assert 'resuming from step 8' in output
     assert rows_of(bucket) == undisturbed
     assert f'all of the run is in {WORKDIR}/' in output
-    for name in ('curves.png', 'DONE', 'checkpoints/damaged-8-0/manifest.json'):
+    for name in ('curves.png', 'DONE', 'checkpoints/damaged-16-0/manifest.json'):
         assert bucket.get_file(BUCKET, f'{RUN}/{name}')
 
 

@@ -17,9 +17,11 @@ from se_flax.evaluation.predictions import Predictions
 from se_flax.evaluation.protocols import OWN_VIEW, Protocol
 from se_flax.models import create_model, fold_batch_norm
 from se_flax.parallel import data_mesh
+from se_flax.storage import as_path
+from se_flax.training.checkpoint import load
 from se_flax.training.config import base_config
-from se_flax.training.recipe import eval_transform
-from se_flax.training.workdir import load_run
+from se_flax.training.recipe import make_model, make_start, make_training, make_view
+from se_flax.training.workdir import CHECKPOINTS, read_config
 
 WEIGHTS_BATCH = 64  # images per device when a weights file is evaluated
 PREDICT_BATCH = 32  # images per device; small, so that the first predictions come soon
@@ -40,15 +42,21 @@ class Trained(NamedTuple):
 
 
 def open_run(workdir: str | os.PathLike, dtype: str | None = None) -> Trained:
-    """Reads the newest checkpoint of a run, finished or not.
+    """Reads the newest good checkpoint of a run, even while it trains.
 
-    `dtype` is 'float32' or 'bfloat16', by default the run's own. Raises as `load_run` does.
+    `dtype` is 'float32' or 'bfloat16', by default the run's own. Raises MissingError if there is no
+    run or no checkpoint yet.
     """
-    run = load_run(workdir)
-    config = run.config
-    model = _with_dtype(run.model, dtype) if dtype is not None else run.model
-    network = Network(model, run.variables, eval_transform(config), config.mean, config.std)
-    return _ready(Trained(str(workdir), network, run.class_names, run.step, config))
+    directory = as_path(workdir)
+    config, class_names = read_config(directory)
+    model = make_model(config, len(class_names))
+    _, optimizer = make_training(config, num_steps=2, steps_per_epoch=1)
+    init = make_start(config, model, optimizer, data_mesh())
+    state, _ = load(directory / CHECKPOINTS, jax.eval_shape(init, jax.random.key(0)))
+    model = model if dtype is None else _with_dtype(model, dtype)
+    view = make_view(EvalTransform, config)
+    network = Network(model, state.variables, view, config.mean, config.std)
+    return _ready(Trained(str(workdir), network, class_names, int(state.step), config))
 
 
 def open_weights(path: pathlib.Path, dtype: str | None = None) -> Trained:
@@ -244,11 +252,11 @@ def save_run_weights(
 ) -> None:
     """Writes the newest checkpoint of a run, with its preprocessing, to a weights file.
 
-    `head` and `in_channels` are as in `load_weights`. Raises as `load_run` and `save_weights` do.
+    `head` and `in_channels` are as in `load_weights`. Raises as `open_run` and `save_weights` do.
     """
     from se_flax.weights import Preprocessing, WeightsInfo, adapt, save_weights
 
-    run = load_run(workdir)
+    run = open_run(workdir)
     c = run.config
     pixels = tuple(c.mean), tuple(c.std), c.exif_orientation
     view = Preprocessing(c.image_size, c.eval_resize, c.interpolation, *pixels)
@@ -256,6 +264,6 @@ def save_run_weights(
     if c.in_channels != 3:
         fields['in_channels'] = c.in_channels
     info = WeightsInfo(c.model, len(run.class_names), 'se_flax', view, fields, run.class_names)
-    info, variables = adapt(info, run.variables, head, in_channels)
+    info, variables = adapt(info, run.network.variables, head, in_channels)
     view, fields, classes = info.preprocessing, info.fields, info.class_names
     save_weights(out, info.model, variables, view, fields=fields, class_names=classes)

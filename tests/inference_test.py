@@ -20,7 +20,6 @@ from se_flax.evaluation import wilson
 from se_flax.evaluation.protocols import Protocol
 from se_flax.inference import evaluate_networks, evaluate_run, open_run, predict
 from se_flax.training.metrics_log import read_rows
-from se_flax.training.workdir import load_run
 
 
 def content(workdir):
@@ -158,12 +157,13 @@ def images(tmp_path):
 
 
 def test_predict_equals_the_network_on_the_pixels(reference, images):
-    network = load_run(reference)
-    for path, guesses in predict(open_run(reference), images[:3]):
+    trained = open_run(reference)
+    network = trained.network
+    for path, guesses in predict(trained, images[:3]):
         pixels = cv2.imread(path).astype(np.float32)  # gray: BGR is RGB
-        normalized = (pixels - np.float32(network.config.mean)) / np.float32(network.config.std)
+        normalized = (pixels - np.float32(network.mean)) / np.float32(network.std)
         logits = network.model.apply(network.variables, normalized[None], train=False)[0]
-        want = dict(zip(network.class_names, np.asarray(jax.nn.softmax(logits)), strict=True))
+        want = dict(zip(trained.class_names, np.asarray(jax.nn.softmax(logits)), strict=True))
         names, probabilities = zip(*guesses, strict=True)
         assert len(names) == 5
         assert sum(probabilities) < 1 + 1e-5  # float32

@@ -208,7 +208,7 @@ def _compiled_step(plan: Plan, mesh: Mesh, state: TrainState) -> Any:
         'image': jax.ShapeDtypeStruct(image, np.uint8, sharding=split(mesh)),
         'label': jax.ShapeDtypeStruct(image[:1], np.int32, sharding=split(mesh)),
     }
-    jitted: Any = jit_train_step(make_step(config, plan, mesh), mesh, state)
+    jitted: Any = jit_train_step(make_step(plan, mesh), mesh, state)
     step = jitted.lower(state, batch).compile()
     all_or_none(check_step, step, IN_TRAINING)
     return step

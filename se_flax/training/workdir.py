@@ -5,33 +5,18 @@ import logging
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from se_flax.data import Dataset
 from se_flax.errors import MissingError, UserError
-from se_flax.models import Network
-from se_flax.parallel import data_mesh
-from se_flax.storage import AnyPath, as_path, atomic_write, is_remote
-from se_flax.training.checkpoint import load
+from se_flax.storage import AnyPath, atomic_write, is_remote
 from se_flax.training.config import ADDED, MACHINE_FIELDS, base_config
-from se_flax.training.recipe import make_model, make_start, make_training
 
 log = logging.getLogger(__name__)
 CONFIG, DONE, CHECKPOINTS = 'config.json', 'DONE', 'checkpoints'
 DATA, PARAMETERS = 'data.json', 'parameters.txt'
-
-
-class Run(NamedTuple):
-    """A trained network; `variables` are those of `step`."""
-
-    config: ConfigDict
-    model: Network
-    variables: Mapping[str, Any]
-    step: int
-    class_names: tuple[str, ...]
 
 
 def told(config: ConfigDict, class_names: Sequence[str]) -> dict[str, Any]:
@@ -133,20 +118,6 @@ def finished(workdir: AnyPath) -> dict[str, Any] | None:
 def result(workdir: AnyPath) -> dict[str, Any]:
     """Returns the result of a finished run."""
     return json.loads((workdir / DONE).read_text())
-
-
-def load_run(workdir: str | os.PathLike) -> Run:
-    """Reads the newest good checkpoint of a run, even while it trains.
-
-    Raises MissingError if there is no run or no checkpoint yet.
-    """
-    workdir = as_path(workdir)
-    config, class_names = read_config(workdir)
-    model = make_model(config, len(class_names))
-    _, optimizer = make_training(config, num_steps=2, steps_per_epoch=1)
-    init = make_start(config, model, optimizer, data_mesh())
-    state, _ = load(workdir / CHECKPOINTS, jax.eval_shape(init, jax.random.key(0)))
-    return Run(config, model, state.variables, int(state.step), class_names)
 
 
 def read_config(workdir: AnyPath) -> tuple[ConfigDict, tuple[str, ...]]:

@@ -31,18 +31,18 @@ class Problems:
         self.wrong: set[str] = set()
         self._errors: dict[str, UserError] = {}
 
-    def add(self, names: Iterable[str], error: UserError) -> None:
+    def add(self, names: Iterable[str], error: UserError | str) -> None:
         """Adds a mistake about some names."""
         self.wrong.update(names)
+        error = UserError(error) if isinstance(error, str) else error
         self._errors.setdefault(str(error), error)
 
     def check(
         self, names: Iterable[str], act: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
-        """Calls `act` and adds the UserError that it raises, about `names`.
+        """Returns the result of `act`; None if it raises UserError, which is added about `names`.
 
-        Returns its result, else None. Skips the call if one of the names is wrong already, to
-        report each mistake once.
+        Does not call it if one of the names is wrong already, to report each mistake once.
         """
         if self.wrong.isdisjoint(names):
             try:
@@ -52,7 +52,7 @@ class Problems:
         return None
 
     def tell(self) -> None:
-        """Raises the only mistake, or a UserError that lists them; returns if there is none."""
+        """Raises the only mistake, or a UserError that lists them."""
         if len(self._errors) == 1:
             raise next(iter(self._errors.values()))
         if self._errors:
@@ -60,7 +60,7 @@ class Problems:
 
 
 def extra_to_install(error: ImportError) -> str:
-    """Returns how to install a missing package; '' if it is not part of an extra."""
+    """Returns how to install a missing package; '' without an extra that has it."""
     package = (error.name or '').partition('.')[0]
     if package in ('', 'se_flax'):
         return ''

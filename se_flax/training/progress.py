@@ -16,13 +16,11 @@ EXPENDABLE = ('data wait', 'epoch', 'speed')  # omitted in this order on a narro
 
 
 class Progress(Display):
-    """Shows the rows of a run as they come, each number with its unit.
+    """Shows the rows of a run as they come, by default on stdout.
 
-    On a terminal the newest train row is one live line whose ETA counts down; evaluations and
-    whatever is printed or logged appear above it. Elsewhere each row is a line without control
-    codes. The ETA covers training only, at the row's speed.
-
-    `steps_per_epoch` may be a fraction; `batch_size` is global. `console` defaults to stdout.
+    On a terminal the newest train row is one live line whose ETA counts down, below evaluations and
+    all that is printed. Elsewhere each row is a line. The ETA covers training only, at the row's
+    speed.
     """
 
     def __init__(

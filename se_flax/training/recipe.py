@@ -31,13 +31,9 @@ View = TypeVar('View', TrainTransform, EvalTransform)
 
 
 class Plan(NamedTuple):
-    """Everything that a run needs.
+    """Everything that a run needs."""
 
-    `config` has the values of its weights file in place of None; `every` has the steps between two
-    logs, evals and checkpoints; BatchNorm is frozen from step `frozen_from`.
-    """
-
-    config: ConfigDict
+    config: ConfigDict  # with the values of its weights file in place of None
     model: Network
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
@@ -47,8 +43,8 @@ class Plan(NamedTuple):
     eval_view: EvalTransform
     num_steps: int
     steps_per_epoch: float
-    every: dict[str, int | None]
-    frozen_from: int | None
+    every: dict[str, int | None]  # steps between two 'log', 'eval' or 'checkpoint'
+    frozen_from: int | None  # first step with BatchNorm frozen
 
     def due(self, what: str, step: int) -> bool:
         """Returns whether a 'log', 'eval' or 'checkpoint' follows a step; the last has all."""
@@ -57,10 +53,7 @@ class Plan(NamedTuple):
 
 
 def make_plan(config: ConfigDict, num_devices: int) -> Plan:
-    """Makes everything that a config names, without compiling anything.
-
-    Raises UserError, or MissingError for missing data, that lists everything wrong.
-    """
+    """Makes what a config names, without compiling; a UserError lists everything wrong."""
     problems = Problems()
     check_fields(config, problems)
     of_weights = 'init_from', 'image_size', 'in_channels', 'adapt_channels'
@@ -95,11 +88,7 @@ def make_plan(config: ConfigDict, num_devices: int) -> Plan:
 
 
 def make_model(config: ConfigDict, num_classes: int) -> Network:
-    """Returns the network with the BatchNorm groups and dtype of the config.
-
-    Raises UserError for unknown names, for a field of the network that the run sets, and for
-    float64 unless JAX has it enabled.
-    """
+    """Returns the network of a config; raises UserError for bad fields or a disabled float64."""
     if config.dtype == 'float64' and not jax.config.values['jax_enable_x64']:
         raise UserError("dtype='float64' needs the environment variable JAX_ENABLE_X64=1")
     fields = config.model_fields.to_dict()
@@ -133,20 +122,15 @@ def make_start(
 def make_step(plan: Plan, mesh: Mesh | None = None) -> TrainStep:
     """Returns the training step; `mesh` is that of the batch, default `data_mesh()`."""
     config = plan.config
+    names = 'mean', 'std', 'label_smoothing', 'seed', 'accumulate', 'remat', 'shard_optimizer'
     return make_train_step(
         plan.model,
         plan.optimizer,
         plan.schedule,
-        mean=config.mean,
-        std=config.std,
-        label_smoothing=config.label_smoothing,
-        seed=config.seed,
         average=config.ema,
         frozen_from=plan.frozen_from,
-        accumulate=config.accumulate,
-        remat=config.remat,
-        shard_optimizer=config.shard_optimizer,
         mesh=mesh or data_mesh(),
+        **{name: config[name] for name in names},
     )
 
 
@@ -171,7 +155,7 @@ def total_steps(config: ConfigDict, steps_per_epoch: float) -> int:
 
 
 def interval(config: ConfigDict, what: str, steps_per_epoch: float) -> int | None:
-    """Returns the steps between two of 'log', 'eval' or 'checkpoint'; None for "at the end"."""
+    """Returns the steps between two of 'log', 'eval' or 'checkpoint'; None for the end only."""
     if steps := config[f'{what}_every_steps']:
         return steps
     epochs = config[f'{what}_every_epochs']
@@ -192,18 +176,12 @@ def make_training(
         drop_steps=[round(epoch * steps_per_epoch) for epoch in config.drop_epochs],
         drop_factor=config.drop_factor,
     )
-    optimizer = make_optimizer(
-        schedule,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
-        plateau=config.schedule == 'plateau',
-    )
-    return schedule, optimizer
+    sgd = {name: config[name] for name in ('momentum', 'nesterov', 'weight_decay')}
+    return schedule, make_optimizer(schedule, **sgd, plateau=config.schedule == 'plateau')
 
 
 def frozen_from(config: ConfigDict, num_steps: int, steps_per_epoch: float) -> int | None:
-    """Returns the first step with BatchNorm frozen; None for no such step."""
+    """Returns the first step with BatchNorm frozen, if any."""
     frozen = round(config.freeze_bn_epochs * steps_per_epoch)
     if frozen >= num_steps:
         raise UserError(

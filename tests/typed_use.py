@@ -26,10 +26,10 @@ from se_flax.data import (
     train_batches,
 )
 from se_flax.evaluation import in_top, normalize, wilson
-from se_flax.evaluation.evaluator import Evaluator
+from se_flax.evaluation.evaluator import Evaluation, Evaluator
 from se_flax.evaluation.evaluator import Network as WithPreprocessing
 from se_flax.export import export_network, save_exported
-from se_flax.inference import evaluate_run, open_run, predict
+from se_flax.inference import evaluate_networks, open_run, predict
 from se_flax.models import Network, PaperResult, ResNet
 from se_flax.nn import Affine, Conv, adaptive_avg_pool, avg_pool, max_pool, relu_of_sum, shake
 from se_flax.parallel import data_mesh
@@ -143,7 +143,7 @@ def runs() -> None:
     trained = open_run('runs/mine')
     assert_type(trained.network.model, Network)
     assert_type(trained.step, int | None)
-    assert_type(evaluate_run('runs/mine'), dict[str, Any])
+    assert_type(evaluate_networks([trained]), Evaluation)
     for image, classes in predict(trained, [pathlib.Path('shirt.png')]):
         assert_type(image, str)
         assert_type(classes, list[tuple[str, float]] | None)

@@ -53,13 +53,11 @@ def run(
     directory: str | os.PathLike,
     stop_requested: Callable[[int], bool] = lambda step: False,
 ) -> dict[str, Any]:
-    """Trains as `config` says in the workdir `directory`, or resumes from its last checkpoint.
-
-    `stop_requested(step)` is asked before each step, see `stop_signals`.
+    """Trains `config` in the workdir `directory`, or resumes from its last checkpoint.
 
     Returns the last evaluation: `step`, `loss`, `top1`, `top5` (shares, 0 to 1) and `examples`.
     Raises UserError for an invalid config, missing data or another run's workdir, NonFiniteError,
-    and Preempted after the save that `stop_requested` asked for.
+    and Preempted after the save that `stop_requested(step)` asked for, see `stop_signals`.
     """
     # Before anything is compiled; `make_plan` reports what is wrong with the config.
     cache = getattr(config, 'compilation_cache', None)
@@ -75,8 +73,7 @@ def run(
         print(f'{directory} has a finished run, see {workdir.DONE}; for a new one set --workdir.')
         return workdir.result(directory)
     data = workdir.fingerprints(training=plan.train_set, evaluation=plan.eval_set)
-    change = config.allow_changed_data
-    all_or_none(workdir.check_data, directory, data, allow_changes=change)
+    all_or_none(workdir.check_data, directory, data, allow_changes=config.allow_changed_data)
 
     init = make_start(config, plan.model, plan.optimizer, mesh)
     key = jax.random.key(config.seed)
@@ -125,17 +122,15 @@ class Trainer:
         self.evaluator = Evaluator(
             [network], plan.eval_set, self.mesh, batch_size=config.eval_batch_size, **loading
         )
+        names = 'batch_size', 'seed', 'sampling', 'num_workers'
         self.batches = train_batches(
             plan.train_set,
             plan.train_view,
-            batch_size=config.batch_size,
-            seed=config.seed,
             start_step=self.start,
             num_steps=plan.num_steps,
-            sampling=config.sampling,
-            num_workers=config.num_workers,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            **{name: config[name] for name in names},
             **loading,
         )
         self.files = contextlib.ExitStack()
@@ -163,7 +158,7 @@ class Trainer:
             self._record({'step': i, 'split': 'train', **row, **timing})
 
     def evaluate(self, i: int, state: TrainState) -> TrainState:
-        config = self.plan.config
+        c = self.plan.config
         with self.clock.spending('pause', f'the evaluation after step {i}'):
             begin = time.perf_counter()
             result = self.evaluator.run([state.variables]).summary()
@@ -173,15 +168,9 @@ class Trainer:
             self._record({'step': i, 'split': 'eval', **result, 'seconds': seconds})
         if result['top1'] > self.best.get('top1', -1):
             self.best = {'top1': result['top1'], 'step': i}
+        rule = {'patience': c.drop_patience, 'factor': c.drop_factor, 'max_drops': c.max_drops}
         with jax.transfer_guard('allow'):  # the loss is on the host
-            opt_state = observe(
-                state.opt_state,
-                result['loss'],
-                patience=config.drop_patience,
-                factor=config.drop_factor,
-                max_drops=config.max_drops,
-            )
-        return state.replace(opt_state=opt_state)
+            return state.replace(opt_state=observe(state.opt_state, result['loss'], **rule))
 
     def save(self, i: int, state: TrainState) -> None:
         with (
@@ -199,7 +188,6 @@ class Trainer:
 
 
 def _compiled_step(plan: Plan, mesh: Mesh, state: TrainState) -> Any:
-    """Returns the step compiled for an abstract state; raises UserError if memory is too small."""
     config = plan.config
     if jax.process_index() == 0:
         print(f'Compiling the step of {config.model}.', flush=True)
@@ -215,7 +203,6 @@ def _compiled_step(plan: Plan, mesh: Mesh, state: TrainState) -> Any:
 
 
 def _describe(plan: Plan, state: TrainState, directory: AnyPath) -> None:
-    """Logs doubts about the config, prints what is trained, writes the table of parameters."""
     config = plan.config
     for doubt in doubts(plan):
         log.warning('%s', doubt)
@@ -228,7 +215,6 @@ def _describe(plan: Plan, state: TrainState, directory: AnyPath) -> None:
 
 
 def _conclude(directory: AnyPath, best: dict[str, Any]) -> None:
-    """Draws the curves and writes the last evaluation as the run's result."""
     history = read_rows(directory / 'metrics.jsonl')
     plot_curves(history, directory / 'curves.png')
     last = next(row for row in reversed(history) if row['split'] == 'eval')

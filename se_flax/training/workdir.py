@@ -33,11 +33,8 @@ def check(workdir: AnyPath, ours: Mapping[str, Any]) -> None:
             raise UserError(f'{workdir} is not empty and holds no {CONFIG}; take another --workdir')
         return
     theirs = ADDED | _read(workdir)
-    differing = [
-        name
-        for name in sorted(ours.keys() | theirs.keys())
-        if ours.get(name) != theirs.get(name) and name not in MACHINE_FIELDS
-    ]
+    names = sorted((ours.keys() | theirs.keys()) - set(MACHINE_FIELDS))
+    differing = [name for name in names if ours.get(name) != theirs.get(name)]
     if not differing:
         return
     each = [f'{n} is {theirs.get(n)!r} there and {ours.get(n)!r} now' for n in differing]
@@ -53,7 +50,6 @@ def check(workdir: AnyPath, ours: Mapping[str, Any]) -> None:
 
 
 def _check_folder(workdir: AnyPath) -> None:
-    """Raises UserError if the folder cannot be made, before minutes of compilation."""
     if is_remote(workdir):
         return
     parent = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
@@ -65,17 +61,11 @@ def _check_folder(workdir: AnyPath) -> None:
 
 def fingerprints(**sets: Dataset) -> dict[str, dict[str, Any]]:
     """Returns the content of data.json."""
-    return {
-        name: {'examples': len(dataset), 'fingerprint': dataset.fingerprint()}
-        for name, dataset in sets.items()
-    }
+    return {n: {'examples': len(s), 'fingerprint': s.fingerprint()} for n, s in sets.items()}
 
 
 def check_data(workdir: AnyPath, ours: Mapping[str, Any], *, allow_changes: bool = False) -> None:
-    """Raises UserError if the data are not those of the start of the run.
-
-    With `allow_changes` it is a warning.
-    """
+    """Raises UserError, with `allow_changes` warns, if the data of the run have changed."""
     path = workdir / DATA
     theirs = json.loads(path.read_text()) if path.exists() else {}  # older runs have none
     changed = [

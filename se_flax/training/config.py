@@ -5,12 +5,12 @@ import ast
 import contextlib
 import inspect
 import numbers
-import operator
 import pathlib
 import runpy
 import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from operator import ge, gt, lt
 from typing import Any, NamedTuple
 
 from ml_collections.config_dict import ConfigDict, FieldReference
@@ -21,6 +21,7 @@ from se_flax.data.transforms import CROPS, INTERPOLATIONS
 from se_flax.errors import Problems, UserError, check_known, check_multiple
 from se_flax.models import Network, check_model, create_model
 from se_flax.storage import AnyPath, as_path
+from se_flax.training.distributed import Processes
 from se_flax.training.optimizer import SCHEDULES
 
 
@@ -49,11 +50,7 @@ class Field(NamedTuple):
     @property
     def bounds(self) -> list[tuple[str, Callable[[Any, Any], bool], float]]:
         """As (words, comparison, number)."""
-        every = (
-            ('above', operator.gt, self.above),
-            ('at least', operator.ge, self.least),
-            ('below', operator.lt, self.below),
-        )
+        every = ('above', gt, self.above), ('at least', ge, self.least), ('below', lt, self.below)
         return [(words, holds, number) for words, holds, number in every if number is not None]
 
 
@@ -200,9 +197,7 @@ def describe_fields() -> str:
     return '\n'.join(lines[1:])
 
 
-def parse_args(
-    argv: Sequence[str], default: str
-) -> tuple[ConfigDict, AnyPath, tuple[str | None, int | None, int | None] | None]:
+def parse_args(argv: Sequence[str], default: str) -> tuple[ConfigDict, AnyPath, Processes | None]:
     """Returns the locked config, the workdir, and the processes for `distributed.connect`, if any.
 
     `argv` has no program name; `default` is the config file. Unlike the flags of ml_collections,

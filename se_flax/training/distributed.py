@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 from se_flax.errors import UserError, check_at_least
 
 Result = TypeVar('Result')
+Processes = tuple[str | None, int | None, int | None]  # coordinator, their number, own number
 PEER_LOST = 69  # EX_UNAVAILABLE of sysexits.h
 LOST = (
     'another process of this run is gone, or the JAX runtime failed here (see above); '
@@ -20,19 +21,14 @@ LOST = (
 )
 
 
-def connect(
-    coordinator: str | None,
-    num_processes: int | None,
-    process_id: int | None,
-    *,
-    heartbeat_seconds: int,
-) -> None:
+def connect(processes: Processes, *, heartbeat_seconds: int) -> None:
     """Connects the processes of a run; must be called before any other use of JAX.
 
     Defaults are JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, then those of Cloud
     TPU, SLURM, Open MPI or Kubernetes. A process counts as lost after `heartbeat_seconds` of
     silence. Raises UserError for a missing or wrong value, or if the processes do not connect.
     """
+    coordinator, num_processes, process_id = processes
     coordinator = coordinator or os.environ.get('JAX_COORDINATOR_ADDRESS')
     num_processes = _number('--num-processes', num_processes, 'JAX_NUM_PROCESSES')
     process_id = _number('--process-id', process_id, 'JAX_PROCESS_ID')

@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from se_flax.evaluation.progress import Display
+from se_flax.training.recipe import Plan
 
 EXPENDABLE = ('data wait', 'epoch', 'speed')  # omitted in this order on a narrow terminal
 
@@ -23,16 +24,8 @@ class Progress(Display):
     speed.
     """
 
-    def __init__(
-        self,
-        num_steps: int,
-        steps_per_epoch: float,
-        batch_size: int,
-        console: Console | None = None,
-    ):
-        self._num_steps = num_steps
-        self._steps_per_epoch = steps_per_epoch
-        self._batch_size = batch_size
+    def __init__(self, plan: Plan, console: Console | None = None):
+        self._plan = plan
         self._parts: dict[str, str] | None = None
         self._due = time.monotonic()  # when the clock of the live line is at zero
         # `2>file` keeps its file.
@@ -41,7 +34,8 @@ class Progress(Display):
 
     def show(self, row: Mapping[str, Any]) -> None:
         """Shows a row as `MetricsWriter.write` takes it."""
-        step = f'step {row["step"]}/{self._num_steps}'
+        num_steps, per_epoch = self._plan.num_steps, self._plan.steps_per_epoch
+        step = f'step {row["step"]}/{num_steps}'
         if row['split'] == 'eval':
             self.print(
                 f'{step}  evaluation: loss {row["loss"]:.4f}  top-1 {100 * row["top1"]:.2f} %  '
@@ -50,7 +44,7 @@ class Progress(Display):
             )
             return
         speed = row['images_per_second']
-        epoch, num_epochs = (n / self._steps_per_epoch for n in (row['step'], self._num_steps))
+        epoch, num_epochs = (n / per_epoch for n in (row['step'], num_steps))
         self._parts = {
             'step': step,
             'epoch': f'epoch {epoch:.1f}/{num_epochs:.4g}',
@@ -59,7 +53,7 @@ class Progress(Display):
             'speed': f'{speed:,.{0 if speed >= 100 else 1}f} images/s',
             'data wait': f'data wait {100 * row["data_wait"]:.0f} %',
         }
-        seconds = (self._num_steps - row['step']) * self._batch_size / speed
+        seconds = (num_steps - row['step']) * self._plan.config.batch_size / speed
         self._due = time.monotonic() + seconds
         if self._console.is_interactive:
             self._display.refresh()

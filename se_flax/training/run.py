@@ -137,8 +137,7 @@ class Trainer:
         self.rows = self.progress = None
         if jax.process_index() == 0:
             rows = MetricsWriter(self.directory, resume_step=self.start)
-            progress = Progress(plan.num_steps, plan.steps_per_epoch, config.batch_size)
-            self.rows, self.progress = map(self.files.enter_context, (rows, progress))
+            self.rows, self.progress = map(self.files.enter_context, (rows, Progress(plan)))
         self.clock = self.files.enter_context(Clock(config.watchdog_seconds))
 
     def next_batch(self, i: int) -> dict[str, jax.Array]:

@@ -25,14 +25,13 @@ class MissingError(UserError, FileNotFoundError):
 
 
 class Problems:
-    """Collects mistakes, to raise them together; `wrong` has the names that they are about."""
+    """Collects mistakes, to raise each once and all together; `wrong` has their names."""
 
     def __init__(self) -> None:
         self.wrong: set[str] = set()
         self._errors: dict[str, UserError] = {}
 
     def add(self, names: Iterable[str], error: UserError | str) -> None:
-        """Adds a mistake about some names."""
         self.wrong.update(names)
         error = UserError(error) if isinstance(error, str) else error
         self._errors.setdefault(str(error), error)
@@ -40,10 +39,7 @@ class Problems:
     def check(
         self, names: Iterable[str], act: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
-        """Returns the result of `act`; None if it raises UserError, which is added about `names`.
-
-        Does not call it if one of the names is wrong already, to report each mistake once.
-        """
+        """Returns the result of `act`, or adds its UserError; skipped if a name is wrong."""
         if self.wrong.isdisjoint(names):
             try:
                 return act(*args, **kwargs)

@@ -23,13 +23,10 @@ Seen = Callable[[int, int], None]  # takes the number of examples done and the t
 
 
 class Network(NamedTuple):
-    """A model with its variables and preprocessing: `view`, then `(x - mean) / std`.
-
-    `variables` is None if each call of an `Evaluator` gives them.
-    """
+    """A model with its variables and preprocessing: `view`, then `(x - mean) / std`."""
 
     model: models.Network
-    variables: Any
+    variables: Any  # None if each call of an `Evaluator` gives them
     view: EvalTransform
     mean: Sequence[float]
     std: Sequence[float]

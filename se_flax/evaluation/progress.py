@@ -14,10 +14,7 @@ EVERY = 30.0  # seconds between two lines
 
 
 class Display(contextlib.AbstractContextManager):
-    """What `make(console=...)` returns, kept below all that is printed and logged on a terminal.
-
-    On another console it is not shown; `print` writes plain lines to both.
-    """
+    """On a terminal, the display that `make(console=...)` returns, below all prints and logs."""
 
     def __init__(
         self, make: Callable[..., Any], console: Console | None, stream: Literal['stdout', 'stderr']
@@ -65,7 +62,7 @@ class Progress(Display):
         self._due = 0.0  # time of the next line
 
     def show(self, done: int, total: int) -> None:
-        """Reports that `done` of `total` images are done."""
+        """Shows that `done` of `total` images are done."""
         now = time.monotonic()
         if self._start is None:  # the time before this was compilation
             self._start, self._due = (done, now), now + EVERY

@@ -46,8 +46,7 @@ class Checkpointer:
     """Saves the training state of one run to a folder and restores its newest good step.
 
     A state is a pytree of numeric `jax.Array`s. Only one Checkpointer may use a folder at a time,
-    as it removes what a crashed save left behind; `load` only reads. It keeps the newest `keep`
-    steps, at least 2, so that a damaged one has a predecessor.
+    as it removes what a crashed save left. It keeps the newest `keep` steps, at least 2.
 
     >>> import tempfile, jax.numpy as jnp
     >>> checkpoints = Checkpointer(tempfile.mkdtemp())
@@ -100,9 +99,8 @@ class Checkpointer:
                 f'could not save step {step} to {self.directory} ({error}); '
                 f'earlier steps are untouched: {self.steps() or "none"}'
             ) from error
-        if self._writes:
-            for old in self.steps()[: -self.keep]:
-                _remove(self.directory / str(old))
+        for old in self.steps()[: -self.keep] if self._writes else ():
+            _remove(self.directory / str(old))
         tell_all(step)  # no process takes a step for saved before all of it is
 
     def restore(self, target: Any) -> tuple[Any, dict[str, Any]] | None:

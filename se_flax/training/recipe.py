@@ -122,15 +122,20 @@ def make_start(
 def make_step(plan: Plan, mesh: Mesh | None = None) -> TrainStep:
     """Returns the training step; `mesh` is that of the batch, default `data_mesh()`."""
     config = plan.config
-    names = 'mean', 'std', 'label_smoothing', 'seed', 'accumulate', 'remat', 'shard_optimizer'
     return make_train_step(
         plan.model,
         plan.optimizer,
         plan.schedule,
+        mean=config.mean,
+        std=config.std,
+        label_smoothing=config.label_smoothing,
+        seed=config.seed,
         average=config.ema,
         frozen_from=plan.frozen_from,
+        accumulate=config.accumulate,
+        remat=config.remat,
+        shard_optimizer=config.shard_optimizer,
         mesh=mesh or data_mesh(),
-        **{name: config[name] for name in names},
     )
 
 
@@ -176,8 +181,14 @@ def make_training(
         drop_steps=[round(epoch * steps_per_epoch) for epoch in config.drop_epochs],
         drop_factor=config.drop_factor,
     )
-    sgd = {name: config[name] for name in ('momentum', 'nesterov', 'weight_decay')}
-    return schedule, make_optimizer(schedule, **sgd, plateau=config.schedule == 'plateau')
+    optimizer = make_optimizer(
+        schedule,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+        plateau=config.schedule == 'plateau',
+    )
+    return schedule, optimizer
 
 
 def frozen_from(config: ConfigDict, num_steps: int, steps_per_epoch: float) -> int | None:

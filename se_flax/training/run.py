@@ -122,15 +122,17 @@ class Trainer:
         self.evaluator = Evaluator(
             [network], plan.eval_set, self.mesh, batch_size=config.eval_batch_size, **loading
         )
-        names = 'batch_size', 'seed', 'sampling', 'num_workers'
         self.batches = train_batches(
             plan.train_set,
             plan.train_view,
+            batch_size=config.batch_size,
+            seed=config.seed,
             start_step=self.start,
             num_steps=plan.num_steps,
+            sampling=config.sampling,
+            num_workers=config.num_workers,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
-            **{name: config[name] for name in names},
             **loading,
         )
         self.files = contextlib.ExitStack()
@@ -157,7 +159,7 @@ class Trainer:
             self._record({'step': i, 'split': 'train', **row, **timing})
 
     def evaluate(self, i: int, state: TrainState) -> TrainState:
-        c = self.plan.config
+        config = self.plan.config
         with self.clock.spending('pause', f'the evaluation after step {i}'):
             begin = time.perf_counter()
             result = self.evaluator.run([state.variables]).summary()
@@ -167,9 +169,15 @@ class Trainer:
             self._record({'step': i, 'split': 'eval', **result, 'seconds': seconds})
         if result['top1'] > self.best.get('top1', -1):
             self.best = {'top1': result['top1'], 'step': i}
-        rule = {'patience': c.drop_patience, 'factor': c.drop_factor, 'max_drops': c.max_drops}
         with jax.transfer_guard('allow'):  # the loss is on the host
-            return state.replace(opt_state=observe(state.opt_state, result['loss'], **rule))
+            opt_state = observe(
+                state.opt_state,
+                result['loss'],
+                patience=config.drop_patience,
+                factor=config.drop_factor,
+                max_drops=config.max_drops,
+            )
+        return state.replace(opt_state=opt_state)
 
     def save(self, i: int, state: TrainState) -> None:
         with (

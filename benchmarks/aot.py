@@ -129,7 +129,7 @@ def lower_step(model: str, mesh: jax.sharding.Mesh, images: int, **fields):
         'image': jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=split(mesh)),
         'label': jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=split(mesh)),
     }
-    step = jit_train_step(make_step(config, plan, mesh), mesh, state)
+    step = jit_train_step(make_step(plan, mesh), mesh, state)
     return step.lower(state, batch)
 
 

@@ -38,7 +38,7 @@ def make_bare(config):
     mesh = data_mesh()
     plan = make_plan(config, mesh.size)
     state = make_init(plan.model, plan.optimizer, config.image_size, mesh)(jax.random.key(0))
-    step = jit_train_step(make_step(config, plan), mesh)
+    step = jit_train_step(make_step(plan), mesh)
     batches = train_batches(
         plan.train_set,
         plan.train_view,

@@ -25,25 +25,21 @@ class MissingError(UserError, FileNotFoundError):
 
 
 class Problems:
-    """Collects mistakes, to raise them together; `wrong` has the names that they are about."""
+    """Collects mistakes, to raise each once and all together; `wrong` has their names."""
 
     def __init__(self) -> None:
         self.wrong: set[str] = set()
         self._errors: dict[str, UserError] = {}
 
-    def add(self, names: Iterable[str], error: UserError) -> None:
-        """Adds a mistake about some names."""
+    def add(self, names: Iterable[str], error: UserError | str) -> None:
         self.wrong.update(names)
+        error = UserError(error) if isinstance(error, str) else error
         self._errors.setdefault(str(error), error)
 
     def check(
         self, names: Iterable[str], act: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
-        """Calls `act` and adds the UserError that it raises, about `names`.
-
-        Returns its result, else None. Skips the call if one of the names is wrong already, to
-        report each mistake once.
-        """
+        """Returns the result of `act`, or adds its UserError; skipped if a name is wrong."""
         if self.wrong.isdisjoint(names):
             try:
                 return act(*args, **kwargs)
@@ -52,7 +48,7 @@ class Problems:
         return None
 
     def tell(self) -> None:
-        """Raises the only mistake, or a UserError that lists them; returns if there is none."""
+        """Raises the only mistake, or a UserError that lists them."""
         if len(self._errors) == 1:
             raise next(iter(self._errors.values()))
         if self._errors:
@@ -60,7 +56,7 @@ class Problems:
 
 
 def extra_to_install(error: ImportError) -> str:
-    """Returns how to install a missing package; '' if it is not part of an extra."""
+    """Returns how to install a missing package; '' without an extra that has it."""
     package = (error.name or '').partition('.')[0]
     if package in ('', 'se_flax'):
         return ''

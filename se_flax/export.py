@@ -34,11 +34,8 @@ def export_network(
     and returns logits, float32 `[B, classes]`. `jax.export.deserialize` of any jax release of the
     following half year reads `exported.serialize()`; `exported.mlir_module()` is the StableHLO.
 
-    `mean` and `std` are per channel, for pixels from 0 to 255. `batch_size` None leaves B open.
-    `platforms` are some of cpu, cuda, rocm and tpu. For a network without BatchNorm see
-    `fold_batch_norm`.
-
-    Raises UserError for another platform or a batch size below 1.
+    `mean` and `std` are per channel, 0 to 255. `batch_size` None leaves B open. Raises UserError
+    for another platform than cpu, cuda, rocm and tpu or a batch size below 1.
     """
     for platform in platforms:
         if platform not in ('cpu', 'cuda', 'rocm', 'tpu'):

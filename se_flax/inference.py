@@ -3,7 +3,7 @@
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,38 +17,42 @@ from se_flax.evaluation.predictions import Predictions
 from se_flax.evaluation.protocols import OWN_VIEW, Protocol
 from se_flax.models import create_model, fold_batch_norm
 from se_flax.parallel import data_mesh
+from se_flax.storage import as_path
+from se_flax.training.checkpoint import load
 from se_flax.training.config import base_config
-from se_flax.training.recipe import eval_transform
-from se_flax.training.workdir import load_run
+from se_flax.training.recipe import make_model, make_start, make_training, make_view
+from se_flax.training.workdir import CHECKPOINTS, read_config
 
 WEIGHTS_BATCH = 64  # images per device when a weights file is evaluated
 PREDICT_BATCH = 32  # images per device; small, so that the first predictions come soon
 
 
 class Trained(NamedTuple):
-    """A network, the path it was opened from, and its class names, empty if unknown.
+    """A network from a run or a weights file."""
 
-    For a run, `step` is that of the checkpoint and `config` the run's. For a weights file, `step`
-    is None and `config` is `base_config()` without a data set.
-    """
-
-    name: str
+    name: str  # its path
     network: Network
-    class_names: tuple[str, ...]
-    step: int | None
-    config: ml_collections.ConfigDict
+    class_names: tuple[str, ...]  # empty if unknown
+    step: int | None  # of the checkpoint; None for a weights file
+    config: ml_collections.ConfigDict  # the run's; `base_config()` for a weights file
 
 
 def open_run(workdir: str | os.PathLike, dtype: str | None = None) -> Trained:
-    """Reads the newest checkpoint of a run, finished or not.
+    """Reads the newest good checkpoint of a run, even while it trains.
 
-    `dtype` is 'float32' or 'bfloat16', by default the run's own. Raises as `load_run` does.
+    `dtype` is 'float32' or 'bfloat16', by default the run's own. Raises MissingError if there is no
+    run or no checkpoint yet.
     """
-    run = load_run(workdir)
-    config = run.config
-    model = _with_dtype(run.model, dtype) if dtype is not None else run.model
-    network = Network(model, run.variables, eval_transform(config), config.mean, config.std)
-    return _ready(Trained(str(workdir), network, run.class_names, run.step, config))
+    directory = as_path(workdir)
+    config, class_names = read_config(directory)
+    model = make_model(config, len(class_names))
+    _, optimizer = make_training(config, num_steps=2, steps_per_epoch=1)
+    init = make_start(config, model, optimizer, data_mesh())
+    state, _ = load(directory / CHECKPOINTS, jax.eval_shape(init, jax.random.key(0)))
+    model = model if dtype is None else _with_dtype(model, dtype)
+    view = make_view(EvalTransform, config)
+    network = Network(model, state.variables, view, config.mean, config.std)
+    return _ready(Trained(str(workdir), network, class_names, int(state.step), config))
 
 
 def open_weights(path: pathlib.Path, dtype: str | None = None) -> Trained:
@@ -73,8 +77,7 @@ def _with_dtype(model, dtype: str):
 
 
 def _ready(trained: Trained) -> Trained:
-    """Uses the trainer's compilation cache, unless JAX has one configured."""
-    cache = trained.config.compilation_cache
+    cache = trained.config.compilation_cache  # the trainer's
     if cache and not jax.config.values['jax_compilation_cache_dir']:
         jax.config.update('jax_compilation_cache_dir', os.path.expanduser(cache))
     return trained
@@ -99,15 +102,10 @@ def evaluate_networks(
 ) -> Evaluation:
     """Evaluates one network, or the average of several, on every example of a data set.
 
-    Each network gets images in its own preprocessing; `protocol` may change the views.
-
-    Args:
-        data, data_dir: see `open_eval_set`.
-        batch_size: rounded up to a multiple of the devices; by default the first run's
-            `eval_batch_size`, and 64 per device without a run.
-        predictions, seen: see `Evaluator.batches`.
-
-    Raises UserError as `open_eval_set` and `Evaluator` do, before anything is compiled.
+    Each gets images in its own preprocessing, with the views of `protocol`. `batch_size` is rounded
+    up to a multiple of the devices; by default it is the first run's `eval_batch_size`, or 64 per
+    device. For the others see `open_eval_set` and `Evaluator.batches`. Raises UserError as
+    `open_eval_set` and `Evaluator` do, before anything is compiled.
     """
     config = _leading(networks)
     dataset = open_eval_set(networks, data, data_dir)
@@ -124,7 +122,6 @@ def evaluate_networks(
 
 
 def _leading(networks: Sequence[Trained]) -> ml_collections.ConfigDict:
-    """Returns the config of the first run, else of the first weights file."""
     return next((n.config for n in networks if n.step is not None), networks[0].config)
 
 
@@ -133,15 +130,16 @@ def open_eval_set(
 ) -> Dataset:
     """Opens the evaluation images of a data set, by default that of the runs among the networks.
 
-    `data_dir` is for TFDS, by default the first run's. Raises UserError if the runs have different
-    data sets or held-out images, and unless every network has the classes of the data set.
+    `data_dir` is for TFDS, by default the first run's. Raises UserError if the runs differ in data
+    set or held-out images, or a network has other classes.
     """
-    own = list(dict.fromkeys(n.config.data for n in networks if n.config.data))
-    if not data and not own:
-        raise UserError('a weights file has no data set of its own: --data NAME')
-    if not data and len(own) > 1:
-        raise UserError(f'the runs have different data sets, {", ".join(own)}: --data NAME')
-    data = data or own[0]
+    if not data:
+        own = list(dict.fromkeys(n.config.data for n in networks if n.config.data))
+        if not own:
+            raise UserError('a weights file has no data set of its own: --data NAME')
+        if len(own) > 1:
+            raise UserError(f'the runs have different data sets, {", ".join(own)}: --data NAME')
+        [data] = own
     configs = [n.config for n in networks if n.config.data == data]
     held_out = {(c.eval_split, c.seed if c.eval_split else 0) for c in configs} or {(0.0, 0)}
     if len(held_out) > 1:
@@ -165,29 +163,6 @@ def open_eval_set(
     return dataset
 
 
-def evaluate_run(
-    workdir: str | os.PathLike,
-    data: str | None = None,
-    data_dir: str | None = None,
-    protocol: Protocol = OWN_VIEW,
-) -> dict[str, Any]:
-    """Evaluates the newest checkpoint of a run, see `evaluate_networks`.
-
-    Returns `step`, `loss`, `top1`, `top5` (shares, 0 to 1), `examples` and `data`.
-    """
-    run = open_run(workdir)
-    result = evaluate_networks([run], data, data_dir, protocol)
-    return {'step': run.step, 'data': result.data, **result.summary()}
-
-
-def evaluate_weights(
-    path: pathlib.Path, data: str, data_dir: str | None = None, protocol: Protocol = OWN_VIEW
-) -> dict[str, Any]:
-    """Evaluates a weights file; returns what `evaluate_run` does, without `step`."""
-    result = evaluate_networks([open_weights(path)], data, data_dir, protocol)
-    return {'data': result.data, **result.summary()}
-
-
 def predict(
     trained: Trained,
     images: Sequence[str | os.PathLike],
@@ -198,16 +173,10 @@ def predict(
 ) -> Iterator[tuple[str, list[tuple[str, float]] | None]]:
     """Yields each image's path and its five most probable classes, with their probabilities.
 
-    Batches are read as the results are consumed, so memory does not grow with the number of images.
-    An image that cannot be decoded is named in a warning and yields None.
-
-    Args:
-        images: files and folders, see `se_flax.data.folder.image_files`.
-        batch_size: rounded up to a multiple of the devices; 32 per device by default.
-        predictions, seen: see `Evaluator.batches`.
-
-    Raises MissingError for a path that does not exist, and UserError for a network without a head,
-    before anything is compiled.
+    `images` are files and folders; one that cannot be decoded is named in a warning and yields
+    None. They are read as the results are consumed. `batch_size` is rounded up to a multiple of the
+    devices, by default 32 per device. For the others see `Evaluator.batches`. Raises MissingError
+    for a missing path and UserError for a network without a head, before anything is compiled.
     """
     count = trained.network.model.num_classes
     if not count:
@@ -244,11 +213,11 @@ def save_run_weights(
 ) -> None:
     """Writes the newest checkpoint of a run, with its preprocessing, to a weights file.
 
-    `head` and `in_channels` are as in `load_weights`. Raises as `load_run` and `save_weights` do.
+    `head` and `in_channels` are as in `load_weights`.
     """
     from se_flax.weights import Preprocessing, WeightsInfo, adapt, save_weights
 
-    run = load_run(workdir)
+    run = open_run(workdir)
     c = run.config
     pixels = tuple(c.mean), tuple(c.std), c.exif_orientation
     view = Preprocessing(c.image_size, c.eval_resize, c.interpolation, *pixels)
@@ -256,6 +225,6 @@ def save_run_weights(
     if c.in_channels != 3:
         fields['in_channels'] = c.in_channels
     info = WeightsInfo(c.model, len(run.class_names), 'se_flax', view, fields, run.class_names)
-    info, variables = adapt(info, run.variables, head, in_channels)
+    info, variables = adapt(info, run.network.variables, head, in_channels)
     view, fields, classes = info.preprocessing, info.fields, info.class_names
     save_weights(out, info.model, variables, view, fields=fields, class_names=classes)

@@ -19,7 +19,7 @@ AnyPath: TypeAlias = pathlib.Path | epath.Path
 
 
 def as_path(path: str | os.PathLike) -> AnyPath:
-    """Returns the path of a local folder, with `~` expanded, or of one in a bucket.
+    """Returns a local path, with `~` expanded, or one in a bucket.
 
     Raises UserError for an unknown or unreachable address, and if its package is not installed.
     """

@@ -18,9 +18,8 @@ from se_flax import cli
 from se_flax.data import decode, open_dataset
 from se_flax.evaluation import wilson
 from se_flax.evaluation.protocols import Protocol
-from se_flax.inference import evaluate_networks, evaluate_run, open_run, predict
+from se_flax.inference import evaluate_networks, open_run, predict
 from se_flax.training.metrics_log import read_rows
-from se_flax.training.workdir import load_run
 
 
 def content(workdir):
@@ -31,9 +30,11 @@ def content(workdir):
 def test_evaluate_gives_the_last_evaluation_of_the_run_in_every_digit(reference, capsys):
     before = content(reference)
     done = json.loads((reference / 'DONE').read_text())
-    result = evaluate_run(reference)
-    assert result.pop('data') == 'fashion_mnist_mini'
-    assert result == {name: done[name] for name in ('step', 'loss', 'top1', 'top5', 'examples')}
+    run = open_run(reference)
+    evaluation = evaluate_networks([run])
+    assert (run.step, evaluation.data) == (done['step'], 'fashion_mnist_mini')
+    result = evaluation.summary()
+    assert result == {name: done[name] for name in ('loss', 'top1', 'top5', 'examples')}
     assert content(reference) == before
 
     assert cli.main(['evaluate', '--workdir', str(reference)]) == 0
@@ -77,12 +78,13 @@ def test_evaluate_beside_a_trainer_changes_nothing(reference, tmp_path, start_tr
         time.sleep(0.002)
     process.send_signal(signal.SIGSTOP)
     before = content(tmp_path)
-    result = evaluate_run(tmp_path)
+    run = open_run(tmp_path)
+    evaluate_networks([run])
     assert content(tmp_path) == before
     process.send_signal(signal.SIGCONT)
     text = process.communicate()[0]
     assert process.returncode == 0, text
-    assert 4 <= result['step'] < 24
+    assert 4 <= run.step < 24
     assert kill_run['differences'](reference, tmp_path) == []
 
 
@@ -158,12 +160,13 @@ def images(tmp_path):
 
 
 def test_predict_equals_the_network_on_the_pixels(reference, images):
-    network = load_run(reference)
-    for path, guesses in predict(open_run(reference), images[:3]):
+    trained = open_run(reference)
+    network = trained.network
+    for path, guesses in predict(trained, images[:3]):
         pixels = cv2.imread(path).astype(np.float32)  # gray: BGR is RGB
-        normalized = (pixels - np.float32(network.config.mean)) / np.float32(network.config.std)
+        normalized = (pixels - np.float32(network.mean)) / np.float32(network.std)
         logits = network.model.apply(network.variables, normalized[None], train=False)[0]
-        want = dict(zip(network.class_names, np.asarray(jax.nn.softmax(logits)), strict=True))
+        want = dict(zip(trained.class_names, np.asarray(jax.nn.softmax(logits)), strict=True))
         names, probabilities = zip(*guesses, strict=True)
         assert len(names) == 5
         assert sum(probabilities) < 1 + 1e-5  # float32

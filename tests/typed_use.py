@@ -26,10 +26,10 @@ from se_flax.data import (
     train_batches,
 )
 from se_flax.evaluation import in_top, normalize, wilson
-from se_flax.evaluation.evaluator import Evaluator
+from se_flax.evaluation.evaluator import Evaluation, Evaluator
 from se_flax.evaluation.evaluator import Network as WithPreprocessing
 from se_flax.export import export_network, save_exported
-from se_flax.inference import evaluate_run, open_run, predict
+from se_flax.inference import evaluate_networks, open_run, predict
 from se_flax.models import Network, PaperResult, ResNet
 from se_flax.nn import Affine, Conv, adaptive_avg_pool, avg_pool, max_pool, relu_of_sum, shake
 from se_flax.parallel import data_mesh
@@ -38,7 +38,6 @@ from se_flax.training.optimizer import make_optimizer, make_schedule
 from se_flax.training.run import run
 from se_flax.training.state import TrainState, make_init
 from se_flax.training.step import TrainStep, jit_train_step, make_train_step
-from se_flax.training.workdir import load_run
 from se_flax.weights import (
     WeightsInfo,
     convert,
@@ -141,10 +140,10 @@ def scores(images: jax.Array, labels: jax.Array, logits: jax.Array) -> None:
 def runs() -> None:
     config = base_config()
     assert_type(run(config, 'runs/mine'), dict[str, Any])
-    trained = load_run('runs/mine')
-    assert_type(trained.model, Network)
-    assert_type(trained.step, int)
-    assert_type(evaluate_run('runs/mine'), dict[str, Any])
-    for image, classes in predict(open_run('runs/mine'), [pathlib.Path('shirt.png')]):
+    trained = open_run('runs/mine')
+    assert_type(trained.network.model, Network)
+    assert_type(trained.step, int | None)
+    assert_type(evaluate_networks([trained]), Evaluation)
+    for image, classes in predict(trained, [pathlib.Path('shirt.png')]):
         assert_type(image, str)
         assert_type(classes, list[tuple[str, float]] | None)

@@ -12,7 +12,7 @@ def train(argv: Sequence[str], *, default: str) -> None:
 
     config, workdir, processes = parse_args(argv, default=default)
     if processes:
-        connect(*processes, heartbeat_seconds=config.heartbeat_seconds)
+        connect(processes, heartbeat_seconds=config.heartbeat_seconds)
     with stop_signals() as stop_requested:
         result = run(config, workdir, stop_requested)
     print(

@@ -23,13 +23,10 @@ Seen = Callable[[int, int], None]  # takes the number of examples done and the t
 
 
 class Network(NamedTuple):
-    """A model with its variables and preprocessing: `view`, then `(x - mean) / std`.
-
-    `variables` is None if each call of an `Evaluator` gives them.
-    """
+    """A model with its variables and preprocessing: `view`, then `(x - mean) / std`."""
 
     model: models.Network
-    variables: Any
+    variables: Any  # None if each call of an `Evaluator` gives them
     view: EvalTransform
     mean: Sequence[float]
     std: Sequence[float]
@@ -40,8 +37,8 @@ def make_scores(
 ) -> Callable[[Any, jax.Array], jax.Array]:
     """Returns the jitted `(variables, canvases) -> scores`, the average over a scale's views.
 
-    Canvases are uint8 `[B, R, R, channels]`, scores `[B, C]`. The views run one after another, so
-    ten crops need the memory and the compile time of one.
+    Canvases are uint8 `[B, R, R, channels]`, scores `[B, C]`. The views run one after another, with
+    the memory and the compile time of one.
     """
     average, size = protocols.AVERAGES[protocol.average], scale.size
     where = protocols.places(protocol.crops, scale.canvas.image_size, size)
@@ -64,9 +61,8 @@ def judge(
 ) -> dict[str, jax.Array]:
     """Compares the average of scores, each `[B, C]`, with the labels.
 
-    Returns `loss`, summed over the examples whose mask is set; `label` and `mask` unchanged; the
-    `rank` `[B]` of the label (see `label_rank`); the five most probable classes, `top` `[B, 5]`,
-    and their `probability`.
+    Returns `loss`, summed over `mask`; `label` and `mask`; the `rank` `[B]` of the label; the five
+    most probable classes, `top` `[B, 5]`, and their `probability`.
     """
     log_probs = average.log_probs(average.mean(jnp.stack(scores)))
     loss = -jnp.take_along_axis(log_probs, label[:, None], axis=1)[:, 0]
@@ -84,12 +80,10 @@ def judge(
 class Evaluator:
     """Averages networks and views, and compares with the labels; compiles once for all calls.
 
-    Each distinct canvas of the networks' scales is one pass over the data set, so four scales
-    decode an image four times. The passes share the threads. A device holds two batches of
-    canvases and the activations of one view.
-
-    `batch_size` is rounded up to a multiple of the devices. Raises UserError if it is below 1, and
-    if the protocol does not fit a network.
+    Each distinct canvas of the networks' scales is one pass over the data set; the passes share the
+    threads. A device holds two batches of canvases and the activations of one view. `batch_size` is
+    rounded up to a multiple of the devices. Raises UserError if it is below 1, and if the protocol
+    does not fit a network.
     """
 
     def __init__(
@@ -138,8 +132,8 @@ class Evaluator:
     ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """Yields the index of each batch's first example and the results of `judge`.
 
-        `variables` replace the networks' own. `predictions` collects the results, to be written by
-        the caller. `seen` is called with the number of examples done and the total.
+        `variables` replace the networks' own; `predictions`, to be written by the caller, collects
+        the results; `seen` is called with the number of examples done and the total.
         """
         if variables is None:
             variables = [network.variables for network in self._networks]
@@ -170,10 +164,7 @@ class Evaluator:
 
 
 def _one_behind(results):
-    """Fetches each result after the next is dispatched.
-
-    The host decodes while the devices compute, but never runs far ahead of them.
-    """
+    # The host decodes while the devices compute, but never runs far ahead of them.
     pending = []
     for result in results:
         pending.append(result)
@@ -185,8 +176,8 @@ def _one_behind(results):
 class Evaluation:
     """The result of networks on a data set.
 
-    `counts`, int64 `[C, 3]`, holds for each class the number of examples, of those predicted
-    correctly, and of those whose label is among the five most probable classes.
+    `counts`, int64 `[C, 3]`: for each class the number of examples, and of those whose label is the
+    most probable class, and one of the five most probable.
     """
 
     def __init__(self, dataset: Dataset):

@@ -12,21 +12,17 @@ from jax.typing import DTypeLike
 def normalize(
     images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: DTypeLike
 ) -> jax.Array:
-    """Returns `(images - mean) / std` in `dtype`.
-
-    `images` is uint8 `[B, H, W, C]`; `mean` and `std` have one number per channel, in the same
-    units, 0 to 255.
-    """
+    """Returns `(images - mean) / std` in `dtype`, of uint8 `[B, H, W, C]`, `[C]` and `[C]`."""
     wide = jnp.promote_types(dtype, jnp.float32)
     mean, std = (jnp.asarray(v, wide).reshape(1, 1, 1, -1) for v in (mean, std))
     return ((images.astype(wide) - mean) / std).astype(dtype)
 
 
 def label_rank(scores: jax.Array, labels: jax.Array) -> jax.Array:
-    """Returns the rank of each label among the classes, int `[B]`; 0 is the highest score.
+    """Returns the rank of each label among `[B, C]` scores, int `[B]`; 0 is the highest.
 
-    `scores` is `[B, C]`, `labels` int `[B]`. Ties rank by class number, as in `argmax`, so a
-    network with constant output scores chance and not 100 %. A label whose score is NaN ranks last.
+    Ties rank by class number, as in `argmax`, so constant output scores chance and not 100 %. A
+    label whose score is NaN ranks last.
     """
     own = jnp.take_along_axis(scores, labels[:, None], axis=1)
     before = jnp.arange(scores.shape[1])[None] < labels[:, None]

@@ -15,12 +15,10 @@ from se_flax.storage import atomic_write, check_writable
 class Predictions:
     """Collects one row per example, in the order of the data set, and writes them all at once.
 
-    `.csv` has a header and the columns `index`, `key`, `label`, `label_name`, then `class_1`,
-    `name_1`, `probability_1` and so on to 5; `.jsonl` has an object per line, with the classes in
-    a list `top`. Examples that cannot be decoded have no row; without `labelled`, rows have no
-    label. The text stays in memory until `write`, about 200 bytes per example.
-
-    Raises UserError for another suffix and as `check_writable`, before anything is predicted.
+    `.csv` has the columns `index`, `key`, `label`, `label_name`, then `class_1`, `name_1`,
+    `probability_1` and so on to 5; `.jsonl` an object per line, with the classes in a list `top`.
+    Undecodable examples have no row; without `labelled`, rows have no label. About 200 bytes of
+    memory per example. Raises UserError for another suffix and as `check_writable`.
     """
 
     def __init__(self, path: pathlib.Path, *, labelled: bool = True):

@@ -4,6 +4,8 @@ import contextlib
 import logging
 import sys
 import time
+from collections.abc import Callable
+from typing import Any, Literal
 
 from rich import progress
 from rich.console import Console
@@ -11,36 +13,56 @@ from rich.console import Console
 EVERY = 30.0  # seconds between two lines
 
 
-class Progress(contextlib.AbstractContextManager):
-    """Shows how many images are done, on standard error by default; the bar disappears on exit."""
+class Display(contextlib.AbstractContextManager):
+    """On a terminal, the display that `make(console=...)` returns, below all prints and logs."""
 
-    def __init__(self, console: Console | None = None):
-        # rich takes FORCE_COLOR for a terminal; a log file must stay plain all the same.
-        self._console = console or Console(stderr=True, force_terminal=sys.stderr.isatty())
-        columns = '{task.description}', progress.BarColumn(), progress.TimeRemainingColumn(True)
-        self._bar = progress.Progress(*columns, console=self._console, transient=True)
-        self._start: tuple[int, float] | None = None  # images and time at the first batch
-        self._due = 0.0  # time of the next line
+    def __init__(
+        self, make: Callable[..., Any], console: Console | None, stream: Literal['stdout', 'stderr']
+    ):
+        if not console:
+            # With FORCE_COLOR rich takes a log file for a terminal; it must stay plain.
+            terminal = getattr(sys, stream).isatty()
+            console = Console(stderr=stream == 'stderr', force_terminal=terminal)
+        self._console, self._display = console, make(console=console)
         self._exit = contextlib.ExitStack()
 
     def __enter__(self):
         if self._console.is_interactive:
-            # A handler keeps the stream it was made with, which would tear the bar.
-            handlers = [
-                h for h in logging.getLogger().handlers if getattr(h, 'stream', None) is sys.stderr
-            ]
-            self._exit.enter_context(self._bar)
-            self._bar.add_task('loading, compiling', total=None)
-            for handler in handlers:
-                self._exit.callback(handler.setStream, handler.stream)
-                handler.setStream(sys.stderr)
+            names = {sys.stdout: 'stdout', sys.stderr: 'stderr'}
+            # absl wraps the handler that has the stream.
+            handlers = [getattr(h, 'python_handler', h) for h in logging.getLogger().handlers]
+            kept = [(h, h.stream) for h in handlers if getattr(h, 'stream', None) in names]
+            self._exit.enter_context(self._display)
+            # A handler keeps the stream it was made with, which would tear the display.
+            for handler, stream in kept:
+                self._exit.callback(handler.setStream, stream)
+                handler.setStream(getattr(sys, names[stream]))
         return self
 
     def __exit__(self, *exc_info):
         return self._exit.__exit__(*exc_info)
 
+    def print(self, text: str) -> None:
+        """Prints text unchanged, above the display if it is shown."""
+        self._console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+class Progress(Display):
+    """Shows how many images are done, on standard error by default; the bar disappears on exit."""
+
+    def __init__(self, console: Console | None = None):
+        def bar(console):
+            columns = '{task.description}', progress.BarColumn(), progress.TimeRemainingColumn(True)
+            shown = progress.Progress(*columns, console=console, transient=True)
+            shown.add_task('loading, compiling', total=None)
+            return shown
+
+        super().__init__(bar, console, 'stderr')
+        self._start: tuple[int, float] | None = None  # images and time at the first batch
+        self._due = 0.0  # time of the next line
+
     def show(self, done: int, total: int) -> None:
-        """Reports that `done` of `total` images are done."""
+        """Shows that `done` of `total` images are done."""
         now = time.monotonic()
         if self._start is None:  # the time before this was compilation
             self._start, self._due = (done, now), now + EVERY
@@ -48,8 +70,9 @@ class Progress(contextlib.AbstractContextManager):
         if seconds := now - self._start[1]:
             speed = (done - self._start[0]) / seconds
             text += f', {speed:,.{0 if speed >= 100 else 1}f} images/s'
-        for task in self._bar.task_ids:
-            self._bar.update(task, description=text, completed=done, total=total)
-        if now >= self._due and not self._console.is_interactive:
+        if self._console.is_interactive:
+            [task] = self._display.task_ids
+            self._display.update(task, description=text, completed=done, total=total)
+        elif now >= self._due:
             self._due = now + EVERY
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self.print(text)

@@ -49,22 +49,16 @@ class Scale(NamedTuple):
 class Protocol:
     """The views of an image: a number of crops at each scale, equally weighted.
 
-    * 1: the centre of the image after its shorter edge is resized.
-    * 2: the centre and its mirror image.
-    * 10: the four corners and the centre of the central square of `resize` pixels, and their
+    * 1: the center of the image after its shorter edge is resized.
+    * 2: the center and its mirror image.
+    * 10: the four corners and the center of the central square of `resize` pixels, and their
       mirror images (AlexNet, NIPS 2012, section 4.1; the "10-crop" of arXiv 1512.03385).
     * 12: the same, but of the whole image squeezed to that square; and the square itself, shrunk,
-      and its mirror image (`evaluation_cls.py` of github.com/soeaver/caffe-model, which lists
-      12-crop errors of the authors' networks).
+      and its mirror image (`evaluation_cls.py` of github.com/soeaver/caffe-model).
 
-    Raises UserError for unknown `crops` or `average`, and for lists that do not pair.
-
-    Attributes:
-        sizes: side of the views in pixels, one per scale; empty for the network's own.
-        resizes: length of the shorter edge, one per scale; empty for the network's own. A single
-            size or resize applies to all scales.
-        crops: a key of CROPS.
-        average: 'probabilities', as in AlexNet, or 'logits'.
+    `sizes` of the views and `resizes` of the shorter edge, in pixels, have a number per scale; one
+    number applies to all, empty is the network's own. AlexNet averages probabilities. Raises
+    UserError for unknown `crops` or `average`, and for lists that do not pair.
     """
 
     sizes: tuple[int, ...] = ()
@@ -127,10 +121,7 @@ def places(crops: int, side: int, size: int) -> np.ndarray:
 
 
 def lay_out(crops: int, canvas: jax.Array, size: int) -> jax.Array:
-    """Returns uint8 images `[B, R, R, C]` that contain all views.
-
-    For twelve crops the whole image, shrunk, is appended as rows R to R + `size`.
-    """
+    """Returns the `[B, R, R, C]` canvas; for 12 crops with the shrunk one as rows R to R + size."""
     if crops != 12:
         return canvas
     batch, side = canvas.shape[:2]

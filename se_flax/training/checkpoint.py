@@ -46,8 +46,7 @@ class Checkpointer:
     """Saves the training state of one run to a folder and restores its newest good step.
 
     A state is a pytree of numeric `jax.Array`s. Only one Checkpointer may use a folder at a time,
-    as it removes what a crashed save left behind; `load` only reads. It keeps the newest `keep`
-    steps, at least 2, so that a damaged one has a predecessor.
+    as it removes what a crashed save left. It keeps the newest `keep` steps, at least 2.
 
     >>> import tempfile, jax.numpy as jnp
     >>> checkpoints = Checkpointer(tempfile.mkdtemp())
@@ -71,14 +70,12 @@ class Checkpointer:
         return _steps(self.directory)
 
     def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
-        """Writes `state` and the JSON-able `progress` as `step`, then removes the oldest steps.
+        """Writes `state` and the JSON-able `progress` durably, then removes the oldest steps.
 
-        On return all of it is on disk. Raises UserError for a leaf or progress that cannot be
-        restored exactly, CheckpointError if the step is not above the newest one or writing fails;
-        then nothing of the step is left.
+        Raises UserError for a leaf or progress that cannot be restored exactly, CheckpointError if
+        the step is not above the newest one or writing fails; then nothing of the step is left.
         """
-        newest = max(self.steps(), default=-1)
-        if step <= newest:
+        if step <= (newest := max(self.steps(), default=-1)):
             raise CheckpointError(f'step {step} must be above {newest}, the newest checkpoint')
         try:
             progress = json.loads(json.dumps(progress))
@@ -102,18 +99,16 @@ class Checkpointer:
                 f'could not save step {step} to {self.directory} ({error}); '
                 f'earlier steps are untouched: {self.steps() or "none"}'
             ) from error
-        if self._writes:
-            for old in self.steps()[: -self.keep]:
-                _remove(self.directory / str(old))
+        for old in self.steps()[: -self.keep] if self._writes else ():
+            _remove(self.directory / str(old))
         tell_all(step)  # no process takes a step for saved before all of it is
 
     def restore(self, target: Any) -> tuple[Any, dict[str, Any]] | None:
         """Returns state and progress of the newest good step, or None if no save has finished.
 
-        `target` gives structure, shapes, dtypes and shardings, as arrays or ShapeDtypeStructs.
-        Newer steps that are damaged or incomplete are logged and renamed, so that their numbers
-        are free again. Raises UserError if no step is good and one is damaged (then none is
-        renamed), or if the leaves differ from those of `target`.
+        `target` gives structure, shapes, dtypes and shardings. Newer damaged or incomplete steps
+        are logged and renamed, which frees their numbers. Raises UserError if no step is good and
+        one is damaged (then none is renamed), or if the leaves differ from those of `target`.
         """
         # One process reads and hashes each file, the others rely on it.
         newest, refused = on_first(_newest_good, self.directory) or (-1, [])
@@ -154,10 +149,7 @@ class Checkpointer:
 
 
 def load(directory: str | os.PathLike, target: Any) -> tuple[Any, dict[str, Any]]:
-    """Returns what `Checkpointer.restore` would, but only reads: safe beside a running trainer.
-
-    Raises MissingError if there is no finished checkpoint.
-    """
+    """Restores like `Checkpointer`, but only reads; raises MissingError if nothing is saved."""
     directory = _absolute(directory)
     newest, _ = _newest_good(directory)
     if newest < 0:
@@ -165,16 +157,14 @@ def load(directory: str | os.PathLike, target: Any) -> tuple[Any, dict[str, Any]
     return _read(directory / str(newest), target)
 
 
-class _Refused(Exception):
-    """A step folder that must not be restored, as it is 'damaged' or 'incomplete'."""
-
+class _Refused(Exception):  # `kind` is 'damaged' or 'incomplete'
     def __init__(self, folder: epath.Path, kind: str, reason: str):
         super().__init__(f'checkpoint {folder} is {kind}: {reason}')
         self.folder, self.kind = folder, kind
 
 
 def _newest_good(directory: epath.Path) -> tuple[int, list[_Refused]]:
-    """Returns the newest good step, -1 if there is none, and what is wrong with newer ones."""
+    """Returns the newest good step, -1 for none, and what is wrong with newer ones."""
     refused = []
     for step in reversed(_steps(directory)):
         try:
@@ -198,7 +188,6 @@ def _newest_good(directory: epath.Path) -> tuple[int, list[_Refused]]:
 
 
 def _read(folder: epath.Path, target: Any) -> tuple[Any, dict[str, Any]]:
-    """Returns state and progress of a step that was checked."""
     manifest = json.loads((folder / MANIFEST).read_bytes())
     there, here = manifest['leaves'], _describe(target)
     differing = [name for name in here | there if here.get(name) != there.get(name)]
@@ -211,10 +200,10 @@ def _read(folder: epath.Path, target: Any) -> tuple[Any, dict[str, Any]]:
             f'checkpoint {folder} belongs to another model or optimizer: {shown} '
             f'({len(differing)} of {len(here | there)} leaves differ)'
         )
-    default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def abstract(x):
-        sharding = getattr(x, 'sharding', None) or default
+        sharding = getattr(x, 'sharding', None)
+        sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     args = ocp.args.Composite(state=ocp.args.StandardRestore(jax.tree.map(abstract, target)))
@@ -234,8 +223,7 @@ def _absolute(directory: str | os.PathLike) -> epath.Path:
 
 
 def _steps(directory: epath.Path) -> list[int]:
-    names = (path.name for path in directory.glob('[0-9]*'))
-    return sorted(int(name) for name in names if name.isdecimal())
+    return sorted(int(p.name) for p in directory.glob('[0-9]*') if p.name.isdecimal())
 
 
 def _remove(folder: epath.Path) -> None:
@@ -265,16 +253,13 @@ def _check_numeric(state: Any) -> None:
 
 
 def _walk(folder: epath.Path) -> Iterator[tuple[epath.Path, bool]]:
-    """Yields everything below a folder, each with whether it is a folder itself."""
     for path in folder.iterdir():  # epath's own `walk` loses the scheme of a bucket
-        is_folder = path.is_dir()
-        yield path, is_folder
+        yield path, (is_folder := path.is_dir())
         if is_folder:
             yield from _walk(path)
 
 
 def _files(folder: epath.Path) -> dict[str, dict[str, Any]]:
-    """Returns size and SHA-256 of each file of a step except its manifest."""
     files = {}
     for path, is_folder in _walk(folder):
         name = path.relative_to(folder).as_posix()
@@ -290,7 +275,7 @@ def _files(folder: epath.Path) -> dict[str, dict[str, Any]]:
 
 
 def _encode(manifest: dict[str, Any]) -> bytes:
-    """Returns the canonical bytes of a manifest; they hold its own hash, so no byte can flip."""
+    # They hold their own hash, so no byte can flip.
     content = {key: value for key, value in manifest.items() if key != 'sha256'}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return json.dumps(content | {'sha256': digest}, sort_keys=True, indent=1).encode()
@@ -304,7 +289,6 @@ def _write_manifest(folder: epath.Path, manifest: dict[str, Any]) -> None:
 
 
 def _check(folder: epath.Path) -> None:
-    """Reads every file of a step; raises _Refused if one is not what its manifest says."""
     try:
         written = (folder / MANIFEST).read_bytes()
         manifest = json.loads(written)
@@ -320,14 +304,13 @@ def _check(folder: epath.Path) -> None:
     saved, found = manifest['files'], _files(folder)
     for name in sorted(saved | found):
         was, now = saved.get(name), found.get(name)
+        if was == now:
+            continue
+        reason = 'has changed (SHA-256)'
         if now is None:
             reason = 'is missing'
         elif was is None:
             reason = 'was not there when it was saved'
         elif was['size'] != now['size']:
             reason = f'has {now["size"]} bytes instead of {was["size"]}'
-        elif was != now:
-            reason = 'has changed (SHA-256)'
-        else:
-            continue
         raise _Refused(folder, 'damaged', f'{name} {reason}')

@@ -11,10 +11,7 @@ log = logging.getLogger(__name__)
 
 
 class Clock(contextlib.AbstractContextManager):
-    """Measures the time between two readings, without the pauses.
-
-    While it is open, it logs a warning if `doing` was not called for `hang_seconds` (0: never).
-    """
+    """Measures time without pauses; warns if `doing` is not called for `hang_seconds`, unless 0."""
 
     def __init__(self, hang_seconds: float = 0):
         self._hang_seconds = hang_seconds
@@ -40,17 +37,17 @@ class Clock(contextlib.AbstractContextManager):
 
     @contextlib.contextmanager
     def spending(self, kind: Literal['data', 'device', 'pause'], what: str) -> Iterator[None]:
-        """Counts the time inside as a wait for data or the device, or not at all; does `what`."""
+        """Counts the time inside as a wait for data or the device, or not at all."""
         self.doing(what)
         begin = time.perf_counter()
         yield
         self._spent[kind] += time.perf_counter() - begin
 
     def read(self, steps: int, batch_size: int) -> dict[str, float]:
-        """Returns a metrics row's entries for the `steps` since the last reading.
+        """Returns the speed over the `steps` since the last reading.
 
-        `images_per_second`; `data_wait`, the share of the time spent waiting for data, 0 to 1;
-        `host_ms`, milliseconds a step spent waiting neither for data nor for the device.
+        `data_wait` is the share of time spent waiting for data, 0 to 1; `host_ms` the milliseconds
+        per step spent waiting neither for data nor for the device.
         """
         data, device, pause = self._spent.values()
         elapsed = time.perf_counter() - self._begin - pause

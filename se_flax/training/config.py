@@ -5,12 +5,12 @@ import ast
 import contextlib
 import inspect
 import numbers
-import operator
 import pathlib
 import runpy
 import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from operator import ge, gt, lt
 from typing import Any, NamedTuple
 
 from ml_collections.config_dict import ConfigDict, FieldReference
@@ -21,6 +21,7 @@ from se_flax.data.transforms import CROPS, INTERPOLATIONS
 from se_flax.errors import Problems, UserError, check_known, check_multiple
 from se_flax.models import Network, check_model, create_model
 from se_flax.storage import AnyPath, as_path
+from se_flax.training.distributed import Processes
 from se_flax.training.optimizer import SCHEDULES
 
 
@@ -48,12 +49,8 @@ class Field(NamedTuple):
 
     @property
     def bounds(self) -> list[tuple[str, Callable[[Any, Any], bool], float]]:
-        """The bounds as (words, comparison, number)."""
-        every = (
-            ('above', operator.gt, self.above),
-            ('at least', operator.ge, self.least),
-            ('below', operator.lt, self.below),
-        )
+        """As (words, comparison, number)."""
+        every = ('above', gt, self.above), ('at least', ge, self.least), ('below', lt, self.below)
         return [(words, holds, number) for words, holds, number in every if number is not None]
 
 
@@ -81,9 +78,7 @@ DATA = {
     'eval_split': Field(0.0, 'Part of a folder without val to evaluate on.', **SHARE, added=True),
     'data_dir': Field('', 'Folder of tfds; empty for ~/tensorflow_datasets.', machine=True),
     'allow_changed_data': Field(False, 'Resume although the examples have changed.', machine=True),
-    'image_size': Field(
-        224, 'Height and width of the input.', 'pixels', above=0, from_weights=True
-    ),
+    'image_size': Field(224, 'Height and width of input.', 'pixels', above=0, from_weights=True),
     'in_channels': Field(3, 'Channels; 1 reads images as gray.', least=1, from_weights=True),
     'exif_orientation': Field(False, 'Rotate photos by EXIF; public recipes do not.', added=True),
     'max_pixels': Field(MAX_PIXELS, 'Largest image to read.', 'pixels', above=0, added=True),
@@ -99,16 +94,10 @@ DATA = {
     'jitter': Field(0.0, 'Largest change of a channel either way, up to 255.', least=0),
     'cutout': Field(0, 'Side of the square that is cut out; 0 for none.', 'pixels', least=0),
     'eval_resize': Field(
-        256,
-        'Shorter edge before the center crop; 0 keeps it.',
-        'pixels',
-        least=0,
-        from_weights=True,
+        256, 'Shorter edge before center crop; 0 keeps it.', 'pixels', least=0, from_weights=True
     ),
     'interpolation': Field('bilinear', 'Resize filter.', choices=INTERPOLATIONS, from_weights=True),
-    'sampling': Field(
-        'shuffle', 'class_aware draws a class, then an image.', choices=tuple(SAMPLINGS)
-    ),
+    'sampling': Field('shuffle', 'class_aware first draws a class.', choices=tuple(SAMPLINGS)),
     'cache': Field(False, 'Decode every image once, into memory.'),
     'max_corrupt': Field(0.001, 'Unreadable images to replace; more fail.', 'share', least=0),
 }
@@ -160,11 +149,7 @@ MACHINE = {
         30, 'Silence until another process counts as lost.', 'seconds', least=1, machine=True
     ),
     'watchdog_seconds': Field(
-        300.0,
-        'Time until a warning names what hangs; 0 for never.',
-        'seconds',
-        least=0,
-        machine=True,
+        300.0, 'Time until a warning names what hangs; 0: never.', 'seconds', least=0, machine=True
     ),
 }
 
@@ -212,16 +197,11 @@ def describe_fields() -> str:
     return '\n'.join(lines[1:])
 
 
-def parse_args(
-    argv: Sequence[str], default: str
-) -> tuple[ConfigDict, AnyPath, tuple[str | None, int | None, int | None] | None]:
-    """Parses `--config FILE[:ARGUMENT]`, `--workdir DIR` and `--config.FIELD=VALUE`, in any order.
+def parse_args(argv: Sequence[str], default: str) -> tuple[ConfigDict, AnyPath, Processes | None]:
+    """Returns the locked config, the workdir, and the processes for `distributed.connect`, if any.
 
-    Unlike the flags of ml_collections, it reports a misspelled field in a line. `default` is the
-    config file if there is no `--config`; `argv` has no program name. Returns the locked config,
-    the workdir (default: runs/<name of the config>), and the coordinator, number of processes and
-    process id for `distributed.connect`, or None for a single process. Raises a UserError that
-    lists everything wrong.
+    `argv` has no program name; `default` is the config file. Unlike the flags of ml_collections,
+    a UserError lists everything wrong.
     """
     parser = argparse.ArgumentParser(
         prog='train_main.py',
@@ -277,7 +257,7 @@ def parse_assignments(
 def make_config(spec: str, assignments: Sequence[tuple[str, str]]) -> ConfigDict:
     """Returns the config of `FILE[:ARGUMENT]` with (field, text) assigned.
 
-    Raises a UserError that lists everything wrong, except what depends on weights, data or devices.
+    A UserError lists everything wrong, except what depends on weights, data or devices.
     """
     config, problems = load_config(spec), Problems()
     for name, text in assignments:
@@ -352,10 +332,7 @@ def assign(config: ConfigDict, name: str, text: str) -> None:
 def check_config(
     config: ConfigDict, num_devices: int | None = None, problems: Problems | None = None
 ) -> None:
-    """Raises a UserError that lists everything wrong with a config and the nearest valid choices.
-
-    Without `num_devices`, what depends on it is not checked.
-    """
+    """Raises a UserError that lists everything wrong; what depends on devices only if given."""
     problems = problems or Problems()
     check_fields(config, problems)
     check_values(config, num_devices, problems)
@@ -363,23 +340,20 @@ def check_config(
 
 
 def check_fields(config: ConfigDict, problems: Problems) -> None:
-    """Checks that a config has exactly the known fields, with values of their types.
-
-    Raises UserError at once for what is not a config.
-    """
+    """Checks the names and types of the fields; raises UserError at once for another object."""
     if not isinstance(config, ConfigDict):
         raise UserError(f'got {type(config).__name__}; {_NOT_A_CONFIG}')
     for name in config:
         problems.check([name], check_known, 'config field', name, FIELDS)
     if missing := [name for name in FIELDS if name not in config]:
         text = f'config has no {", ".join(missing)}; it must start from base_config()'
-        problems.add(missing, UserError(text))
+        problems.add(missing, text)
     for name, field in FIELDS.items():
         problems.check([name], _check_type, name, field, config.get(name))
     open_ = [name for name in OF_WEIGHTS if name not in problems.wrong and config[name] is None]
     if open_ and config.get('init_from') == '':
         text = f'{", ".join(open_)}=None needs a weights file, --config.init_from=FILE'
-        problems.add(open_, UserError(text))
+        problems.add(open_, text)
 
 
 def check_values(config: ConfigDict, num_devices: int | None, problems: Problems) -> None:
@@ -397,9 +371,8 @@ def check_values(config: ConfigDict, num_devices: int | None, problems: Problems
         channels = None if 'in_channels' in problems.wrong else c.in_channels
         check([name], _check_value, name, field, c.get(name), channels)
     group = 'batch_size', 'bn_group_size'
-    if num_devices:
-        for name in ('batch_size', 'eval_batch_size'):
-            check([name], check_multiple, name, c.get(name), 'the number of devices', num_devices)
+    for name in ('batch_size', 'eval_batch_size') if num_devices else ():
+        check([name], check_multiple, name, c.get(name), 'the number of devices', num_devices)
     if problems.wrong.isdisjoint(group) and c.bn_group_size:
         check(group, check_multiple, group[0], c.batch_size, group[1], c.bn_group_size)
     if num_devices:
@@ -407,14 +380,14 @@ def check_values(config: ConfigDict, num_devices: int | None, problems: Problems
 
 
 def make_network(name: str, num_classes: int | None = None, **fields: Any) -> Network:
-    """Calls `create_model`; raises UserError for every value that the network cannot have."""
+    """Calls `create_model` under `network_errors`."""
     with network_errors(name, fields):
         return create_model(name, num_classes, **fields)
 
 
 @contextlib.contextmanager
 def network_errors(name: str, fields: dict[str, Any]) -> Iterator[None]:
-    """Raises what a network does with values that it cannot have as a UserError."""
+    """Raises a UserError for whatever a network raises for invalid fields."""
     try:
         yield
     except UserError:

@@ -15,10 +15,7 @@ from se_flax.storage import as_path, atomic_write
 # From Okabe and Ito's palette, distinguishable with every kind of color vision.
 PALE, TRAIN, EVAL = '#56B4E9', '#0072B2', '#D55E00'
 # Field, label of the axis, factor to the axis's unit, format of a value.
-PANELS = (
-    ('loss', 'loss (nats)', 1, '{:.4f}'),
-    ('top1', 'top-1 accuracy (%)', 100, '{:.2f} %'),
-)
+PANELS = (('loss', 'loss (nats)', 1, '{:.4f}'), ('top1', 'top-1 accuracy (%)', 100, '{:.2f} %'))
 
 
 def plot_curves(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
@@ -29,10 +26,7 @@ def plot_curves(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> N
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Returns a figure of 1350 x 570 pixels.
-
-    From 40 train rows it also shows their moving average over a twentieth of them.
-    """
+    """Returns a figure of 1350 x 570 pixels; 40 or more train rows also get a moving average."""
     train, evaluation = [[row for row in rows if row['split'] == s] for s in ('train', 'eval')]
     figure = Figure(figsize=(9, 3.8), dpi=150, layout='constrained')
     FigureCanvasAgg(figure)
@@ -51,8 +45,8 @@ def draw_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
             values = [factor * row[field] for row in evaluation]
             style = {'color': EVAL, 'linewidth': 1.6, 'marker': 'o', 'markersize': 4}
             axes.plot(steps, values, label='evaluation, all images', **style)
-            title = f'last evaluation: {text.format(values[-1])}'
-            axes.set_title(title, loc='right', color=EVAL, fontsize=10)
+            last = f'last evaluation: {text.format(values[-1])}'
+            axes.set_title(last, loc='right', color=EVAL, fontsize=10)
         axes.set(xlabel='training step', ylabel=label)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.xaxis.set_major_formatter(StrMethodFormatter('{x:,.0f}'))

@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 from se_flax.errors import UserError, check_at_least
 
 Result = TypeVar('Result')
+Processes = tuple[str | None, int | None, int | None]  # coordinator, their number, own number
 PEER_LOST = 69  # EX_UNAVAILABLE of sysexits.h
 LOST = (
     'another process of this run is gone, or the JAX runtime failed here (see above); '
@@ -20,19 +21,14 @@ LOST = (
 )
 
 
-def connect(
-    coordinator: str | None,
-    num_processes: int | None,
-    process_id: int | None,
-    *,
-    heartbeat_seconds: int,
-) -> None:
+def connect(processes: Processes, *, heartbeat_seconds: int) -> None:
     """Connects the processes of a run; must be called before any other use of JAX.
 
-    Defaults are JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, then what Cloud TPU,
-    SLURM, Open MPI or Kubernetes say. A process counts as lost after `heartbeat_seconds` of
-    silence. Raises UserError if a value is missing or wrong, or the processes do not meet.
+    Defaults are JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, then those of Cloud
+    TPU, SLURM, Open MPI or Kubernetes. A process counts as lost after `heartbeat_seconds` of
+    silence. Raises UserError for a missing or wrong value, or if the processes do not connect.
     """
+    coordinator, num_processes, process_id = processes
     coordinator = coordinator or os.environ.get('JAX_COORDINATOR_ADDRESS')
     num_processes = _number('--num-processes', num_processes, 'JAX_NUM_PROCESSES')
     process_id = _number('--process-id', process_id, 'JAX_PROCESS_ID')
@@ -89,13 +85,8 @@ def all_or_none(act: Callable[..., Result], *args: Any, **kwargs: Any) -> Result
 
 
 def on_first(act: Callable[..., Result], *args: Any) -> Result | None:
-    """Calls `act` in process 0 while the others wait; if it raises UserError, all raise.
-
-    Returns its result, None in the others.
-    """
-    if jax.process_index() == 0:
-        return all_or_none(act, *args)
-    return all_or_none(lambda: None)
+    """Calls `act` in process 0; None in the others. If it raises UserError, all raise."""
+    return all_or_none(act, *args) if jax.process_index() == 0 else all_or_none(lambda: None)
 
 
 def tell_all(number: int) -> int:
@@ -118,8 +109,8 @@ def _on_abort(number):
 
 
 def _report_aborts() -> None:
-    """Turns an abort by JAX's runtime, its answer to a lost process, into a line and a code."""
-    # Not `signal.signal`: Python would run its handler after the abort, that is never.
+    # JAX's runtime aborts when a process is lost; this makes it a line and an exit code. Python
+    # would run a handler of `signal.signal` only after the abort, that is never.
     libc = ctypes.CDLL(None)
     libc.signal.restype = ctypes.c_void_p
     libc.signal(int(signal.SIGABRT), _on_abort)

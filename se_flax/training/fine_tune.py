@@ -23,10 +23,9 @@ TRAINING_ONLY = {'zero_init', 'dropout', 'bn_momentum', 'bn_frozen', 'backward'}
 
 
 def fill_from_weights(config: ConfigDict) -> ConfigDict:
-    """Returns the config with the values of the weights of `init_from` in place of each None.
+    """Replaces each None by the value in the weights of `init_from`; `image_size` scales `resize`.
 
-    Another `image_size` scales `eval_resize` with it. Raises UserError, or MissingError, for a file
-    that cannot be read.
+    Raises UserError, or MissingError, for a file that cannot be read.
     """
     unknown = [name for name in OF_WEIGHTS if config[name] is None]
     if not config.init_from or not unknown:
@@ -44,33 +43,26 @@ def fill_from_weights(config: ConfigDict) -> ConfigDict:
 
 
 def check_weights(config: ConfigDict, problems: Problems) -> None:
-    """Checks that a run can start from `init_from`.
-
-    The network must be the file's, and so must channels and pixel statistics unless
-    `adapt_channels`; the classes may differ.
-    """
-    info = problems.check(['init_from'], read_weights_info, config)
+    """Checks that network and, unless `adapt_channels`, channels and pixels are `init_from`'s."""
+    info = problems.check(['init_from'], _read_info, config)
     if info is None:
         return
     problems.check(['model', 'model_fields'], _check_network, config, info, problems)
     if config.adapt_channels or 'in_channels' in problems.wrong:
         return
     if (channels := len(info.preprocessing.mean)) != config.in_channels:
-        text = (
+        problems.add(
+            ['in_channels'],
             f'{config.init_from} has weights for {channels} channels, and '
             f'in_channels={config.in_channels}; to sum or repeat their first kernel: '
-            f'--config.adapt_channels=True'
+            f'--config.adapt_channels=True',
         )
-        problems.add(['in_channels'], UserError(text))
         return
     for name in sorted({'mean', 'std'} - problems.wrong):
         theirs = getattr(info.preprocessing, name)
         if not np.allclose(config[name], theirs, rtol=0, atol=1e-3):
-            text = (
-                f'{name}={tuple(config[name])}, but the weights of {config.init_from} expect '
-                f'--config.{name}={",".join(f"{v:g}" for v in theirs)}'
-            )
-            problems.add([name], UserError(text))
+            text = f'{name}={tuple(config[name])}, but the weights of {config.init_from} expect '
+            problems.add([name], f'{text}--config.{name}={",".join(f"{v:g}" for v in theirs)}')
 
 
 def _check_network(config: ConfigDict, info: 'WeightsInfo', problems: Problems) -> None:
@@ -85,11 +77,11 @@ def _check_network(config: ConfigDict, info: 'WeightsInfo', problems: Problems) 
         if getattr(here, name) != getattr(there, name):
             a, b = (fields.get(name, "the network's default") for fields in (ours, theirs))
             text = f'model_fields.{name} is {a}, but {b} with the weights of {config.init_from}'
-            problems.add([f'model_fields.{name}'], UserError(text))
+            problems.add([f'model_fields.{name}'], text)
 
 
 def other_view(config: ConfigDict) -> list[str]:
-    """Returns a line for each difference from the images that the weights of `init_from` expect."""
+    """Returns a line for each difference from the images that the weights expect."""
     known = _known(config)
     return [
         f'{name}={config[name]}, but the weights of {config.init_from} expect {known[name]}'
@@ -99,12 +91,11 @@ def other_view(config: ConfigDict) -> list[str]:
 
 
 def keeps_head(config: ConfigDict, class_names: Sequence[str]) -> bool:
-    """Returns whether a run starts with the head of its weights.
+    """Returns whether a run starts with the head of its weights: with `keep_head`, or equal names.
 
-    It does if the classes have the same names in the same order, or with `keep_head`, which raises
-    UserError for another number of classes.
+    With `keep_head`, another number of classes raises UserError.
     """
-    info = read_weights_info(config)
+    info = _read_info(config)
     if config.keep_head and info.num_classes != len(class_names):
         raise UserError(
             f'keep_head=True needs as many classes as the weights of {config.init_from} have, '
@@ -115,34 +106,31 @@ def keeps_head(config: ConfigDict, class_names: Sequence[str]) -> bool:
 
 def told_of_start(config: ConfigDict, class_names: Sequence[str]) -> str:
     """Returns a line on where the weights come from and whether their head is kept."""
-    info = read_weights_info(config)
-    head = 'head kept'
-    if not keeps_head(config, class_names):
-        head = f'new head: {info.num_classes:,} -> {len(class_names):,} classes'
+    info = _read_info(config)
+    new = f'new head: {info.num_classes:,} -> {len(class_names):,} classes'
+    head = 'head kept' if keeps_head(config, class_names) else new
     return f'Weights: {config.init_from} ({info.model}, from {info.lineage}); {head}.'
 
 
-def read_weights_info(config: ConfigDict) -> 'WeightsInfo':
-    """Reads the metadata of `init_from`; raises as `read_info` does."""
+def _read_info(config: ConfigDict) -> 'WeightsInfo':
     from se_flax.weights import read_info
 
     return read_info(pathlib.Path(config.init_from).expanduser())
 
 
 def start_from(config: ConfigDict, state: TrainState, class_names: Sequence[str]) -> TrainState:
-    """Returns the state of step 0 with the parameters and statistics of `init_from`.
+    """Returns the state with the weights of `init_from`; the head only if `keeps_head`.
 
-    Keeps the new head unless `keeps_head`. Raises UserError if anything else does not fit.
+    Raises UserError if anything else does not fit.
     """
     from se_flax.weights import load_weights
 
     channels = config.in_channels if config.adapt_channels else None
     path = pathlib.Path(config.init_from).expanduser()
     _, variables = load_weights(path, in_channels=channels)
-    params, drawn = variables['params'], state.params
     if not keeps_head(config, class_names):
-        params[HEAD] = drawn[HEAD]
-    loaded = state.starting_from({'params': params, 'batch_stats': variables['batch_stats']})
+        variables['params'][HEAD] = state.params[HEAD]
+    loaded = state.starting_from(variables)
     ours, theirs = (
         {(path, leaf.shape) for path, leaf in flatten_dict(variables, sep='/').items()}
         for variables in (loaded.variables, state.variables)
@@ -162,10 +150,9 @@ def _fields(info: 'WeightsInfo') -> dict[str, Any]:
 
 
 def _known(config: ConfigDict) -> dict[str, Any]:
-    """Returns the values of OF_WEIGHTS by the weights of a config, adapted to its channels."""
     from se_flax.weights import for_channels
 
-    info = read_weights_info(config)
+    info = _read_info(config)
     view = info.preprocessing
     if config.adapt_channels and config.in_channels is not None:
         view = for_channels(view, config.in_channels)

@@ -12,14 +12,11 @@ class Preempted(Exception):
 
 
 class Run(Protocol):
-    """What the loop calls; `i` counts the steps done, `due` is asked for 'eval' and 'checkpoint'.
-
-    `report` raises if step i is not finite; `evaluate` returns the state to continue with.
-    """
+    """What the loop calls; `i` counts the steps done; `report` raises if step i is not finite."""
 
     num_steps: int
 
-    def due(self, what: str, i: int, /) -> bool: ...
+    def due(self, what: str, i: int, /) -> bool: ...  # 'eval' or 'checkpoint'
     def stop_requested(self, i: int, /) -> bool: ...
     def step(self, state: TrainState, batch: Any, /) -> tuple[TrainState, Any]: ...
     def next_batch(self, i: int) -> Any: ...
@@ -31,9 +28,8 @@ class Run(Protocol):
 def train(run: Run, state: TrainState, start: int) -> TrainState:
     """Trains from step `start` to `run.num_steps` and returns the last state.
 
-    The order within an iteration is fixed: report the pending step, evaluate, save, draw a batch,
-    step. The last step is always evaluated and saved. A restored state is neither evaluated nor
-    saved again. Raises Preempted after the save that `stop_requested` asked for.
+    The last step is always evaluated and saved, a restored state not again. Raises Preempted after
+    the save that `stop_requested` asked for.
     """
     pending = None  # number and metrics of the newest step, still on the device
     with jax.transfer_guard('disallow'):

@@ -30,7 +30,7 @@ def explain(error: BaseException, helps: str) -> str | None:
 
 
 def check_step(compiled: jax.stages.Compiled, helps: str) -> None:
-    """Raises UserError if a compiled step needs more memory than a device has, where both say."""
+    """Raises UserError if a step needs more memory than a device has, if both are known."""
     stats: Any = None
     with contextlib.suppress(jax.errors.JaxRuntimeError, NotImplementedError):
         stats = compiled.memory_analysis()
@@ -44,7 +44,7 @@ def check_step(compiled: jax.stages.Compiled, helps: str) -> None:
 
 
 def available() -> float | None:
-    """Returns the bytes of a device of this process; CPU devices share those of the machine."""
+    """Returns the bytes of a device; CPU devices share those of the machine."""
     device = jax.local_devices()[0]
     if device.platform != 'cpu':
         return (device.memory_stats() or {}).get('bytes_limit')

@@ -28,10 +28,9 @@ TIMING = ('time', *SPEED, 'seconds')
 class MetricsWriter(contextlib.AbstractContextManager):
     """Appends rows to `workdir/metrics.jsonl`, one JSON object per line, and to TensorBoard.
 
-    Opening it removes the rows after `resume_step` (0 for a new run) and a torn last line,
-    atomically, and writes the folder `tensorboard` anew from the remaining rows. A row survives a
-    killed process when `write` returns, and a power cut after `flush`: flush before each
-    checkpoint. Raises UserError if a line other than the last is not a row.
+    Opening it atomically removes a torn last line and the rows after `resume_step` (0 for a new
+    run), and makes `tensorboard` of the others. Raises UserError if another line is not a row. A
+    row survives a killed process after `write`, and a power cut after `flush`.
     """
 
     def __init__(self, workdir: str | os.PathLike, *, resume_step: int):
@@ -53,9 +52,8 @@ class MetricsWriter(contextlib.AbstractContextManager):
     def write(self, row: Mapping[str, Any]) -> None:
         """Appends a row of `step`, `split` and the split's FIELDS, and adds the time.
 
-        Shares are from 0 to 1. Does nothing if the split has a row of this step or a later one, so
-        a restored step may be evaluated again. Raises ValueError if a field is missing, unknown or
-        not finite.
+        Does nothing if the split has a row of this step or a later one, so a restored step may be
+        evaluated again. Raises ValueError if a field is missing, unknown or not finite.
         """
         step, split = int(row['step']), row['split']
         if row.keys() != {'step', 'split', *FIELDS[split]}:
@@ -78,7 +76,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Returns the rows of a `metrics.jsonl` without a torn last line; none if there is no file.
+    """Returns the rows of a `metrics.jsonl`, if any, without a torn last line.
 
     Raises UserError if any other line is not a row.
     """
@@ -107,18 +105,14 @@ def _parse(path: AnyPath) -> list[tuple[bytes, dict[str, Any]]]:
 
 
 def _open_events(folder: AnyPath, rows: list[dict[str, Any]]) -> GrowingFile:
-    """Returns an event file that holds `rows`, open for more, the only one in its folder."""
     folder.mkdir(exist_ok=True)
     old = list(folder.glob('*tfevents*'))
     now = time.time()
+    version = Event(wall_time=now, file_version='brain.Event:2')
     # START makes a TensorBoard that is open forget what it read before.
-    start = SessionLog(status=SessionLog.START)
-    header = [
-        Event(wall_time=now, file_version='brain.Event:2'),
-        Event(wall_time=now, session_log=start),
-    ]
+    start = Event(wall_time=now, session_log=SessionLog(status=SessionLog.START))
     new = folder / f'events.out.tfevents.{time.time_ns()}'  # TensorBoard reads in name order
-    opened = GrowingFile(new, b''.join(map(_record, [*header, *map(_event, rows)])))
+    opened = GrowingFile(new, b''.join(map(_record, [version, start, *map(_event, rows)])))
     for path in old:
         path.unlink()
     return opened
@@ -131,8 +125,7 @@ def _event(row: Mapping[str, Any]) -> Event:
 
 
 def _record(event: Event) -> bytes:
-    """Returns an event framed as a TFRecord: length, its checksum, bytes, their checksum."""
+    # A TFRecord: length, its checksum, bytes, their checksum.
     data = event.SerializeToString()
-    length = struct.pack('<Q', len(data))
-    checksums = [struct.pack('<I', masked_crc32c(part)) for part in (length, data)]
-    return length + checksums[0] + data + checksums[1]
+    parts = struct.pack('<Q', len(data)), data
+    return b''.join(part + struct.pack('<I', masked_crc32c(part)) for part in parts)

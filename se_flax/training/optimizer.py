@@ -25,14 +25,10 @@ def make_schedule(
 ) -> optax.Schedule:
     """Returns the learning rate as a function of the number of steps done.
 
-    Args:
-        schedule: 'constant'; 'step', multiplied by `drop_factor` at each of `drop_steps` (section
-            5.1); 'cosine' or 'linear', from the end of the warm-up to 0 at `num_steps`; 'plateau',
-            constant here, `make_optimizer` scales it.
-        learning_rate: the peak.
-        warmup_steps: steps of linear increase from 0; step `warmup_steps` has the peak.
-        warmup_factor: fraction of the peak that the warm-up holds instead, unless 0.
-        drop_steps: counted from the start of the run.
+    It rises linearly from 0 to `learning_rate` at step `warmup_steps`, or is `warmup_factor` of it
+    until then, unless 0. After that it is 'constant'; or, for 'step', multiplied by `drop_factor`
+    at each of `drop_steps` of the run (section 5.1); or falls to 0 at `num_steps`, 'cosine' or
+    'linear'. `make_optimizer` scales 'plateau', constant here.
 
     >>> rate = make_schedule('step', 0.6, 100, drop_steps=(30, 60, 90))
     >>> [round(float(rate(step)), 4) for step in (29, 30, 60, 99)]
@@ -41,7 +37,7 @@ def make_schedule(
     check_known('schedule', schedule, SCHEDULES)
     if not 0 <= warmup_steps < num_steps:
         raise UserError(f'warm-up of {warmup_steps} steps must be shorter than {num_steps} steps')
-    rest = num_steps - warmup_steps
+    main, rest = optax.constant_schedule(learning_rate), num_steps - warmup_steps
     if schedule == 'cosine':
         main = optax.cosine_decay_schedule(learning_rate, rest)
     elif schedule == 'linear':
@@ -49,8 +45,6 @@ def make_schedule(
     elif schedule == 'step':
         drops = {step - warmup_steps: drop_factor for step in drop_steps}
         main = optax.piecewise_constant_schedule(learning_rate, drops)
-    else:
-        main = optax.constant_schedule(learning_rate)
     if not warmup_steps:
         return main
     start = optax.linear_schedule(0.0, learning_rate, warmup_steps)
@@ -74,8 +68,8 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Returns SGD whose weight decay is added to the gradient before the momentum, as in Caffe.
 
-    `g = grad + weight_decay w` for kernels, `v = momentum v + g`, `w = w - schedule(step) v`.
-    With `plateau`, `observe` lowers the rate.
+    `g = grad + weight_decay w` for kernels, `v = momentum v + g`, `w = w - schedule(step) v`. With
+    `plateau`, `observe` lowers the rate.
     """
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask=decays),
@@ -85,10 +79,9 @@ def make_optimizer(
 
 
 class Plateau(NamedTuple):
-    """Factor of the rate, best loss so far, evaluations since then, drops so far: scalars.
+    """Scalars of the optimizer's state, so that checkpoints have them and resumed runs drop alike.
 
-    As a part of the optimizer's state they are in each checkpoint, so that a resumed run drops its
-    rate where the uninterrupted run does.
+    Factor of the rate, best loss so far, evaluations since then, drops so far.
     """
 
     scale: jax.Array
@@ -120,7 +113,7 @@ def plateau_scale(opt_state: optax.OptState) -> jax.Array | float:
 def observe(
     opt_state: optax.OptState, loss: float, *, patience: int, factor: float, max_drops: int
 ) -> optax.OptState:
-    """Returns the optimizer's state after an evaluation; without a plateau, the same state.
+    """Returns the optimizer's state after an evaluation; the same without a plateau.
 
     After `patience` evaluations without a new lowest loss the rate is multiplied by `factor`, at
     most `max_drops` times (section 6 of the paper).

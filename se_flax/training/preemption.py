@@ -14,8 +14,8 @@ EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 def stop_signals() -> Iterator[Callable[[int], bool]]:
     """Yields a function of the step that returns whether SIGTERM or Ctrl-C asked to stop.
 
-    Inside, the first signal does nothing else; a Ctrl-C after it interrupts at once. In a run of
-    many processes a signal to one stops all, at the same step. Only for the main thread.
+    A Ctrl-C after that interrupts at once. A signal to one process stops all, at the same step.
+    Only for the main thread.
     """
     received = []
 

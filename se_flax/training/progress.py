@@ -1,67 +1,41 @@
 """What a run shows while it trains: one live line on a terminal, plain lines elsewhere."""
 
-import contextlib
-import logging
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from se_flax.evaluation.progress import Display
+from se_flax.training.recipe import Plan
+
 EXPENDABLE = ('data wait', 'epoch', 'speed')  # omitted in this order on a narrow terminal
 
 
-class Progress(contextlib.AbstractContextManager):
-    """Shows the rows of a run as they come, each number with its unit.
+class Progress(Display):
+    """Shows the rows of a run as they come, by default on stdout.
 
-    On a terminal the newest train row is one live line whose ETA counts down; evaluations and
-    whatever is printed or logged appear above it. Elsewhere each row is a line without control
-    codes. The ETA covers training only, at the row's speed.
-
-    `steps_per_epoch` may be a fraction; `batch_size` is global. `console` defaults to stdout.
+    On a terminal the newest train row is one live line whose ETA counts down, below evaluations and
+    all that is printed. Elsewhere each row is a line. The ETA covers training only, at the row's
+    speed.
     """
 
-    def __init__(
-        self,
-        num_steps: int,
-        steps_per_epoch: float,
-        batch_size: int,
-        console: Console | None = None,
-    ):
-        self._num_steps = num_steps
-        self._steps_per_epoch = steps_per_epoch
-        self._batch_size = batch_size
-        # With FORCE_COLOR rich takes a log file for a terminal; it must stay plain nevertheless.
-        self._console = console or Console(force_terminal=sys.stdout.isatty())
-        self._live: Live | None = None
+    def __init__(self, plan: Plan, console: Console | None = None):
+        self._plan = plan
         self._parts: dict[str, str] | None = None
         self._due = time.monotonic()  # when the clock of the live line is at zero
-        self._exit = contextlib.ExitStack()
-
-    def __enter__(self):
-        if self._console.is_interactive:
-            handlers = _standard_handlers()
-            live = Live(
-                get_renderable=self._render,
-                console=self._console,
-                redirect_stderr=sys.stderr.isatty(),  # `2>file` keeps its file
-            )
-            self._live = self._exit.enter_context(live)
-            # A handler keeps the stream it was made with, which would tear the live line.
-            for handler, name in handlers:
-                self._exit.callback(handler.setStream, handler.stream)
-                handler.setStream(getattr(sys, name))
-        return self
-
-    def __exit__(self, *exc_info):
-        return self._exit.__exit__(*exc_info)
+        # `2>file` keeps its file.
+        live = partial(Live, get_renderable=self._render, redirect_stderr=sys.stderr.isatty())
+        super().__init__(live, console, 'stdout')
 
     def show(self, row: Mapping[str, Any]) -> None:
         """Shows a row as `MetricsWriter.write` takes it."""
-        step = f'step {row["step"]}/{self._num_steps}'
+        num_steps, per_epoch = self._plan.num_steps, self._plan.steps_per_epoch
+        step = f'step {row["step"]}/{num_steps}'
         if row['split'] == 'eval':
             self.print(
                 f'{step}  evaluation: loss {row["loss"]:.4f}  top-1 {100 * row["top1"]:.2f} %  '
@@ -70,7 +44,7 @@ class Progress(contextlib.AbstractContextManager):
             )
             return
         speed = row['images_per_second']
-        epoch, num_epochs = (n / self._steps_per_epoch for n in (row['step'], self._num_steps))
+        epoch, num_epochs = (n / per_epoch for n in (row['step'], num_steps))
         self._parts = {
             'step': step,
             'epoch': f'epoch {epoch:.1f}/{num_epochs:.4g}',
@@ -79,16 +53,12 @@ class Progress(contextlib.AbstractContextManager):
             'speed': f'{speed:,.{0 if speed >= 100 else 1}f} images/s',
             'data wait': f'data wait {100 * row["data_wait"]:.0f} %',
         }
-        seconds = (self._num_steps - row['step']) * self._batch_size / speed
+        seconds = (num_steps - row['step']) * self._plan.config.batch_size / speed
         self._due = time.monotonic() + seconds
-        if self._live:
-            self._live.refresh()
+        if self._console.is_interactive:
+            self._display.refresh()
         else:
             self.print('  '.join([*self._parts.values(), f'ETA {_clock(seconds)}']))
-
-    def print(self, text: str) -> None:
-        """Prints text unchanged, above the live line if there is one."""
-        self._console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def _render(self):
         seconds = self._due - time.monotonic()
@@ -101,14 +71,6 @@ class Progress(contextlib.AbstractContextManager):
                     del parts[name]
             line = '  '.join(parts.values())
         return Text(line, no_wrap=True, overflow='ellipsis')
-
-
-def _standard_handlers():
-    """Returns the root logger's handlers on stdout and stderr, each with the stream's name."""
-    names = {sys.stdout: 'stdout', sys.stderr: 'stderr'}
-    # absl wraps the handler that has the stream.
-    handlers = [getattr(h, 'python_handler', h) for h in logging.getLogger().handlers]
-    return [(h, names[h.stream]) for h in handlers if getattr(h, 'stream', None) in names]
 
 
 def _clock(seconds: float) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,15 +27,13 @@ from se_flax.training.optimizer import make_optimizer, make_schedule
 from se_flax.training.state import TrainState, make_init
 from se_flax.training.step import TrainStep, make_train_step
 
+View = TypeVar('View', TrainTransform, EvalTransform)
+
 
 class Plan(NamedTuple):
-    """Everything that a run needs.
+    """Everything that a run needs."""
 
-    `config` has the values of its weights file in place of None; `every` has the steps between two
-    logs, evals and checkpoints; BatchNorm is frozen from step `frozen_from`.
-    """
-
-    config: ConfigDict
+    config: ConfigDict  # with the values of its weights file in place of None
     model: Network
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
@@ -45,8 +43,8 @@ class Plan(NamedTuple):
     eval_view: EvalTransform
     num_steps: int
     steps_per_epoch: float
-    every: dict[str, int | None]
-    frozen_from: int | None
+    every: dict[str, int | None]  # steps between two 'log', 'eval' or 'checkpoint'
+    frozen_from: int | None  # first step with BatchNorm frozen
 
     def due(self, what: str, step: int) -> bool:
         """Returns whether a 'log', 'eval' or 'checkpoint' follows a step; the last has all."""
@@ -55,10 +53,7 @@ class Plan(NamedTuple):
 
 
 def make_plan(config: ConfigDict, num_devices: int) -> Plan:
-    """Makes everything that a config names, without compiling anything.
-
-    Raises UserError, or MissingError for missing data, that lists everything wrong.
-    """
+    """Makes what a config names, without compiling; a UserError lists everything wrong."""
     problems = Problems()
     check_fields(config, problems)
     of_weights = 'init_from', 'image_size', 'in_channels', 'adapt_channels'
@@ -69,11 +64,11 @@ def make_plan(config: ConfigDict, num_devices: int) -> Plan:
     if config.get('init_from'):
         fine_tune.check_weights(config, problems)
     train_view, eval_view = (
-        problems.check(_view_fields(view).values(), _make_view, view, config)
+        problems.check(_view_fields(view).values(), make_view, view, config)
         for view in (TrainTransform, EvalTransform)
     )
     train_set, eval_set = (
-        problems.check(('data', 'data_dir', 'eval_split'), open_split, config, split)
+        problems.check(('data', 'data_dir', 'eval_split'), _open_split, config, split)
         for split in ('train', 'eval')
     )
     problems.tell()
@@ -84,36 +79,21 @@ def make_plan(config: ConfigDict, num_devices: int) -> Plan:
     steps_per_epoch = len(train_set) / config.batch_size
     num_steps = total_steps(config, steps_per_epoch)
     every = {what: interval(config, what, steps_per_epoch) for what in INTERVALS}
-    return Plan(
-        config,
-        make_model(config, train_set.num_classes),
-        *make_training(config, num_steps, steps_per_epoch),
-        train_set,
-        eval_set,
-        train_view,
-        eval_view,
-        num_steps,
-        steps_per_epoch,
-        every,
-        frozen_from(config, num_steps, steps_per_epoch),
-    )
+    model = make_model(config, train_set.num_classes)
+    schedule, optimizer = make_training(config, num_steps, steps_per_epoch)
+    images = train_set, eval_set, train_view, eval_view
+    frozen = frozen_from(config, num_steps, steps_per_epoch)
+    length = num_steps, steps_per_epoch
+    return Plan(config, model, schedule, optimizer, *images, *length, every, frozen)
 
 
 def make_model(config: ConfigDict, num_classes: int) -> Network:
-    """Returns the network with the BatchNorm groups and dtype of the config.
-
-    Raises UserError for unknown names, for a field of the network that the run sets, and for
-    float64 unless JAX has it enabled.
-    """
+    """Returns the network of a config; raises UserError for bad fields or a disabled float64."""
     if config.dtype == 'float64' and not jax.config.values['jax_enable_x64']:
         raise UserError("dtype='float64' needs the environment variable JAX_ENABLE_X64=1")
     fields = config.model_fields.to_dict()
-    ours = {
-        'num_classes': num_classes,
-        'in_channels': config.in_channels,
-        'dtype': jnp.dtype(config.dtype),
-        'bn_group_size': config.bn_group_size or None,
-    }
+    ours = {'num_classes': num_classes, 'in_channels': config.in_channels}
+    ours |= {'dtype': jnp.dtype(config.dtype), 'bn_group_size': config.bn_group_size or None}
     if twice := ours.keys() & fields.keys():
         raise UserError(
             f'model_fields has {", ".join(sorted(twice))}: num_classes is that of the data, '
@@ -123,11 +103,11 @@ def make_model(config: ConfigDict, num_classes: int) -> Network:
 
 
 def _check_model(config: ConfigDict) -> None:
-    """Traces the network, which checks its fields; compiles nothing."""
     model = make_model(config, num_classes=10)  # the data are not open yet
     shape = (1, config.image_size, config.image_size, config.in_channels)
     image = jax.ShapeDtypeStruct(shape, model.dtype)
     with network_errors(config.model, config.model_fields.to_dict()):
+        # Tracing checks the fields.
         jax.eval_shape(lambda image: model.init(jax.random.key(0), image), image)
 
 
@@ -135,18 +115,13 @@ def make_start(
     config: ConfigDict, model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> Callable[[jax.Array], TrainState]:
     """Returns the jitted `key -> state` of step 0."""
-    return make_init(
-        model,
-        optimizer,
-        config.image_size,
-        mesh,
-        shard_optimizer=config.shard_optimizer,
-        average=config.ema > 0,
-    )
+    options = {'shard_optimizer': config.shard_optimizer, 'average': config.ema > 0}
+    return make_init(model, optimizer, config.image_size, mesh, **options)
 
 
-def make_step(config: ConfigDict, plan: Plan, mesh: Mesh | None = None) -> TrainStep:
-    """Returns the training step of a plan; `mesh` is that of the batch, default `data_mesh()`."""
+def make_step(plan: Plan, mesh: Mesh | None = None) -> TrainStep:
+    """Returns the training step; `mesh` is that of the batch, default `data_mesh()`."""
+    config = plan.config
     return make_train_step(
         plan.model,
         plan.optimizer,
@@ -164,30 +139,17 @@ def make_step(config: ConfigDict, plan: Plan, mesh: Mesh | None = None) -> Train
     )
 
 
-def open_split(config: ConfigDict, split: str) -> Dataset:
-    """Opens 'train' or 'eval' of the config's data set."""
-    data_dir = config.data_dir or None
-    return open_dataset(
-        config.data, split, data_dir, eval_split=config.eval_split, seed=config.seed
-    )
+def _open_split(config: ConfigDict, split: str) -> Dataset:
+    held_out = {'eval_split': config.eval_split, 'seed': config.seed}
+    return open_dataset(config.data, split, config.data_dir or None, **held_out)
 
 
-def train_transform(config: ConfigDict) -> TrainTransform:
-    """Returns the random transform of training."""
-    return _make_view(TrainTransform, config)
-
-
-def eval_transform(config: ConfigDict) -> EvalTransform:
-    """Returns the transform of evaluation and prediction."""
-    return _make_view(EvalTransform, config)
-
-
-def _make_view(view: type, config: ConfigDict) -> Any:
+def make_view(view: type[View], config: ConfigDict) -> View:
+    """Returns the TrainTransform or EvalTransform with the fields of a config."""
     return view(**{name: config[field] for name, field in _view_fields(view).items()})
 
 
 def _view_fields(view: type) -> dict[str, str]:
-    """Returns the config field of each field of a transform; most have the same name."""
     others = {'channels': 'in_channels', 'resize': 'eval_resize'}
     return {field.name: others.get(field.name, field.name) for field in dataclasses.fields(view)}
 
@@ -198,7 +160,7 @@ def total_steps(config: ConfigDict, steps_per_epoch: float) -> int:
 
 
 def interval(config: ConfigDict, what: str, steps_per_epoch: float) -> int | None:
-    """Returns the steps between two of 'log', 'eval' or 'checkpoint'; None for "at the end"."""
+    """Returns the steps between two of 'log', 'eval' or 'checkpoint'; None for the end only."""
     if steps := config[f'{what}_every_steps']:
         return steps
     epochs = config[f'{what}_every_epochs']
@@ -230,7 +192,7 @@ def make_training(
 
 
 def frozen_from(config: ConfigDict, num_steps: int, steps_per_epoch: float) -> int | None:
-    """Returns the first step with BatchNorm frozen; None for no such step."""
+    """Returns the first step with BatchNorm frozen, if any."""
     frozen = round(config.freeze_bn_epochs * steps_per_epoch)
     if frozen >= num_steps:
         raise UserError(

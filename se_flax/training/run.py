@@ -53,13 +53,11 @@ def run(
     directory: str | os.PathLike,
     stop_requested: Callable[[int], bool] = lambda step: False,
 ) -> dict[str, Any]:
-    """Trains as `config` says in the workdir `directory`, or resumes from its last checkpoint.
-
-    `stop_requested(step)` is asked before each step, see `stop_signals`.
+    """Trains `config` in the workdir `directory`, or resumes from its last checkpoint.
 
     Returns the last evaluation: `step`, `loss`, `top1`, `top5` (shares, 0 to 1) and `examples`.
     Raises UserError for an invalid config, missing data or another run's workdir, NonFiniteError,
-    and Preempted after the save that `stop_requested` asked for.
+    and Preempted after the save that `stop_requested(step)` asked for, see `stop_signals`.
     """
     # Before anything is compiled; `make_plan` reports what is wrong with the config.
     cache = getattr(config, 'compilation_cache', None)
@@ -75,8 +73,7 @@ def run(
         print(f'{directory} has a finished run, see {workdir.DONE}; for a new one set --workdir.')
         return workdir.result(directory)
     data = workdir.fingerprints(training=plan.train_set, evaluation=plan.eval_set)
-    change = config.allow_changed_data
-    all_or_none(workdir.check_data, directory, data, allow_changes=change)
+    all_or_none(workdir.check_data, directory, data, allow_changes=config.allow_changed_data)
 
     init = make_start(config, plan.model, plan.optimizer, mesh)
     key = jax.random.key(config.seed)
@@ -142,8 +139,7 @@ class Trainer:
         self.rows = self.progress = None
         if jax.process_index() == 0:
             rows = MetricsWriter(self.directory, resume_step=self.start)
-            progress = Progress(plan.num_steps, plan.steps_per_epoch, config.batch_size)
-            self.rows, self.progress = map(self.files.enter_context, (rows, progress))
+            self.rows, self.progress = map(self.files.enter_context, (rows, Progress(plan)))
         self.clock = self.files.enter_context(Clock(config.watchdog_seconds))
 
     def next_batch(self, i: int) -> dict[str, jax.Array]:
@@ -199,7 +195,6 @@ class Trainer:
 
 
 def _compiled_step(plan: Plan, mesh: Mesh, state: TrainState) -> Any:
-    """Returns the step compiled for an abstract state; raises UserError if memory is too small."""
     config = plan.config
     if jax.process_index() == 0:
         print(f'Compiling the step of {config.model}.', flush=True)
@@ -208,14 +203,13 @@ def _compiled_step(plan: Plan, mesh: Mesh, state: TrainState) -> Any:
         'image': jax.ShapeDtypeStruct(image, np.uint8, sharding=split(mesh)),
         'label': jax.ShapeDtypeStruct(image[:1], np.int32, sharding=split(mesh)),
     }
-    jitted: Any = jit_train_step(make_step(config, plan, mesh), mesh, state)
+    jitted: Any = jit_train_step(make_step(plan, mesh), mesh, state)
     step = jitted.lower(state, batch).compile()
     all_or_none(check_step, step, IN_TRAINING)
     return step
 
 
 def _describe(plan: Plan, state: TrainState, directory: AnyPath) -> None:
-    """Logs doubts about the config, prints what is trained, writes the table of parameters."""
     config = plan.config
     for doubt in doubts(plan):
         log.warning('%s', doubt)
@@ -228,7 +222,6 @@ def _describe(plan: Plan, state: TrainState, directory: AnyPath) -> None:
 
 
 def _conclude(directory: AnyPath, best: dict[str, Any]) -> None:
-    """Draws the curves and writes the last evaluation as the run's result."""
     history = read_rows(directory / 'metrics.jsonl')
     plot_curves(history, directory / 'curves.png')
     last = next(row for row in reversed(history) if row['split'] == 'eval')

@@ -23,11 +23,11 @@ class TrainState(struct.PyTreeNode):
 
     @property
     def variables(self) -> dict[str, Any]:
-        """The variables that are evaluated and exported, as `model.apply` takes them."""
+        """Those to evaluate and export, as `model.apply` takes them."""
         return {'params': self.params, 'batch_stats': self.batch_stats}
 
     def starting_from(self, variables: dict[str, Any]) -> 'TrainState':
-        """Returns the state with other params and batch_stats."""
+        """Replaces params and batch_stats."""
         return self.replace(**variables)
 
 
@@ -54,10 +54,9 @@ def make_init(
     shard_optimizer: bool = False,
     average: bool = False,
 ) -> Callable[[jax.Array], TrainState]:
-    """Returns the jitted `key -> TrainState` at step 0, replicated over the mesh.
+    """Returns the jitted `key -> TrainState`, an AveragedState with `average`, at step 0.
 
-    With `shard_optimizer` each device holds only its part of the optimizer's arrays; with
-    `average` the state is an AveragedState.
+    It is replicated; with `shard_optimizer` the optimizer's arrays are split over the devices.
     """
     channels = getattr(model, 'in_channels', 3)  # a module need not be a Network
 

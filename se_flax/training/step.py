@@ -44,15 +44,13 @@ def make_train_step(
     Args:
         schedule: the learning rate of `tx`, for the metrics.
         mean, std: one number per channel, of pixels from 0 to 255.
-        seed: of dropout and Shake-Shake, together with the number of the step and, if gradients
-            are accumulated, of the device and the microbatch.
+        seed: of dropout and Shake-Shake, folded with the step and, if accumulating, with the device
+            and the microbatch.
         average: decay of an AveragedState's average; 0 for a TrainState.
-        frozen_from: first step that leaves BatchNorm's parameters and running statistics unchanged
-            and normalizes by the latter.
-        accumulate: microbatches per device, one after another. They hold whole BatchNorm groups,
-            so the step equals the large batch's up to rounding. Needs the `mesh` of the batch.
-        remat: recomputes all but the outputs of convolutions and matrix products in the backward
-            pass.
+        frozen_from: first step with BatchNorm's parameters and running statistics frozen.
+        accumulate: microbatches per device, one after another. They hold whole BatchNorm groups, so
+            the step equals the large batch's up to rounding. Needs the `mesh` of the batch.
+        remat: stores only the outputs of convolutions and matrix products for the backward pass.
         shard_optimizer: the optimizer's arrays are split over the devices, see `make_init`.
     """
 
@@ -93,10 +91,7 @@ def make_train_step(
 
 
 def jit_train_step(train_step: TrainStep, mesh: Mesh, state: Any = None) -> TrainStep:
-    """Jits a step over the mesh: batch split, state donated.
-
-    `state`, abstract or not, gives the state's shardings; by default it is replicated.
-    """
+    """Jits a step over the mesh: batch split, state donated, sharded as `state` or replicated."""
     kept = replicated(mesh) if state is None else jax.tree.map(lambda leaf: leaf.sharding, state)
     return jax.jit(
         train_step,
@@ -107,7 +102,6 @@ def jit_train_step(train_step: TrainStep, mesh: Mesh, state: Any = None) -> Trai
 
 
 def _gradients(model, pixels, label_smoothing, remat, params, batch_stats, batch, key):
-    """Returns the gradients of the mean loss, the new batch_stats and the metrics."""
     apply = partial(model.apply, train=True, mutable=['batch_stats'])
     if remat:
         apply = jax.checkpoint(apply, policy=_is_product)
@@ -123,24 +117,20 @@ def _gradients(model, pixels, label_smoothing, remat, params, batch_stats, batch
         return loss, (logits, updates['batch_stats'])
 
     (loss, (logits, new_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-    metrics = {
-        'loss': loss,
-        'top1': in_top(1, logits, labels).mean(),
-        'top5': in_top(5, logits, labels).mean(),
-    }
-    return grads, new_stats, metrics
+    top1, top5 = (in_top(k, logits, labels).mean() for k in (1, 5))
+    return grads, new_stats, {'loss': loss, 'top1': top1, 'top5': top5}
 
 
 def _is_product(primitive, *args, **params) -> bool:
-    """The policy of `remat`; a `cond` is a convolution in the form that suits the platform."""
+    # A `cond` is a convolution in the form that suits the platform.
     return primitive.name in ('conv_general_dilated', 'dot_general', 'cond')
 
 
 def _accumulated(gradients: Callable[..., Any], times: int, mesh: Mesh) -> Callable[..., Any]:
     """Returns `gradients` as the mean over `times` microbatches of each device's part of a batch.
 
-    All microbatches start from the same running statistics, so the mean of the new ones is one
-    update by the mean over all groups. The devices communicate once, at the end.
+    All start from the same running statistics, so the mean of the new ones is one update by the
+    mean over all groups. The devices communicate once, at the end.
     """
 
     def of_device(params, batch_stats, batch, key):
@@ -169,10 +159,7 @@ def _accumulated(gradients: Callable[..., Any], times: int, mesh: Mesh) -> Calla
 
 
 def _with_frozen_norms(frozen: jax.Array, state: TrainState, params, batch_stats):
-    """Returns the new params and batch_stats, where `frozen` with BatchNorm's of the old state.
-
-    They are selected, not updated by zero or averaged over microbatches: not a bit changes.
-    """
+    # Selected, not updated by zero or averaged over microbatches: not a bit changes.
     keep = partial(jnp.where, frozen)
     batch_stats = jax.tree.map(keep, state.batch_stats, batch_stats)
     norms = {path[:-1] for path, _ in jax.tree_util.tree_leaves_with_path(batch_stats)}

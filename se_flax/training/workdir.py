@@ -5,33 +5,18 @@ import logging
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from se_flax.data import Dataset
 from se_flax.errors import MissingError, UserError
-from se_flax.models import Network
-from se_flax.parallel import data_mesh
-from se_flax.storage import AnyPath, as_path, atomic_write, is_remote
-from se_flax.training.checkpoint import load
+from se_flax.storage import AnyPath, atomic_write, is_remote
 from se_flax.training.config import ADDED, MACHINE_FIELDS, base_config
-from se_flax.training.recipe import make_model, make_start, make_training
 
 log = logging.getLogger(__name__)
 CONFIG, DONE, CHECKPOINTS = 'config.json', 'DONE', 'checkpoints'
 DATA, PARAMETERS = 'data.json', 'parameters.txt'
-
-
-class Run(NamedTuple):
-    """A trained network; `variables` are those of `step`."""
-
-    config: ConfigDict
-    model: Network
-    variables: Mapping[str, Any]
-    step: int
-    class_names: tuple[str, ...]
 
 
 def told(config: ConfigDict, class_names: Sequence[str]) -> dict[str, Any]:
@@ -48,11 +33,8 @@ def check(workdir: AnyPath, ours: Mapping[str, Any]) -> None:
             raise UserError(f'{workdir} is not empty and holds no {CONFIG}; take another --workdir')
         return
     theirs = ADDED | _read(workdir)
-    differing = [
-        name
-        for name in sorted(ours.keys() | theirs.keys())
-        if ours.get(name) != theirs.get(name) and name not in MACHINE_FIELDS
-    ]
+    names = sorted((ours.keys() | theirs.keys()) - set(MACHINE_FIELDS))
+    differing = [name for name in names if ours.get(name) != theirs.get(name)]
     if not differing:
         return
     each = [f'{n} is {theirs.get(n)!r} there and {ours.get(n)!r} now' for n in differing]
@@ -68,7 +50,6 @@ def check(workdir: AnyPath, ours: Mapping[str, Any]) -> None:
 
 
 def _check_folder(workdir: AnyPath) -> None:
-    """Raises UserError if the folder cannot be made, before minutes of compilation."""
     if is_remote(workdir):
         return
     parent = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
@@ -80,17 +61,11 @@ def _check_folder(workdir: AnyPath) -> None:
 
 def fingerprints(**sets: Dataset) -> dict[str, dict[str, Any]]:
     """Returns the content of data.json."""
-    return {
-        name: {'examples': len(dataset), 'fingerprint': dataset.fingerprint()}
-        for name, dataset in sets.items()
-    }
+    return {n: {'examples': len(s), 'fingerprint': s.fingerprint()} for n, s in sets.items()}
 
 
 def check_data(workdir: AnyPath, ours: Mapping[str, Any], *, allow_changes: bool = False) -> None:
-    """Raises UserError if the data are not those of the start of the run.
-
-    With `allow_changes` it is a warning.
-    """
+    """Raises UserError, with `allow_changes` warns, if the data of the run have changed."""
     path = workdir / DATA
     theirs = json.loads(path.read_text()) if path.exists() else {}  # older runs have none
     changed = [
@@ -133,20 +108,6 @@ def finished(workdir: AnyPath) -> dict[str, Any] | None:
 def result(workdir: AnyPath) -> dict[str, Any]:
     """Returns the result of a finished run."""
     return json.loads((workdir / DONE).read_text())
-
-
-def load_run(workdir: str | os.PathLike) -> Run:
-    """Reads the newest good checkpoint of a run, even while it trains.
-
-    Raises MissingError if there is no run or no checkpoint yet.
-    """
-    workdir = as_path(workdir)
-    config, class_names = read_config(workdir)
-    model = make_model(config, len(class_names))
-    _, optimizer = make_training(config, num_steps=2, steps_per_epoch=1)
-    init = make_start(config, model, optimizer, data_mesh())
-    state, _ = load(workdir / CHECKPOINTS, jax.eval_shape(init, jax.random.key(0)))
-    return Run(config, model, state.variables, int(state.step), class_names)
 
 
 def read_config(workdir: AnyPath) -> tuple[ConfigDict, tuple[str, ...]]:

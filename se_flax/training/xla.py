@@ -15,9 +15,9 @@ from jax.flatten_util import ravel_pytree
 def in_rows(grads: Any) -> Any:
     """Returns gradients that a GPU updates in few kernels; elsewhere they stay as they are.
 
-    All vectors are one row, so that they share an operand and XLA updates many in one kernel. Each
-    other array is a row of its own, so that its update does not take over cuDNN's layout. The
-    barrier orders what reads the old parameters before their update, which then needs no copies.
+    All vectors are one row, whose shared operand lets XLA update many in one kernel. Each other
+    array is a row of its own, so that its update does not take over cuDNN's layout. The barrier
+    orders what reads the old parameters before their update, which then needs no copies.
     """
     return jax.lax.platform_dependent(grads, cuda=_in_rows, default=lambda grads: grads)
 
@@ -37,7 +37,7 @@ def all_finite(tree: Any) -> jax.Array:
     """Returns whether all values are finite, a scalar.
 
     The arrays of one parameter (gradient, momentum, value) are tested together, where its update
-    reads them anyway. What remains is reduced as one array, which the barrier keeps together.
+    reads them anyway; the rest is reduced as one array, which the barrier keeps together.
     """
     named = collections.defaultdict(list)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

@@ -30,7 +30,7 @@ def test_a_terminal_has_a_bar_that_goes_and_warnings_above_it(monkeypatch):
         progress.show(100, 50_000)
         logging.getLogger().warning('a record is left out')
         progress.show(200, 50_000)
-        progress._bar.refresh()
+        progress._display.refresh()
     text = file.getvalue()
     assert '200 of 50,000 images' in text
     assert '\r\x1b[2Ka record is left out\n' in text

@@ -7,7 +7,13 @@ from PIL import Image
 
 from se_flax import cli
 from se_flax.errors import UserError
-from se_flax.inference import evaluate_run, evaluate_weights, open_run, predict, save_run_weights
+from se_flax.inference import (
+    evaluate_networks,
+    open_run,
+    open_weights,
+    predict,
+    save_run_weights,
+)
 from se_flax.training.config import base_config, check_config
 from se_flax.weights import read_info
 from se_flax.weights.files import read_safetensors
@@ -21,11 +27,11 @@ def test_a_gray_run_trains_and_is_used(train_main, tmp_path, capsys):
     assert train_main(workdir, *(f'--config.{field}' for field in fields)) == 0
     run = open_run(workdir)
     assert run.network.variables['params']['conv_stem']['kernel'].shape == (3, 3, 1, 16)
-    result = evaluate_run(workdir)
+    result = evaluate_networks([run]).summary()
     assert result['examples'] == 2000
 
     Image.fromarray(np.arange(784, dtype=np.uint8).reshape(28, 28)).save(tmp_path / 'gray.png')
-    [(_, guesses)] = predict(open_run(workdir), [tmp_path / 'gray.png'])
+    [(_, guesses)] = predict(run, [tmp_path / 'gray.png'])
     assert sum(p for _, p in guesses) <= 1.0001
 
     weights, out = tmp_path / 'gray.safetensors', tmp_path / 'gray.stablehlo'
@@ -40,7 +46,7 @@ def test_a_gray_run_trains_and_is_used(train_main, tmp_path, capsys):
     assert (info.num_classes, info.class_names) == (0, ())
     assert (info.fields['in_channels'], info.preprocessing.mean) == (2, (72.4, 72.4))
     assert 'params/head/kernel' not in read_safetensors(cut)[1]
-    again = evaluate_weights(weights, 'fashion_mnist_mini')
+    again = evaluate_networks([open_weights(weights)], 'fashion_mnist_mini').summary()
     assert again['top1'] == pytest.approx(result['top1'], abs=2e-3)  # other batches
     assert cli.main(['export', f'--weights={weights}', '--platforms=cpu', f'--out={out}']) == 0
     assert 'uint8[b,28,28,1], gray' in capsys.readouterr().out

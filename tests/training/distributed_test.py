@@ -218,7 +218,7 @@ def test_wrong_flags_are_told(arguments, message, monkeypatch):
     for variable in [v for v in os.environ if v.startswith(('SLURM', 'JAX_COORDINATOR'))]:
         monkeypatch.delenv(variable)
     with pytest.raises(UserError, match=re.escape(message)):
-        distributed.connect(*arguments, heartbeat_seconds=10)
+        distributed.connect(arguments, heartbeat_seconds=10)
 
 
 def test_environment_stands_in_for_flags(monkeypatch):
@@ -230,11 +230,11 @@ def test_environment_stands_in_for_flags(monkeypatch):
     monkeypatch.setenv('JAX_COORDINATOR_ADDRESS', 'host:9000')
     monkeypatch.setenv('JAX_NUM_PROCESSES', '4')
     monkeypatch.setenv('JAX_PROCESS_ID', '3')
-    distributed.connect(None, None, None, heartbeat_seconds=7)
+    distributed.connect((None, None, None), heartbeat_seconds=7)
     assert asked['args'] == ('host:9000', 4, 3)
     assert asked['heartbeat_timeout_seconds'] == 7
-    distributed.connect('other:1', 2, 0, heartbeat_seconds=7)  # a flag wins
+    distributed.connect(('other:1', 2, 0), heartbeat_seconds=7)  # a flag wins
     assert asked['args'] == ('other:1', 2, 0)
     monkeypatch.setenv('JAX_PROCESS_ID', 'three')
     with pytest.raises(UserError, match='JAX_PROCESS_ID=three must be a whole number'):
-        distributed.connect(None, None, None, heartbeat_seconds=7)
+        distributed.connect((None, None, None), heartbeat_seconds=7)

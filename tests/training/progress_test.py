@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from types import SimpleNamespace as Plan
 
 import absl.flags
 import absl.logging
@@ -14,7 +15,7 @@ from rich.console import Console
 
 from se_flax.training.progress import Progress
 
-RUN = {'num_steps': 2184, 'steps_per_epoch': 156, 'batch_size': 64}
+RUN = Plan(num_steps=2184, steps_per_epoch=156, config=Plan(batch_size=64))
 TRAIN = {
     'step': 400,
     'split': 'train',
@@ -83,14 +84,13 @@ def wait_for(terminal, screen):
 
 def test_log_file_golden(golden):
     file = io.StringIO()
-    with Progress(**RUN, console=Console(file=file, width=20)) as progress:
+    with Progress(RUN, console=Console(file=file, width=20)) as progress:
         progress.print('a message [with] brackets, :smile: and 100 %')
         progress.show(TRAIN)
         progress.show(EVAL)
         progress.show(TRAIN | {'step': 2184, 'images_per_second': 12345.6})
-    with Progress(
-        num_steps=125_100, steps_per_epoch=1251.1, batch_size=1024, console=Console(file=file)
-    ) as progress:
+    plan = Plan(num_steps=125_100, steps_per_epoch=1251.1, config=Plan(batch_size=1024))
+    with Progress(plan, console=Console(file=file)) as progress:
         progress.show(TRAIN | {'images_per_second': 2.34, 'data_wait': 1.0})
         progress.show(EVAL | {'examples': 50_000})
     golden('training/progress.txt', file.getvalue())
@@ -98,8 +98,9 @@ def test_log_file_golden(golden):
 
 def test_a_pipe_gets_no_control_codes_even_where_colour_is_forced(monkeypatch):
     code = (
+        'from types import SimpleNamespace as namespace\n'
         'from se_flax.training.progress import Progress\n'
-        f'with Progress(**{RUN}) as progress:\n'
+        f'with Progress({RUN}) as progress:\n'
         f'    progress.show({TRAIN})\n'
         f'    progress.show({EVAL})\n'
     )
@@ -113,7 +114,7 @@ def test_a_pipe_gets_no_control_codes_even_where_colour_is_forced(monkeypatch):
 
 def test_a_terminal_shows_one_live_line_under_the_evaluations(monkeypatch, clock):
     terminal = open_terminal(monkeypatch)
-    with Progress(**RUN) as progress:
+    with Progress(RUN) as progress:
         clock[0] += 12
         progress.print('hello')
         wait_for(terminal, ['hello', 'compiling the step, waiting for data  0:12'])
@@ -135,7 +136,7 @@ def test_a_terminal_shows_one_live_line_under_the_evaluations(monkeypatch, clock
 
 def test_eta_counts_down_to_zero_between_rows(monkeypatch, clock):
     terminal = open_terminal(monkeypatch)
-    with Progress(**RUN) as progress:
+    with Progress(RUN) as progress:
         progress.show(TRAIN)
         (line,) = terminal.screen()
         assert line.endswith('ETA 2:05')
@@ -147,7 +148,7 @@ def test_eta_counts_down_to_zero_between_rows(monkeypatch, clock):
 
 def test_eta_has_hours(monkeypatch, clock):
     terminal = open_terminal(monkeypatch)
-    with Progress(**RUN) as progress:
+    with Progress(RUN) as progress:
         progress.show(TRAIN | {'step': 0, 'images_per_second': 2184 * 64 / 7384})
     assert terminal.screen()[-1].endswith('ETA 2:03:04')
 
@@ -155,7 +156,7 @@ def test_eta_has_hours(monkeypatch, clock):
 @pytest.mark.parametrize('width', [110, 92, 80, 65, 50, 20])
 def test_a_narrow_terminal_keeps_one_line_and_the_parts_that_matter(monkeypatch, clock, width):
     terminal = open_terminal(monkeypatch, width)
-    with Progress(**RUN) as progress:
+    with Progress(RUN) as progress:
         progress.show(TRAIN)
         progress.show(TRAIN)
     (line,) = terminal.screen()
@@ -185,7 +186,7 @@ def test_prints_warnings_and_logs_do_not_tear_the_live_line(monkeypatch):
     absl_handler = absl.logging.ABSLHandler(absl.logging.PythonFormatter())
     absl_handler.python_handler.setStream(sys.stdout)
     monkeypatch.setattr(root, 'handlers', [plain, absl_handler])
-    with Progress(**RUN) as progress:
+    with Progress(RUN) as progress:
         progress.show(TRAIN)
         logging.warning('record %d skipped', 7)
         print('printed')
@@ -206,7 +207,7 @@ def test_stderr_that_goes_to_a_file_stays_there(monkeypatch):
     errors = io.StringIO()
     monkeypatch.setattr(sys, 'stderr', errors)
     monkeypatch.setattr(logging.getLogger(), 'handlers', [logging.StreamHandler(errors)])
-    with Progress(**RUN) as progress:
+    with Progress(RUN) as progress:
         progress.show(TRAIN)
         logging.warning('record skipped')
     assert errors.getvalue() == 'record skipped\n'

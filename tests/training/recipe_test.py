@@ -103,14 +103,14 @@ def test_steps_win_over_epochs_and_neither_is_the_end_alone(what, steps, epochs,
     ],
 )
 def test_transforms_have_the_fields_of_the_config(field, value):
-    view = recipe.train_transform(quickstart(**{field: value}))
+    view = recipe.make_view(TrainTransform, quickstart(**{field: value}))
     assert getattr(view, field) == value
-    assert view != recipe.train_transform(quickstart())
+    assert view != recipe.make_view(TrainTransform, quickstart())
 
 
 def test_evaluation_has_the_fields_of_the_config():
     config = quickstart(image_size=20, eval_resize=24, interpolation='bicubic')
-    assert recipe.eval_transform(config) == EvalTransform(20, 24, 'bicubic')
+    assert recipe.make_view(EvalTransform, config) == EvalTransform(20, 24, 'bicubic')
 
 
 def test_a_network_has_the_fields_of_the_config():

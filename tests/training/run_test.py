@@ -398,7 +398,7 @@ def test_step_and_evaluation_are_compiled_once(tmp_path, train_main):
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert compiled.count('jit(train_step)') == 1
-    assert compiled.count('jit(step)') == 1
+    assert compiled.count('jit(scores)') == 1
 
 
 def test_the_host_waits_for_no_step_before_the_next_is_on_its_way(

@@ -197,6 +197,8 @@ def read_shards(index: pathlib.Path, shards: Mapping[pathlib.Path, list[str]]) -
     tensors: dict[str, Any] = {}
     for shard, names in shards.items():
         found = read_tensors(shard, kind_of(shard))
+        if not isinstance(found, Mapping):
+            raise UserError(f'{shard} holds no dict of tensors but a {type(found).__name__}')
         if strange := sorted(map(str, found.keys() ^ set(names))):
             raise UserError(f'{shard} holds other tensors than {index} says: {strange[0]}')
         tensors |= found

@@ -160,10 +160,7 @@ def _draw(
 
 
 def image_files(paths: Sequence[str | os.PathLike], class_names: tuple[str, ...]) -> FolderDataset:
-    """Returns images without labels: the files in `paths`, and all those below its folders.
-
-    Raises MissingError for a missing path, and UserError for a folder without images.
-    """
+    """Returns the files in `paths` and all images below its folders; each label is 0."""
     files = []
     for path in paths:
         path = os.fspath(path)
@@ -184,10 +181,7 @@ def image_files(paths: Sequence[str | os.PathLike], class_names: tuple[str, ...]
 
 
 def find_images(folder: str | os.PathLike, others: collections.Counter[str]) -> Iterator[str]:
-    """Yields the image files below a folder, at any depth, by their sorted relative paths.
-
-    Ignores the same names as `open_folder`; counts other files in `others` by their suffix.
-    """
+    """Yields the sorted relative paths of images; counts other files in `others` by suffix."""
     for path in sorted(_walk(os.fspath(folder)), key=normal):
         if (suffix := os.path.splitext(path)[1].lower()) in SUFFIXES:
             yield path

@@ -12,10 +12,7 @@ from se_flax.errors import MissingError, UserError
 
 
 def check(name: str, data_dir: str | None = None) -> str:
-    """Describes the data set `name` in a line; reads its headers, not its images.
-
-    Raises as `open_dataset` does: MissingError with the command that prepares a missing data set.
-    """
+    """Describes the data set `name` in a line, from its headers; raises as `open_dataset` does."""
     train, evaluation = (sources.open_dataset(name, s, data_dir) for s in sources.SPLITS)
     if name == sources.SYNTHETIC:
         where = 'made on the fly'

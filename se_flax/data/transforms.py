@@ -36,13 +36,7 @@ MAX_RATIO = 8
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """The base of the transforms: the size of the output, and how an image file is decoded.
-
-    Attributes:
-        image_size: side S of the output, in pixels.
-        channels: C.
-        exif_orientation, max_pixels: see `se_flax.data.decode.decode`.
-    """
+    """The base of the transforms: the side S of the output, and the arguments of `decode`."""
 
     image_size: int
     _: dataclasses.KW_ONLY
@@ -56,12 +50,8 @@ class View:
 
     def decode(self, image: bytes | np.ndarray) -> np.ndarray:
         """Returns the pixels of an image file; raises as `se_flax.data.decode.decode` does."""
-        return decode(
-            image,
-            self.channels,
-            exif_orientation=self.exif_orientation,
-            max_pixels=self.max_pixels,
-        )
+        orient, most = self.exif_orientation, self.max_pixels
+        return decode(image, self.channels, exif_orientation=orient, max_pixels=most)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +111,6 @@ class TrainTransform(View):
                 )
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator, out: np.ndarray) -> None:
-        """Writes one random view of `image` into `out`."""
         if self.crop == 'inception':
             height, width = image.shape[:2]
             top, left, h, w = inception_crop(height, width, rng, self.crop_area, self.crop_aspect)
@@ -170,7 +159,6 @@ class EvalTransform(View):
             )
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator | None, out: np.ndarray) -> None:
-        """Writes the center of `image` into `out`; `rng` is not used."""
         shorter = self.resize or max(self.image_size, min(image.shape[:2]))
         out[:] = fit(image, shorter, self.image_size, self.interpolation)
 
@@ -180,16 +168,12 @@ class Squash(View):
     """The whole image resized to a square, from which a protocol takes its crops.
 
     First the shorter edge is resized and then the longer one, as in the source of the twelve
-    crops (`se_flax.evaluation.protocols`). Raises UserError for an unknown `interpolation`.
-
-    Attributes:
-        interpolation: one of INTERPOLATIONS.
+    crops (`se_flax.evaluation.protocols`).
     """
 
     interpolation: str = 'bilinear'
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator | None, out: np.ndarray) -> None:
-        """Writes `image` into `out`; `rng` is not used."""
         size, least = self.image_size, min(image.shape[:2])
         height, width = (min(edge * size // least, MAX_RATIO * size) for edge in image.shape[:2])
         image = resize(image, height, width, self.interpolation)

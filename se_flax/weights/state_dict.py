@@ -103,7 +103,6 @@ def _module(key: str) -> str:
 
 
 def to_arrays(state_dict: Mapping[str, Any], key: str | None = None) -> dict[str, np.ndarray]:
-    """Returns the arrays of the state dict that `find_state_dict` finds."""
     if not isinstance(state_dict, Mapping):
         raise UserError(f'a state dict maps names to tensors, not a {type(state_dict).__name__}')
     if odd := [key for key in state_dict if not isinstance(key, str)]:
@@ -135,9 +134,7 @@ def find_state_dict(checkpoint: Mapping[str, Any], key: str | None = None) -> di
 
     A nested dict and a prefix of names are the same: `{'model': {'module.fc.bias': ...}}` has the
     state dict `model.module`. `key` chooses one of several, by its prefix or the beginning of it.
-    What was taken and what was left out is logged. Without any state dict, everything is returned.
-
-    Raises UserError if there are several and `key` does not choose one.
+    Without any, everything is returned. Raises UserError if `key` chooses none of several.
     """
     values = _flatten(checkpoint)
     tensors = {name for name, value in values.items() if hasattr(value, 'shape')}

@@ -44,15 +44,14 @@ def save_weights(
     """
     classes = np.size(flatten_dict(variables, sep='/').get('params/head/bias', ()))
     fields, names = dict(fields or {}), tuple(class_names)
-    write_weights(
-        path, WeightsInfo(name, classes, lineage, preprocessing, fields, names), variables
-    )
+    info = WeightsInfo(name, classes, lineage, preprocessing, fields, names)
+    write_weights(path, info, variables)
 
 
 def write_weights(
     path: str | pathlib.Path, info: WeightsInfo, variables: Mapping[str, Any]
 ) -> None:
-    """Does what `save_weights` does."""
+    """Does what `save_weights` does, from a WeightsInfo."""
     # In C order, as the writer takes an array's memory as it is.
     tensors = {k: np.ascontiguousarray(v) for k, v in flatten_dict(variables, sep='/').items()}
     for key, array in tensors.items():

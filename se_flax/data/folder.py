@@ -68,17 +68,14 @@ def open_folder(
 ) -> FolderDataset:
     """Opens one split, 'train' or 'eval', of an image folder.
 
-    The classes of both splits are the sorted folders of `train`; a class has the images in its
-    folder at any depth. The eval images are in the first of the folders `val`, `valid`,
-    `validation`, `test` and `eval` that exists. Without one, the share `eval_split` of each class's
-    images, at least one, is drawn by `seed`, and the classes are the folders of `train`, or of
-    `path` itself; an image that is added later hardly changes the draw of the others.
+    The classes are the sorted folders of `train`, each with images at any depth; the eval images
+    are in the first of FOLDERS['eval'] that exists. Without one, the share `eval_split` of each
+    class, at least one image, is drawn by `seed` from `train` or `path` itself; an image that is
+    added later hardly changes the draw of the others.
 
-    Hidden names and leftovers of file managers are ignored; other files that are not images are
-    counted in a warning. Names are compared in Unicode's normal form.
-
-    Raises MissingError for a missing folder, and UserError for a class without images, or one that
-    `train` lacks.
+    Hidden names and LEFTOVERS are ignored; other files that are not images are counted in a
+    warning. Raises MissingError for a missing folder, and UserError for a class without images, or
+    one that `train` lacks.
     """
     if '://' in path:
         raise UserError(f'{name}: images are read from disks and mounts, not from {path}')

@@ -55,13 +55,10 @@ def prepare(
 ) -> str:
     """Builds the data set `name` if it is not there; returns `check`'s description of it.
 
-    It is written below `data_dir` (default: where tfds looks), and renamed once it is complete, so
-    that an interrupted build is never mistaken for a data set. `imagenet2012` is made from the two
-    tars in `folder`, with the last three arguments of `imagenet.build`; `fashion_mnist` from the
-    four files in `folder`, or from a download; other names by tfds.
-
-    Raises UserError if `name` cannot be built, and `check`'s MissingError for a folder and for
-    `imagenet2012` without a `folder`.
+    It is written below `data_dir` (default: where tfds looks), and renamed once it is complete.
+    `imagenet2012` is made by `imagenet.build` from the two tars in `folder`; `fashion_mnist` from
+    the four files in `folder`, or a download; other names by tfds. Raises UserError if `name`
+    cannot be built, and MissingError for an image folder and ImageNet without its tars.
     """
     data_dir = data_dir and os.path.expanduser(data_dir)
     if folder is not None and name not in (imagenet.NAME, FashionMnist.name):

@@ -36,7 +36,13 @@ MAX_RATIO = 8
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """The base of the transforms: the side S of the output, and the arguments of `decode`."""
+    """The base of the transforms: the size of the output, and how an image file is decoded.
+
+    Attributes:
+        image_size: side S of the output, in pixels.
+        channels: C.
+        exif_orientation, max_pixels: see `se_flax.data.decode.decode`.
+    """
 
     image_size: int
     _: dataclasses.KW_ONLY
@@ -59,11 +65,9 @@ class TrainTransform(View):
     """Random crop, then flip, rotation, jitter and cutout; what is off draws no numbers.
 
     `rotation=10, jitter=20` are those of the paper's released networks
-    (https://github.com/hujie-frank/SENet, README). Only these ranges are published. Our reading is
-    that the crop is rotated (as in fb.resnet.torch, which its author names), that one number is
-    added to a whole channel, and that both are uniform.
-
-    Raises UserError for an unknown `crop` or `interpolation` and for invalid ranges.
+    (https://github.com/hujie-frank/SENet, README), which publish only these ranges. Our reading is
+    that the crop is rotated (as in fb.resnet.torch), that one number is added to a whole channel,
+    and that both are uniform. Raises UserError for an unknown choice or an invalid range.
 
     Attributes:
         crop: 'inception' resizes a random box to S x S (arXiv 1409.4842, section 6);
@@ -168,7 +172,10 @@ class Squash(View):
     """The whole image resized to a square, from which a protocol takes its crops.
 
     First the shorter edge is resized and then the longer one, as in the source of the twelve
-    crops (`se_flax.evaluation.protocols`).
+    crops (`se_flax.evaluation.protocols`). Raises UserError for an unknown `interpolation`.
+
+    Attributes:
+        interpolation: one of INTERPOLATIONS.
     """
 
     interpolation: str = 'bilinear'

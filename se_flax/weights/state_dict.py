@@ -51,8 +51,7 @@ def from_torch(
         head, in_channels: as in `load_weights`.
         **fields: of the network's class, as in `create_model`.
 
-    Raises UserError for weights of another network, lineage or number of classes, and names those
-    they fit; and for anything missing, unexpected, mis-shaped or not finite.
+    Raises UserError, which names the networks that fit, for other weights than the network's.
     """
     info, variables = adapt(*read_state_dict(name, state_dict, fields, key), head, in_channels)
     if head == 'keep' and num_classes not in (None, info.num_classes):

@@ -58,7 +58,7 @@ def prepare(
     It is written below `data_dir` (default: where tfds looks), and renamed once it is complete.
     `imagenet2012` is made by `imagenet.build` from the two tars in `folder`; `fashion_mnist` from
     the four files in `folder`, or a download; other names by tfds. Raises UserError if `name`
-    cannot be built, and MissingError for an image folder and ImageNet without its tars.
+    cannot be built, and MissingError for a missing folder or missing tars.
     """
     data_dir = data_dir and os.path.expanduser(data_dir)
     if folder is not None and name not in (imagenet.NAME, FashionMnist.name):

@@ -43,7 +43,7 @@ class Naming:
     traits: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def paths(self, module: str) -> Iterator[str]:
-        """Yields the paths that a module (a key without `.weight`) may have here; one exists."""
+        """Yields the paths that a module (a key without `.weight`) may have; at most one exists."""
         for pattern, ours in _rows()[self.lineage, self.network.__name__]:
             if match := pattern.fullmatch(module):
                 values: dict[str, str | int] = {}

@@ -32,13 +32,7 @@ def map_examples(f: Callable[[int], T], count: int, threads: int | None = None) 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """One split of a data set; its length is the number of examples.
-
-    Attributes:
-        name: the argument of `open_dataset`.
-        split: 'train' or 'eval'.
-        class_names: by label.
-    """
+    """A split, 'train' or 'eval', of a data set; its length is the number of examples."""
 
     name: str
     split: str
@@ -53,10 +47,7 @@ class Dataset:
         raise NotImplementedError
 
     def read(self, i: int) -> tuple[bytes | np.ndarray, int]:
-        """Reads example `i`: an image file or uint8 pixels `[H, W, C]`, and its label.
-
-        Raises DecodeError if the record cannot be read.
-        """
+        """Reads an image file or uint8 pixels `[H, W, C]`, and the label; may raise DecodeError."""
         raise NotImplementedError
 
     def key(self, i: int) -> str:
@@ -64,18 +55,11 @@ class Dataset:
         return f'{self.name}/{self.split}/{i}'
 
     def fingerprint(self) -> str:
-        """Returns a short hash that identifies the examples and their order.
-
-        It is computed from names and sizes, without reading an example, and does not depend on
-        where the data are.
-        """
+        """Returns a short hash of names and sizes in order; it does not depend on the location."""
         return digest([self.name, self.split, str(len(self)), *self.class_names])
 
     def labels(self) -> np.ndarray:
-        """Returns the label of each example, int32 `[N]`; -1, with a warning, if unreadable.
-
-        It reads every record, but decodes none: 147 GB for ImageNet, on all cores.
-        """
+        """Reads every record for its label, int32 `[N]`; -1, with a warning, if unreadable."""
 
         def label(i):
             try:
@@ -116,11 +100,7 @@ class DecodedDataset(Dataset):
 def decode_all(
     dataset: Dataset, decode: Callable[[bytes | np.ndarray], np.ndarray] = decode
 ) -> Dataset:
-    """Decodes every image once, on all cores; for data sets whose pixels fit into memory.
-
-    `decode` is a function such as `View.decode`. An image that it refuses stays encoded, so that
-    the pipeline reports it.
-    """
+    """Decodes every image once into memory; those that `decode` refuses stay encoded."""
 
     def decoded(i):
         try:

@@ -26,10 +26,7 @@ CLASS_NAMES = [
 
 # tfds has no types, so mypy does not know this argument.
 class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Writes 28x28 gray PNG images and their labels, without TensorFlow.
-
-    If one of the four gzip files is missing in `folder`, tfds downloads them.
-    """
+    """Writes 28x28 gray PNG images; tfds downloads the files unless all four are in `folder`."""
 
     name = 'fashion_mnist'
     VERSION = tfds.core.Version('3.0.1')

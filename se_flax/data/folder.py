@@ -68,17 +68,14 @@ def open_folder(
 ) -> FolderDataset:
     """Opens one split, 'train' or 'eval', of an image folder.
 
-    The classes of both splits are the sorted folders of `train`; a class has the images in its
-    folder at any depth. The eval images are in the first of the folders `val`, `valid`,
-    `validation`, `test` and `eval` that exists. Without one, the share `eval_split` of each class's
-    images, at least one, is drawn by `seed`, and the classes are the folders of `train`, or of
-    `path` itself; an image that is added later hardly changes the draw of the others.
+    The classes are the sorted folders of `train`, each with images at any depth; the eval images
+    are in the first of FOLDERS['eval'] that exists. Without one, the share `eval_split` of each
+    class, at least one image, is drawn by `seed` from `train` or `path` itself; an image that is
+    added later hardly changes the draw of the others.
 
-    Hidden names and leftovers of file managers are ignored; other files that are not images are
-    counted in a warning. Names are compared in Unicode's normal form.
-
-    Raises MissingError for a missing folder, and UserError for a class without images, or one that
-    `train` lacks.
+    Hidden names and LEFTOVERS are ignored; other files that are not images are counted in a
+    warning. Raises MissingError for a missing folder, and UserError for a class without images, or
+    one that `train` lacks.
     """
     if '://' in path:
         raise UserError(f'{name}: images are read from disks and mounts, not from {path}')
@@ -160,10 +157,7 @@ def _draw(
 
 
 def image_files(paths: Sequence[str | os.PathLike], class_names: tuple[str, ...]) -> FolderDataset:
-    """Returns images without labels: the files in `paths`, and all those below its folders.
-
-    Raises MissingError for a missing path, and UserError for a folder without images.
-    """
+    """Returns the files in `paths` and all images below its folders; each label is 0."""
     files = []
     for path in paths:
         path = os.fspath(path)
@@ -184,10 +178,7 @@ def image_files(paths: Sequence[str | os.PathLike], class_names: tuple[str, ...]
 
 
 def find_images(folder: str | os.PathLike, others: collections.Counter[str]) -> Iterator[str]:
-    """Yields the image files below a folder, at any depth, by their sorted relative paths.
-
-    Ignores the same names as `open_folder`; counts other files in `others` by their suffix.
-    """
+    """Yields the sorted relative paths of images; counts other files in `others` by suffix."""
     for path in sorted(_walk(os.fspath(folder)), key=normal):
         if (suffix := os.path.splitext(path)[1].lower()) in SUFFIXES:
             yield path

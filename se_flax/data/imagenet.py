@@ -165,10 +165,7 @@ def check_made_with(folder: PathLike, wanted: dict[str, Any]) -> None:
 
 
 def how_to_prepare(data_dir: PathLike, option: str = '') -> str:
-    """Returns the message for a missing data set, with the command that makes or resumes it.
-
-    `option` is the command's option for `data_dir`.
-    """
+    """Returns the message for a missing data set; `option` is the command's for `data_dir`."""
     work = _incomplete(data_dir)
     command = f'se-flax data prepare {NAME} --from'
     if not (work / PLAN).exists():
@@ -202,10 +199,8 @@ def num_shards(split: str, images: int) -> int:
 def encode(image: bytes, max_side: int | None = None, quality: int | None = None) -> bytes:
     """Converts an image file to an RGB or gray JPEG; returns such a JPEG unchanged.
 
-    With a `quality` it is encoded again, with its shorter side reduced to `max_side` pixels. If
-    that would give more bytes at the same size, the image is returned unchanged.
-
-    Raises DecodeError if it is not an image.
+    With a `quality` it is encoded again, with its shorter side reduced to `max_side` pixels, unless
+    that gives more bytes at the same size. Raises DecodeError if it is not an image.
     """
     if not _is_plain(image):
         image = simplejpeg.encode_jpeg(decode(image), 100, 'RGB', '444')  # as tfds does
@@ -243,10 +238,7 @@ def serialize(image: bytes, label: int, name: bytes) -> bytes:
 def write_shard(
     shard: pathlib.Path, tar: pathlib.Path, entries: np.ndarray, *encoding: int | None
 ) -> None:
-    """Writes the images of `entries` to an ArrayRecord file, which appears when it is complete.
-
-    `encoding` is `encode`'s max_side and quality. Raises UserError if one is not an image.
-    """
+    """Writes images to an ArrayRecord file; `encoding` is `encode`'s max_side and quality."""
     temporary = shard.with_name(f'.{shard.name}.new')
     # JPEG does not compress further, and reads faster uncompressed; tfds groups by one, too.
     writer = ArrayRecordWriter(str(temporary), 'group_size:1,uncompressed')
@@ -292,7 +284,6 @@ def _start_worker() -> None:
 
 
 def _list_splits(tars: Tars, pool: concurrent.futures.Executor) -> Entries:
-    """Lists both tars; the tar of a class inside of the training tar is one task."""
     list_images, train = imagenet_tars.list_images, tars['train']
     validation = pool.submit(list_images, 'validation', tars['validation'])
     training = [
@@ -361,7 +352,6 @@ def _wait(what: str, futures: dict[concurrent.futures.Future, int]) -> None:
 
 @contextlib.contextmanager
 def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Shows a bar on a terminal, otherwise a line every ten seconds, on stderr."""
     if sys.stderr.isatty():
         columns = (MofNCompleteColumn(), what, BarColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True), speed_estimate_period=300) as bar:

@@ -46,10 +46,7 @@ def labels_of(split: str) -> dict[str, int]:
 
 
 def list_tar(tar: pathlib.Path, start: int = 0, end: int | None = None) -> list[tarfile.TarInfo]:
-    """Lists the files of the tar in bytes `start` to `end` of the file `tar`.
-
-    Offsets are relative to the whole file. Raises UserError if it is damaged or cut short.
-    """
+    """Lists the tar in bytes `start` to `end` of a file; offsets are relative to the whole file."""
     with tar.open('rb', buffering=0) as file:
         file.seek(start)
         try:
@@ -67,10 +64,7 @@ def list_tar(tar: pathlib.Path, start: int = 0, end: int | None = None) -> list[
 def list_images(
     split: str, tar: pathlib.Path, start: int = 0, end: int | None = None
 ) -> np.ndarray:
-    """Lists the images of a tar as `list_tar` does: ENTRY `[images]`.
-
-    Raises UserError for a file that is not an image of the split.
-    """
+    """Lists the images of a tar as `list_tar` does, ENTRY `[images]`; UserError for others."""
     entries = []
     for member in list_tar(tar, start, end):
         name = pathlib.PurePosixPath(member.name).name

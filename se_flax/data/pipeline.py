@@ -5,11 +5,9 @@ random numbers keyed by (seed, i). Global batch k holds positions `[k B, (k + 1)
 of P makes the p-th contiguous P-th of it. To resume is therefore to start at k, and the numbers of
 processes, threads and workers do not change a pixel.
 
-One task makes a chunk of a batch, up to 128 images, in one array. Memory does not grow with the
-run. It is: up to `buffer = max(2 num_threads, chunks of 2 batches)` chunks, `buffer * 128 *
-channels * image_size**2` bytes, 19 MB a chunk at 224; one more batch while its chunks are joined;
-the image that each thread decodes; and the orders of four epochs and a fifth while it is drawn,
-`40 N` bytes, 51 MB for ImageNet. Each worker needs that much (benchmarks/results/input.md).
+One task makes a chunk of a batch, up to 128 images. Memory, for each worker, is constant: `max(2
+num_threads, chunks of 2 batches)` chunks, 19 MB each at 224 pixels; one more batch while its chunks
+are joined; and `40 N` bytes of epochs' orders, 51 MB for ImageNet (benchmarks/results/input.md).
 """
 
 import functools
@@ -52,17 +50,14 @@ def train_batches(
     """Makes this process's part of batches `start_step` to `num_steps - 1`.
 
     A batch is `{'image': uint8 [b, S, S, C], 'label': int32 [b]}`, where `b` is the global
-    `batch_size / process_count`. Epochs follow each other without a gap, so a batch may hold the
-    end of one and the start of the next. `sampling` is 'shuffle', each example once an epoch, or
-    'class_aware', each class equally often (`se_flax.data.sampling`), for which each process first
-    reads the label of every example.
+    `batch_size / process_count`. A batch may hold the end of an epoch and the start of the next.
+    `sampling` is a key of `se_flax.data.sampling.SAMPLINGS`.
 
     Threads (default: one per core) decode. Where Python itself is the limit, `num_workers`
     processes with that many threads each do so instead.
 
-    A corrupt record is logged once and replaced by the next readable one in the data set. The run
-    stops if more than `max_corrupt` of the data set's records are corrupt, but one always may be.
-    Each process counts those it has met since its start.
+    A corrupt record is logged once and replaced by the next readable one. More than the share
+    `max_corrupt` of them, counted by process since its start, stop the run; one never does.
 
     Raises UserError if `process_count` does not divide `batch_size`, for an unknown `sampling`,
     and, while iterating, for too many corrupt records, with their names.
@@ -87,9 +82,7 @@ def eval_batches(
 
     A batch is that of `train_batches` and a `'mask': bool [b]`, False for padding and for corrupt
     records. Each process makes `ceil(N / batch_size)` batches of one shape. If `max_corrupt` is
-    None, any number of records may be corrupt.
-
-    Raises the errors of `train_batches`.
+    None, any number of records may be corrupt. Raises as `train_batches` does.
     """
     part = (batch_size, process_index, process_count)
     loader = _Loader(dataset, transform, *part, max_corrupt)

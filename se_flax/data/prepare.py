@@ -12,10 +12,7 @@ from se_flax.errors import MissingError, UserError
 
 
 def check(name: str, data_dir: str | None = None) -> str:
-    """Describes the data set `name` in a line; reads its headers, not its images.
-
-    Raises as `open_dataset` does: MissingError with the command that prepares a missing data set.
-    """
+    """Describes the data set `name` in a line, from its headers; raises as `open_dataset` does."""
     train, evaluation = (sources.open_dataset(name, s, data_dir) for s in sources.SPLITS)
     if name == sources.SYNTHETIC:
         where = 'made on the fly'
@@ -58,13 +55,10 @@ def prepare(
 ) -> str:
     """Builds the data set `name` if it is not there; returns `check`'s description of it.
 
-    It is written below `data_dir` (default: where tfds looks), and renamed once it is complete, so
-    that an interrupted build is never mistaken for a data set. `imagenet2012` is made from the two
-    tars in `folder`, with the last three arguments of `imagenet.build`; `fashion_mnist` from the
-    four files in `folder`, or from a download; other names by tfds.
-
-    Raises UserError if `name` cannot be built, and `check`'s MissingError for a folder and for
-    `imagenet2012` without a `folder`.
+    It is written below `data_dir` (default: where tfds looks), and renamed once it is complete.
+    `imagenet2012` is made by `imagenet.build` from the two tars in `folder`; `fashion_mnist` from
+    the four files in `folder`, or a download; other names by tfds. Raises UserError if `name`
+    cannot be built, and MissingError for a missing folder or missing tars.
     """
     data_dir = data_dir and os.path.expanduser(data_dir)
     if folder is not None and name not in (imagenet.NAME, FashionMnist.name):

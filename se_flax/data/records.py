@@ -27,11 +27,7 @@ Records: TypeAlias = grain.sources.RandomAccessDataSource[bytes]
 
 
 def open_records(paths: Paths, file_format: str) -> Records:
-    """Opens shards, in order, as one sequence of records.
-
-    `file_format` is 'array_record' or 'tfrecord'. Raises UserError for another one, and for a
-    shard that is cut short.
-    """
+    """Opens shards, in order, as one sequence; UserError for a format or shard it cannot read."""
     if file_format == 'tfrecord':
         return TFRecords(paths)
     if file_format != 'array_record':
@@ -96,10 +92,7 @@ def scan(path: str) -> np.ndarray:
 
 
 def parse_example(record: bytes) -> tuple[bytes, int]:
-    """Returns `image` and `label` of a serialized `tf.train.Example`.
-
-    Raises DecodeError if the record is damaged or lacks one of them.
-    """
+    """Returns `image` and `label` of a serialized `tf.train.Example`; raises DecodeError."""
     try:
         feature = tf_example_pb2.Example.FromString(record).features.feature
         return feature['image'].bytes_list.value[0], feature['label'].int64_list.value[0]

@@ -23,13 +23,9 @@ def shuffle(dataset: Dataset, seed: int) -> Callable[[int], int]:
 def class_aware(dataset: Dataset, seed: int) -> Callable[[int], int]:
     """Takes each class once per pass over the classes, and the images of a class in turn.
 
-    Class-aware sampling (Shen, Lin and Huang, "Relay Backpropagation", ECCV 2016) takes the next of
-    a list of classes, then the next of that class's list of images, and shuffles a list again when
-    it is exhausted. Pass p over the classes is therefore visit p of each class, and visits
-    `[r n, (r + 1) n)` of a class of n images take each of them once.
-
-    Reads the label of every example first (`Dataset.labels`), and leaves out unreadable ones.
-    Raises UserError if all are unreadable.
+    Class-aware sampling (Shen, Lin and Huang, "Relay Backpropagation", ECCV 2016). Pass p over the
+    classes is visit p of each, and visits `[r n, (r + 1) n)` of a class of n images take each once.
+    Reads every label first and leaves out unreadable examples; UserError if all are unreadable.
     """
     labels = dataset.labels()
     readable = np.flatnonzero(labels >= 0)

@@ -56,12 +56,8 @@ class View:
 
     def decode(self, image: bytes | np.ndarray) -> np.ndarray:
         """Returns the pixels of an image file; raises as `se_flax.data.decode.decode` does."""
-        return decode(
-            image,
-            self.channels,
-            exif_orientation=self.exif_orientation,
-            max_pixels=self.max_pixels,
-        )
+        orient, most = self.exif_orientation, self.max_pixels
+        return decode(image, self.channels, exif_orientation=orient, max_pixels=most)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +65,9 @@ class TrainTransform(View):
     """Random crop, then flip, rotation, jitter and cutout; what is off draws no numbers.
 
     `rotation=10, jitter=20` are those of the paper's released networks
-    (https://github.com/hujie-frank/SENet, README). Only these ranges are published. Our reading is
-    that the crop is rotated (as in fb.resnet.torch, which its author names), that one number is
-    added to a whole channel, and that both are uniform.
-
-    Raises UserError for an unknown `crop` or `interpolation` and for invalid ranges.
+    (https://github.com/hujie-frank/SENet, README), which publish only these ranges. Our reading is
+    that the crop is rotated (as in fb.resnet.torch), that one number is added to a whole channel,
+    and that both are uniform. Raises UserError for an unknown choice or an invalid range.
 
     Attributes:
         crop: 'inception' resizes a random box to S x S (arXiv 1409.4842, section 6);
@@ -121,7 +115,6 @@ class TrainTransform(View):
                 )
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator, out: np.ndarray) -> None:
-        """Writes one random view of `image` into `out`."""
         if self.crop == 'inception':
             height, width = image.shape[:2]
             top, left, h, w = inception_crop(height, width, rng, self.crop_area, self.crop_aspect)
@@ -170,7 +163,6 @@ class EvalTransform(View):
             )
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator | None, out: np.ndarray) -> None:
-        """Writes the center of `image` into `out`; `rng` is not used."""
         shorter = self.resize or max(self.image_size, min(image.shape[:2]))
         out[:] = fit(image, shorter, self.image_size, self.interpolation)
 
@@ -189,7 +181,6 @@ class Squash(View):
     interpolation: str = 'bilinear'
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator | None, out: np.ndarray) -> None:
-        """Writes `image` into `out`; `rng` is not used."""
         size, least = self.image_size, min(image.shape[:2])
         height, width = (min(edge * size // least, MAX_RATIO * size) for edge in image.shape[:2])
         image = resize(image, height, width, self.interpolation)

@@ -15,3 +15,4 @@ with extra_needed():
     from se_flax.weights.store import read_info as read_info
     from se_flax.weights.store import read_weights as read_weights
     from se_flax.weights.store import save_weights as save_weights
+    from se_flax.weights.store import write_weights as write_weights

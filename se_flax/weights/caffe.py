@@ -118,10 +118,7 @@ def net_parameter() -> type[message.Message]:
 
 
 def read_caffemodel(path: pathlib.Path) -> dict[str, list[np.ndarray]]:
-    """Returns the blobs, float32 or float64, of each layer that has any.
-
-    Raises MissingError if there is no file, and UserError for a damaged or older one.
-    """
+    """Returns the blobs, float32 or float64, of each layer that has any."""
     net, data = net_parameter()(), read_bytes(path)
     try:
         net.ParseFromString(data)

@@ -39,11 +39,7 @@ DTYPES = ('F16', 'BF16', 'F32', 'F64', 'I64', 'I32')  # integers: PyTorch's coun
 
 
 def kind_of(path: pathlib.Path) -> str:
-    """Returns 'pth', 'safetensors', 'caffemodel', or 'index' (of shards).
-
-    Raises MissingError if there is no file, and UserError, which names what the file is, for any
-    other file.
-    """
+    """Returns 'pth', 'safetensors', 'caffemodel', or 'index' (of shards); UserError for others."""
     begin = read_bytes(path, 512)
     if not begin:
         raise UserError(f'{path} is empty; fetch it again')
@@ -112,7 +108,6 @@ def read_bytes(path: pathlib.Path, size: int = -1) -> bytes:
 
 
 def read_tensors(path: pathlib.Path, kind: str) -> Mapping[str, Any]:
-    """Returns what a file of one of two kinds holds; raises as the readers below do."""
     check_known(f'kind of shard in {path}', kind, ('safetensors', 'pth'))
     return read_safetensors(path)[1] if kind == 'safetensors' else read_pth(path)
 
@@ -120,11 +115,7 @@ def read_tensors(path: pathlib.Path, kind: str) -> Mapping[str, Any]:
 def read_safetensors(
     path: pathlib.Path, with_tensors: bool = True
 ) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-    """Returns the metadata and the tensors, by name in order.
-
-    Raises MissingError if there is no file, and UserError, with the cause, for anything that is
-    not a safetensors file of numbers.
-    """
+    """Returns the metadata and the tensors, by name in order; UserError says what is wrong."""
     check_file(path)
     tensors = {}
     try:
@@ -145,11 +136,7 @@ def read_safetensors(
 
 
 def read_pth(path: pathlib.Path) -> Mapping[str, Any]:
-    """Returns what a file of torch.save holds, tensors on the CPU; needs PyTorch.
-
-    Raises MissingError if there is no file, and UserError for one that is damaged or holds
-    anything but tensors and arguments in containers: code in it is not run.
-    """
+    """Returns what a file of torch.save holds, tensors on the CPU; code in it is not run."""
     check_file(path)
     with extra_needed():
         import torch  # nothing else here needs it
@@ -170,10 +157,7 @@ def read_pth(path: pathlib.Path) -> Mapping[str, Any]:
 
 
 def read_index(path: pathlib.Path) -> dict[pathlib.Path, list[str]]:
-    """Returns the names of the tensors in each shard of Hugging Face's JSON index.
-
-    Raises UserError for JSON that is no index, and MissingError if shards are not beside it.
-    """
+    """Returns the names of the tensors in each shard of Hugging Face's JSON index."""
     try:
         weight_map = json.loads(read_bytes(path))['weight_map']
         shards: dict[pathlib.Path, list[str]] = {}
@@ -197,6 +181,8 @@ def read_shards(index: pathlib.Path, shards: Mapping[pathlib.Path, list[str]]) -
     tensors: dict[str, Any] = {}
     for shard, names in shards.items():
         found = read_tensors(shard, kind_of(shard))
+        if not isinstance(found, Mapping):
+            raise UserError(f'{shard} holds no dict of tensors but a {type(found).__name__}')
         if strange := sorted(map(str, found.keys() ^ set(names))):
             raise UserError(f'{shard} holds other tensors than {index} says: {strange[0]}')
         tensors |= found

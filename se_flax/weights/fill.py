@@ -59,8 +59,7 @@ def adapt(
     """Returns new weights with another head or other channels, see `load_weights`.
 
     The sum for one channel gives a gray image the logits it has as RGB; the scale for more, old /
-    new number, keeps the size of the response. Raises UserError for a `head` or number that is
-    not possible.
+    new number, keeps the size of the response.
     """
     check_known('head', head, ('keep', 'drop'))
     params = dict(variables['params'])

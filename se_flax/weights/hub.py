@@ -33,8 +33,7 @@ def from_hub(
         cache_dir: None is huggingface_hub's own. What is in it needs no network.
         head, in_channels: as in `load_weights`.
 
-    Raises UserError for an id that is not on the hub or not a network here, and MissingError for
-    weights that are not in the cache and cannot be fetched.
+    Raises UserError for an unknown id, and MissingError for weights that cannot be fetched.
     """
     info, variables = adapt(*read_hub(repo_id, cache_dir), head, in_channels)
     return info.model, variables

@@ -35,14 +35,7 @@ WORDS = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Naming:
-    """How a code base names the modules of one family of networks, a part of names.csv.
-
-    Attributes:
-        lineage: the code base.
-        network: class of the family.
-        preprocessing: default for its weights.
-        traits: choices of its networks that leave no mark on the parameters, see `traits_of`.
-    """
+    """How a code base, the `lineage`, names the modules of a family of networks, in names.csv."""
 
     lineage: str
     network: type[nn.Module]
@@ -50,10 +43,7 @@ class Naming:
     traits: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def paths(self, module: str) -> Iterator[str]:
-        """Yields the paths here of a module (a key without `.weight` and the like).
-
-        Of several, one at most is a path of the network.
-        """
+        """Yields the paths that a module (a key without `.weight`) may have; at most one exists."""
         for pattern, ours in _rows()[self.lineage, self.network.__name__]:
             if match := pattern.fullmatch(module):
                 values: dict[str, str | int] = {}
@@ -68,8 +58,6 @@ class Naming:
 
 @cache
 def _rows() -> dict[tuple[str, str], list[tuple[re.Pattern[str], str]]]:
-    """Returns patterns of names and paths by lineage and network."""
-
     def group(match):
         return f'(?P<{match[1]}>{PLACEHOLDERS[match[1]]})'
 

@@ -51,8 +51,7 @@ def from_torch(
         head, in_channels: as in `load_weights`.
         **fields: of the network's class, as in `create_model`.
 
-    Raises UserError for weights of another network, lineage or number of classes, and names those
-    they fit; and for anything missing, unexpected, mis-shaped or not finite.
+    Raises UserError, which names the networks that fit, for other weights than the network's.
     """
     info, variables = adapt(*read_state_dict(name, state_dict, fields, key), head, in_channels)
     if head == 'keep' and num_classes not in (None, info.num_classes):
@@ -103,7 +102,6 @@ def _module(key: str) -> str:
 
 
 def to_arrays(state_dict: Mapping[str, Any], key: str | None = None) -> dict[str, np.ndarray]:
-    """Returns the arrays of the state dict that `find_state_dict` finds."""
     if not isinstance(state_dict, Mapping):
         raise UserError(f'a state dict maps names to tensors, not a {type(state_dict).__name__}')
     if odd := [key for key in state_dict if not isinstance(key, str)]:
@@ -135,9 +133,7 @@ def find_state_dict(checkpoint: Mapping[str, Any], key: str | None = None) -> di
 
     A nested dict and a prefix of names are the same: `{'model': {'module.fc.bias': ...}}` has the
     state dict `model.module`. `key` chooses one of several, by its prefix or the beginning of it.
-    What was taken and what was left out is logged. Without any state dict, everything is returned.
-
-    Raises UserError if there are several and `key` does not choose one.
+    Without any, everything is returned. Raises UserError if `key` chooses none of several.
     """
     values = _flatten(checkpoint)
     tensors = {name for name, value in values.items() if hasattr(value, 'shape')}

@@ -31,28 +31,21 @@ def save_weights(
 ) -> None:
     """Writes the variables of a registered network to a `.safetensors` file.
 
-    The tensors are named by their paths, such as `params/head/kernel`, and keep every bit. A crash
-    leaves the old file or the new one.
-
-    Args:
-        name: one of `list_models()`; the number of classes is the head's.
-        variables: `params` and `batch_stats`, float32 or bfloat16.
-        lineage, fields, class_names: see `WeightsInfo`; the fields must be plain JSON.
-
-    Raises UserError, before anything is written, for variables that do not fit the network or are
-    not finite.
+    The tensors, float32 or bfloat16, are named by their paths, such as `params/head/kernel`, and
+    keep every bit; `lineage`, `fields` (plain JSON) and `class_names` are those of `WeightsInfo`.
+    A crash leaves the old file or the new one. Raises UserError, before anything is written, for
+    variables that do not fit the network or are not finite.
     """
     classes = np.size(flatten_dict(variables, sep='/').get('params/head/bias', ()))
     fields, names = dict(fields or {}), tuple(class_names)
-    write_weights(
-        path, WeightsInfo(name, classes, lineage, preprocessing, fields, names), variables
-    )
+    info = WeightsInfo(name, classes, lineage, preprocessing, fields, names)
+    write_weights(path, info, variables)
 
 
 def write_weights(
     path: str | pathlib.Path, info: WeightsInfo, variables: Mapping[str, Any]
 ) -> None:
-    """Does what `save_weights` does."""
+    """Does what `save_weights` does, from a WeightsInfo."""
     # In C order, as the writer takes an array's memory as it is.
     tensors = {k: np.ascontiguousarray(v) for k, v in flatten_dict(variables, sep='/').items()}
     for key, array in tensors.items():

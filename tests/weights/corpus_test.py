@@ -333,6 +333,14 @@ def test_shards_that_are_not_as_the_index_says(network, convert, tmp_path):
     assert convert(index).code == 0
 
 
+def test_a_torch_shard_without_a_dict(network, convert, tmp_path):
+    torch = pytest.importorskip('torch')
+    index = write(tmp_path, 'torch shards', network[0].state)
+    shard = tmp_path / 'w-00002-of-00003.bin'
+    torch.save([torch.zeros(1)], shard)
+    assert f'{shard} holds no dict of tensors but a list' in convert(index).said
+
+
 def spellings(path):
     link, hard = path.with_name('link.safetensors'), path.with_name('hard.safetensors')
     link.symlink_to(path)

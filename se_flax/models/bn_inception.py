@@ -89,5 +89,4 @@ class BNInception(Network):
             yield stride, x
 
 
-_papers = (25.38, 7.89, 2.03e9), (24.23, 7.14, 2.04e9)
-register_pair('bn_inception', 'se_bn_inception', *_papers, table='Table 2', module=BNInception)
+register_pair('bn_inception', module=BNInception)

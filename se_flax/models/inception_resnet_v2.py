@@ -142,6 +142,4 @@ class InceptionResNetV2(ResidualNetwork):
         yield 32, conv('_7b', x, 1536, 1)
 
 
-_papers = (20.37, 5.21, 11.75e9), (19.80, 4.79, 11.76e9)
-_names = 'inception_resnet_v2', 'se_inception_resnet_v2'
-register_pair(*_names, *_papers, table='Table 2', module=InceptionResNetV2, input_size=299)
+register_pair('inception_resnet_v2', module=InceptionResNetV2, input_size=299)

@@ -44,6 +44,5 @@ class MobileNet(Network):
             yield stride, x
 
 
-_papers = (28.4, 9.4, 569e6), (25.3, 7.7, 572e6)
 _se = partial(SqueezeExcite, use_bias=False)  # section 5 does not say; Table 3's counts do
-register_pair('mobilenet', 'se_mobilenet', *_papers, table='Table 3', module=MobileNet, se=_se)
+register_pair('mobilenet', module=MobileNet, se=_se)

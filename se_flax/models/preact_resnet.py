@@ -77,18 +77,13 @@ class PreActResNet(ResidualNetwork):
     def trunk(self, x: jax.Array, train: bool) -> Maps:
         layers = self.layers(train)
         x = layers.conv(16, 3, name='conv_stem')(x)  # 16 in the wide networks as well
-        maps = self.stack(x, 1, self.block, train)
-        for stride, x in maps:
-            yield stride, x
-        yield stride, nn.relu(layers.norm(name='norm_final')(x))
+        for stride, y in self.stack(x, 1, self.block, train):
+            yield stride, y
+        yield stride, nn.relu(layers.norm(name='norm_final')(y))
 
 
 # Depths 6n + 2 and 9n + 2; the wide one, 6n + 4, counts its projections too.
-_preact = partial(
-    register_pair, table='Table 4, CIFAR-10', module=PreActResNet, input_size=32, num_classes=10
-)
-_preact('preact_resnet110', 'se_preact_resnet110', (6.37, None), (5.21, None))
-_preact(
-    'preact_resnet164', 'se_preact_resnet164', (5.46, None), (4.39, None), block=PreActBottleneck
-)
-_preact('wrn16_8', 'se_wrn16_8', (4.27, None), (3.88, None), stage_sizes=(2, 2, 2), width=128)
+_preact = partial(register_pair, module=PreActResNet, input_size=32, num_classes=10)
+_preact('preact_resnet110')
+_preact('preact_resnet164', block=PreActBottleneck)
+_preact('wrn16_8', stage_sizes=(2, 2, 2), width=128)

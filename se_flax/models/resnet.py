@@ -175,27 +175,19 @@ _18, _50, _101, _152 = (2, 2, 2, 2), (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)
 
 # The paper's lineage (Caffe). ResNet-18 and -34 are not in the paper; resnet50 and deeper are its
 # re-implementation.
-_pair: Callable[..., None] = partial(register_pair, module=ResNet, table='Table 2')
-_pair('resnet18', 'se_resnet18', stage_sizes=_18, block=BasicBlock)
-_pair('resnet34', 'se_resnet34', stage_sizes=_50, block=BasicBlock)
-_pair('resnet50', 'se_resnet50', (24.80, 7.48, 3.86e9), (23.29, 6.62, 3.87e9), stage_sizes=_50)
-_papers = (23.17, 6.52, 7.58e9), (22.38, 6.07, 7.60e9)
-_pair('resnet101', 'se_resnet101', *_papers, stage_sizes=_101)
-_papers = (22.42, 6.34, 11.30e9), (21.57, 5.73, 11.32e9)
-_pair('resnet152', 'se_resnet152', *_papers, stage_sizes=_152)
-_papers = (22.11, 5.90, 4.24e9), (21.10, 5.49, 4.25e9)
-_pair('resnext50_32x4d', 'se_resnext50_32x4d', *_papers, **_resnext(_50, 32, 4))
-_papers = (21.18, 5.57, 7.99e9), (20.70, 5.01, 8.00e9)
-_pair('resnext101_32x4d', 'se_resnext101_32x4d', *_papers, **_resnext(_101, 32, 4))
-
-_table8, _table9 = {'table': 'Table 8'}, {'table': 'Table 9, extra data'}  # a billion images
-_fields = _resnext(_101, 64, 4) | _table8
-_pair('resnext101_64x4d', 'se_resnext101_64x4d', (20.4, 5.3), None, **_fields)
-_fields = _resnext(_101, 32, 48) | _table9
-_pair('resnext101_32x48d', 'se_resnext101_32x48d', (14.6, 2.4), None, **_fields)
+_pair: Callable[..., None] = partial(register_pair, module=ResNet)
+_pair('resnet18', stage_sizes=_18, block=BasicBlock)
+_pair('resnet34', stage_sizes=_50, block=BasicBlock)
+_pair('resnet50', stage_sizes=_50)
+_pair('resnet101', stage_sizes=_101)
+_pair('resnet152', stage_sizes=_152)
+_pair('resnext50_32x4d', **_resnext(_50, 32, 4))
+_pair('resnext101_32x4d', **_resnext(_101, 32, 4))
+_pair('resnext101_64x4d', **_resnext(_101, 64, 4))
+_pair('resnext101_32x48d', **_resnext(_101, 32, 48))
 _senet154 = _resnext(_152, 64, 4) | {'stem': 'deep', 'projection_size': 3}
 _senet154['block'] = partial(Bottleneck, halve_first=True)
-_pair('senet154_trunk', 'senet154', None, (18.68, 4.47), dropout=0.2, **_senet154, **_table8)
+_pair('senet154_trunk', 'senet154', dropout=0.2, **_senet154)
 
 # timm's (and torchvision's) own lineage, with another stride, pool and hidden width.
 _timm: dict[str, Any] = {'stride_in': '3x3', 'pool': 'padded', 'zero_init': True}
@@ -223,9 +215,9 @@ _legacy('timm_legacy_seresnext26_32x4d', **_resnext(_18, 32, 4))
 # Depth 6n + 2 (arXiv 1512.03385, section 4.2) with projections; the SE paper's ResNet-110 is
 # preact_resnet110.
 _cifar = partial(_pair, block=BasicBlock, width=16, stem='cifar', input_size=32, num_classes=10)
-_cifar('resnet8_cifar', 'se_resnet8_cifar', stage_sizes=(1, 1, 1))
-_cifar('resnet20_cifar', 'se_resnet20_cifar', stage_sizes=(3, 3, 3))
-_cifar('resnet32_cifar', 'se_resnet32_cifar', stage_sizes=(5, 5, 5))
-_cifar('resnet44_cifar', 'se_resnet44_cifar', stage_sizes=(7, 7, 7))
-_cifar('resnet56_cifar', 'se_resnet56_cifar', stage_sizes=(9, 9, 9))
-_cifar('resnet110_cifar', 'se_resnet110_cifar', stage_sizes=(18, 18, 18))
+_cifar('resnet8_cifar', stage_sizes=(1, 1, 1))
+_cifar('resnet20_cifar', stage_sizes=(3, 3, 3))
+_cifar('resnet32_cifar', stage_sizes=(5, 5, 5))
+_cifar('resnet44_cifar', stage_sizes=(7, 7, 7))
+_cifar('resnet56_cifar', stage_sizes=(9, 9, 9))
+_cifar('resnet110_cifar', stage_sizes=(18, 18, 18))

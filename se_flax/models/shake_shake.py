@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -115,26 +115,13 @@ class ShakeResNet(ResidualNetwork):
         x = layers.conv_norm('_stem', x, self.stem, 3)
         x = x if self.branch.pre_activated else nn.relu(x)
         unit = partial(ShakeUnit, branch=self.branch, backward=self.backward, train=train)
-        maps = self.stack(x, 1, unit, train)
-        for stride, x in maps:
-            yield stride, x
+        for stride, y in self.stack(x, 1, unit, train):
+            yield stride, y
         if self.branch.pre_activated:
-            yield stride, nn.relu(x)
+            yield stride, nn.relu(y)
 
 
 _shake = partial(register_pair, module=ShakeResNet, input_size=32)
-_papers, _table = ((2.56, None), (2.12, None)), 'Table 4, CIFAR-10'
-_shake('shake_shake26_2x96d', 'se_shake_shake26_2x96d', *_papers, table=_table, num_classes=10)
-_shake(
-    'shake_even29_2x4x64d',
-    'se_shake_even29_2x4x64d',
-    (15.85, None),  # trained without Cutout; with it the plain network has 15.20
-    (15.41, None),
-    table='Table 5, CIFAR-100',
-    num_classes=100,
-    stage_sizes=(3, 3, 3),
-    branch=BottleneckBranch,
-    stem=64,
-    width=256,
-    backward='even',
-)
+_shake('shake_shake26_2x96d', num_classes=10)
+_even: dict[str, Any] = {'branch': BottleneckBranch, 'stem': 64, 'width': 256, 'backward': 'even'}
+_shake('shake_even29_2x4x64d', num_classes=100, stage_sizes=(3, 3, 3), **_even)

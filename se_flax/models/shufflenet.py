@@ -72,6 +72,5 @@ class ShuffleNet(ResidualNetwork):
             yield 2 << stage, x
 
 
-_papers = (32.6, 12.5, 140e6), (31.0, 11.1, 142e6)
 _se = partial(SqueezeExcite, use_bias=False)  # section 5 does not say; Table 3's counts do
-register_pair('shufflenet', 'se_shufflenet', *_papers, table='Table 3', module=ShuffleNet, se=_se)
+register_pair('shufflenet', module=ShuffleNet, se=_se)

@@ -44,5 +44,4 @@ class VGG(Network):
         return super().classify(nn.relu(dense(name='fc7')(x)), train)
 
 
-_papers = (27.02, 8.81, 15.47e9), (25.22, 7.70, 15.48e9)
-register_pair('vgg16', 'se_vgg16', *_papers, table='Table 2', module=VGG)
+register_pair('vgg16', module=VGG)

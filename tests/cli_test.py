@@ -12,6 +12,8 @@ from se_flax.errors import MissingError, UserError
 from se_flax.training.loop import Preempted
 from se_flax.training.run import NonFiniteError
 
+pytestmark = pytest.mark.quick
+
 OUT_OF_MEMORY = jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: allocating 2147483648 bytes')
 
 

@@ -8,6 +8,8 @@ import pytest
 from se_flax.errors import UserError
 from se_flax.storage import as_path, atomic_write
 
+pytestmark = pytest.mark.quick
+
 
 def test_writes_and_replaces(tmp_path):
     path = tmp_path / 'file'

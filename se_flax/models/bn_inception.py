@@ -64,15 +64,12 @@ class InceptionModule(nn.Module):
 
 
 class BNInception(Network):
-    """BN-Inception with SE after each of the ten modules (section 3.3). See `Network`.
-
-    Sides of images must be multiples of 32: unpadded pools and padded convolutions halve other maps
-    to different sizes.
-    """
+    """BN-Inception with SE after each of the ten modules (section 3.3)."""
 
     smallest = 32
 
     def trunk(self, x: jax.Array, train: bool) -> Maps:
+        # Unpadded pools and padded convolutions halve other maps to different sizes.
         for side, size in zip(('height', 'width'), x.shape[1:3], strict=True):
             check_multiple(f'image {side}', size, 'total stride', 32)
         layers = self.layers(train)

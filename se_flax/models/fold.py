@@ -13,11 +13,10 @@ from se_flax.models.variables import variable_shapes
 def fold_batch_norm(model: Network, variables: Mapping[str, Any]) -> tuple[Network, dict[str, Any]]:
     """Returns the same network for inference, without BatchNorm, and its variables.
 
-    BatchNorm with running statistics is a factor `scale / sqrt(var + epsilon)` and an offset
-    `bias - mean factor` per channel. The factor goes into the kernel of the convolution before it,
-    or stays a factor if there is none (pre-activation). Logits are equal up to rounding (1e-5).
+    BatchNorm's factor goes into the kernel of the convolution before it, or stays a factor if there
+    is none (pre-activation). Logits are equal up to rounding (1e-5).
 
-    >>> import jax, jax.numpy as jnp
+    >>> import jax
     >>> from se_flax import create_model
     >>> model = create_model('se_resnet20_cifar')
     >>> images = jnp.ones((1, 32, 32, 3))

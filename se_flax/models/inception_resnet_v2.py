@@ -1,6 +1,7 @@
 """Inception-ResNet-v2 (arXiv 1602.07261) in the layout of the public weights."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -43,14 +44,11 @@ def _branch(layers: Layers, name: str, x, convs: Branch):
 
 
 class Mixed(nn.Module):
-    """Branches and the pooled input, concatenated, then SE.
-
-    The pool halves the map, as the branches do, or is projected to `projection` channels.
-    """
+    """Branches and the pooled input, concatenated, then SE."""
 
     layers: Layers
     branches: Sequence[Branch]
-    projection: int | None = None
+    projection: int | None = None  # channels of the pooled input; None for a pool that halves
 
     @nn.compact
     def __call__(self, x):
@@ -64,10 +62,7 @@ class Mixed(nn.Module):
 
 
 class InceptionUnit(nn.Module):
-    """Branches, concatenated, projected and scaled, beside the input.
-
-    The site 'inside_3x3' is the concatenation before the projection.
-    """
+    """Branches, concatenated ('inside_3x3' is here), projected and scaled, beside the input."""
 
     layers: Layers
     branches: Sequence[Branch]
@@ -87,11 +82,11 @@ class InceptionUnit(nn.Module):
 
 
 class InceptionResNetV2(ResidualNetwork):
-    """Inception-ResNet-v2.
+    """Inception-ResNet-v2; the stages are 5, 6 and 7.
 
     The paper's variant was never published, and its 11.75 G multiply-adds fit no known layout (this
     one has 13.2 G). SE is on the branch, before its constant scale and the addition, and after the
-    modules without a shortcut. See `Network` and `ResidualNetwork`; the stages are 5, 6 and 7.
+    modules without a shortcut.
     """
 
     stage_sizes: Sequence[int] = (10, 20, 10)
@@ -109,22 +104,18 @@ class InceptionResNetV2(ResidualNetwork):
     def trunk(self, x: jax.Array, train: bool) -> Maps:
         layers = self.layers(train)
 
-        def conv(name, x, features, kernel_size, strides=1, padding=0):
-            x = layers.conv_norm(name, x, features, kernel_size, strides, padding=padding)
-            return nn.relu(x)
+        def conv(name, x, features, size, strides=1, padding=0):
+            return nn.relu(layers.conv_norm(name, x, features, size, strides, padding=padding))
 
         def mixed(name, stage, x, branches, projection=None):
             return Mixed(self.layers(train, stage), branches, projection, name=f'mixed_{name}')(x)
 
         def units(name, stage, x, branches, scale):
+            unit = partial(InceptionUnit, self.layers(train, stage), branches)
             last = self.stage_sizes[stage - 5]
             for i in range(1, last + 1):
                 plain = stage == 7 and i == last  # the network's last unit returns the plain sum
-                fields = {'scale': 1.0, 'relu': False} if plain else {'scale': scale}
-                unit = InceptionUnit(
-                    self.layers(train, stage), branches, **fields, name=f'{name}_{i}'
-                )
-                x = unit(x)
+                x = unit(1.0 if plain else scale, relu=not plain, name=f'{name}_{i}')(x)
             return x
 
         x = conv('_1a', x, 32, 3, 2)

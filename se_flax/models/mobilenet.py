@@ -31,9 +31,7 @@ class SeparableConv(nn.Module):
 
 
 class MobileNet(Network):
-    """MobileNet of width 1. SE scales the outputs of the pointwise convolutions, which agrees with
-    the parameter counts of Table 3. See `Network`.
-    """
+    """MobileNet of width 1. SE follows the pointwise convolutions, by the counts of Table 3."""
 
     def trunk(self, x: jax.Array, train: bool) -> Maps:
         layers, stride = self.layers(train), 2

@@ -20,15 +20,11 @@ PLACEMENTS = ('standard', 'pre', 'post', 'identity', 'inside_3x3')
 
 
 class Layers(NamedTuple):
-    """The constructors of a network's layers; parameters belong to the module that calls them.
-
-    `norm_of_conv` is for a BatchNorm after a convolution of its own, into which it can be folded;
-    `norm` is for any other.
-    """
+    """The constructors of a network's layers; parameters belong to the module that calls them."""
 
     conv: Layer
     norm: Layer
-    norm_of_conv: Layer
+    norm_of_conv: Layer  # BatchNorm after a convolution of its own, into which it can be folded
     se: Layer | None
     placement: str = 'standard'
 
@@ -71,15 +67,13 @@ def _float_dtype(dtype):
 class Network(nn.Module):
     """Base class: `[B, H, W, in_channels]` float images to `[B, num_classes]` logits.
 
-    Every family is one class, with and without SE. Logits are float32 or wider. Impossible fields,
-    other images and images too small to leave a map raise UserError before anything is compiled.
-    Networks with equal fields are equal and hash alike, so they can be static arguments of
-    `jax.jit`.
+    Logits are float32 or wider. Impossible fields and other or too small images raise UserError
+    before anything is compiled. Networks with equal fields are equal and hash alike, so they can be
+    static arguments of `jax.jit`.
 
     Attributes:
-        num_classes: width of the head; with 0 the network has no head and returns the head's
-            input, the pooled features `[B, C]` before dropout, in float32 or wider.
-        in_channels: channels of the images.
+        num_classes: width of the head; 0 for no head: the network returns the head's input, the
+            pooled features `[B, C]` before dropout, in float32 or wider.
         se: makes the SE block, such as `partial(SqueezeExcite, reduction=8)`; None for no SE.
         bn_group_size: images that share BatchNorm statistics; None is the global batch.
         bn_momentum: weight of the old running statistics in each step.
@@ -148,11 +142,9 @@ class Network(nn.Module):
     def features(self, images: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
         """Returns the last map of each stride, for detection, segmentation and retrieval.
 
-        The names are FPN's (arXiv 1612.03144): 'C3' has stride `2^3` in every network.
-        `model_info(name).features` lists them. Each is `[B, H / stride, W / stride, C]` in `dtype`,
-        rounded as the network's convolutions and pools do.
+        Each is `[B, H / stride, W / stride, C]` in `dtype`, rounded as the convolutions and pools
+        do. The names are FPN's (arXiv 1612.03144): 'C3' has stride `2^3` in every network.
 
-        >>> import jax, jax.numpy as jnp
         >>> from se_flax import create_model
         >>> model = create_model('se_resnet20_cifar', num_classes=0)
         >>> images = jnp.ones((1, 32, 32, 3))
@@ -194,7 +186,7 @@ class Network(nn.Module):
 
 
 class ResidualNetwork(Network):
-    """Base class of the networks of residual units, which are grouped in stages.
+    """Base class of the networks of residual units in stages.
 
     Attributes:
         stage_sizes: units per stage.
@@ -209,17 +201,16 @@ class ResidualNetwork(Network):
     placement: str = 'standard'
     se_stages: Sequence[int] = (2, 3, 4, 5)
 
-    stages: ClassVar[Sequence[int]] = (2, 3, 4, 5)
+    stages: ClassVar[Sequence[int]] = (2, 3, 4, 5)  # the paper counts the stem as stage 1
 
     def __post_init__(self):
         super().__post_init__()
         check_known('placement', self.placement, PLACEMENTS)
         for stage in self.se_stages:
             check_known('stage in se_stages', stage, self.stages)
-        if not 1 <= len(self.stage_sizes) <= len(self.stages):
-            raise UserError(
-                f'stage_sizes={self.stage_sizes} must have 1 to {len(self.stages)} numbers'
-            )
+        most = len(self.stages)
+        if not 1 <= len(self.stage_sizes) <= most:
+            raise UserError(f'stage_sizes={self.stage_sizes} must have 1 to {most} numbers')
         for size in self.stage_sizes:
             check_at_least('size in stage_sizes', size, 1)
 

@@ -14,8 +14,8 @@ from se_flax.models.registry import register_pair
 class PreActUnit(nn.Module):
     """Convolutions beside a shortcut, each after BatchNorm and ReLU; the first has the stride.
 
-    If the shape changes, the projection also takes the activated input. SE at the site 'pre' scales
-    that input for the branch only.
+    A projection also takes the activated input, which SE at the site 'pre' scales for the branch
+    only.
     """
 
     layers: Layers
@@ -58,18 +58,11 @@ class PreActBottleneck(PreActUnit):
 
 
 class PreActResNet(ResidualNetwork):
-    """Pre-activated ResNet for 32x32 images: three stages after a 3x3 stem.
-
-    See `Network` and `ResidualNetwork`; the stages are 2, 3 and 4, as the stem counts as stage 1.
-
-    Attributes:
-        block: PreActBasicBlock or PreActBottleneck.
-        width: filters of stage 2; each further stage doubles them.
-    """
+    """Pre-activated ResNet for 32x32 images: stages 2, 3 and 4 after a 3x3 stem."""
 
     stage_sizes: Sequence[int] = (18, 18, 18)
     block: type[PreActUnit] = PreActBasicBlock
-    width: int = 16
+    width: int = 16  # filters of stage 2; each further stage doubles them
     se_stages: Sequence[int] = (2, 3, 4)
 
     stages = (2, 3, 4)

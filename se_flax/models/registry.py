@@ -46,19 +46,15 @@ class Feature(NamedTuple):
 
 
 class ModelInfo(NamedTuple):
-    """What is known of a network before it is built.
-
-    `params` counts trainable ones, `macs` the multiply-adds of evaluating one image. `input_size`
-    is height and width in pixels; `paper` is None if the paper has no such network.
-    """
+    """What is known of a network before it is built."""
 
     name: str
-    params: int
-    macs: int
+    params: int  # trainable
+    macs: int  # multiply-adds of evaluating one image
     features: tuple[Feature, ...]
-    input_size: int
+    input_size: int  # height and width in pixels
     num_classes: int
-    paper: PaperResult | None
+    paper: PaperResult | None  # None if the paper has no such network
 
 
 _ENTRIES: dict[str, tuple[partial[Network], int]] = {}  # what makes a network, its input size
@@ -128,8 +124,7 @@ def create_model(name: str, num_classes: int | None = None, **fields: Any) -> Ne
         **fields: override those of the network's class. `se` may be a mapping of `SqueezeExcite`'s
             fields; None removes the SE blocks.
 
-    Raises UserError for an unknown name or field, with the nearest known ones, and for impossible
-    values.
+    Raises UserError for an unknown name or field, and for impossible values.
 
     >>> model = create_model('se_resnet50', num_classes=10, se={'reduction': 8})
     >>> model.num_classes, model.se.keywords

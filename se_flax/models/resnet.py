@@ -47,13 +47,9 @@ class Unit(nn.Module):
 
 
 class BasicBlock(Unit):
-    """3x3, 3x3 beside a shortcut, to `filters` channels (arXiv 1512.03385, Figure 5 left).
+    """3x3, 3x3 beside a shortcut, to `filters` channels (arXiv 1512.03385, Figure 5 left)."""
 
-    Attributes:
-        extra_relu: a ReLU between the last BatchNorm and SE, for timm's legacy weights.
-    """
-
-    extra_relu: bool = False
+    extra_relu: bool = False  # between the last BatchNorm and SE, for timm's legacy weights
 
     @nn.compact
     def __call__(self, x):
@@ -71,12 +67,9 @@ class Bottleneck(Unit):
 
     As in ResNeXt (arXiv 1611.05431, Figure 3c), the 3x3 has `groups` groups of
     `group_width * filters / 64` channels.
-
-    Attributes:
-        halve_first: the first 1x1 has half the 3x3's channels, as in SENet-154.
     """
 
-    halve_first: bool = False
+    halve_first: bool = False  # the first 1x1 has half the 3x3's channels, as in SENet-154
 
     @nn.compact
     def __call__(self, x):
@@ -94,9 +87,6 @@ class Bottleneck(Unit):
 
 class ResNet(ResidualNetwork):
     """ResNet and its descendants (arXiv 1512.03385, 1611.05431; SENet-154: appendix).
-
-    See `Network` and `ResidualNetwork`. The paper counts the stem as stage 1, so the others are 2,
-    3, ...
 
     Attributes:
         block: BasicBlock or Bottleneck, or a `partial` with that class's own fields.
@@ -175,7 +165,7 @@ _18, _50, _101, _152 = (2, 2, 2, 2), (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)
 
 # The paper's lineage (Caffe). ResNet-18 and -34 are not in the paper; resnet50 and deeper are its
 # re-implementation.
-_pair: Callable[..., None] = partial(register_pair, module=ResNet)
+_pair = partial(register_pair, module=ResNet)
 _pair('resnet18', stage_sizes=_18, block=BasicBlock)
 _pair('resnet34', stage_sizes=_50, block=BasicBlock)
 _pair('resnet50', stage_sizes=_50)
@@ -192,7 +182,7 @@ _pair('senet154_trunk', 'senet154', dropout=0.2, **_senet154)
 # timm's (and torchvision's) own lineage, with another stride, pool and hidden width.
 _timm: dict[str, Any] = {'stride_in': '3x3', 'pool': 'padded', 'zero_init': True}
 _se8 = partial(SqueezeExcite, hidden_multiple=8)
-_timm_pair: Callable[..., None] = partial(_pair, se=_se8, **_timm)
+_timm_pair = partial(_pair, se=_se8, **_timm)
 _timm_pair('timm_resnet18', 'timm_seresnet18', stage_sizes=_18, block=BasicBlock)
 _timm_pair('timm_resnet34', 'timm_seresnet34', stage_sizes=_50, block=BasicBlock)
 _timm_pair('timm_resnet50', 'timm_seresnet50', stage_sizes=_50)

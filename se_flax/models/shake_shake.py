@@ -88,24 +88,17 @@ class ShakeUnit(nn.Module):
 
 
 class ShakeResNet(ResidualNetwork):
-    """Shake-Shake network for 32x32 images: three stages after a 3x3 stem.
+    """Shake-Shake network for 32x32 images: stages 2, 3 and 4 after a 3x3 stem.
 
-    Training needs the PRNG stream `shake`, from which each image draws a mixture in each unit. See
-    `Network` and `ResidualNetwork`; the stages are 2, 3 and 4. SE on a branch ('standard',
-    'inside_3x3') is on both branches, which the paper leaves open.
-
-    Attributes:
-        branch: BasicBranch, or BottleneckBranch with its ReLUs after the sums.
-        stem: channels of the stem.
-        width: channels of stage 2; each further stage doubles them.
-        backward: mixture of the gradients: 'shake' or 'even', see `se_flax.nn.shake`.
+    Training needs the PRNG stream `shake`, from which each image draws a mixture in each unit. SE
+    on a branch ('standard', 'inside_3x3') is on both branches, which the paper leaves open.
     """
 
     stage_sizes: Sequence[int] = (4, 4, 4)
     branch: type[ShakeBranch] = BasicBranch
-    stem: int = 16
-    width: int = 96
-    backward: str = 'shake'
+    stem: int = 16  # channels
+    width: int = 96  # channels of stage 2; each further stage doubles them
+    backward: str = 'shake'  # or 'even', see `se_flax.nn.shake`
     se_stages: Sequence[int] = (2, 3, 4)
 
     stages = (2, 3, 4)

@@ -49,7 +49,7 @@ class ShuffleUnit(nn.Module):
 
 class ShuffleNet(ResidualNetwork):
     """ShuffleNet of width 1. SE is on the branch, before addition or concatenation: the paper does
-    not say where, but this agrees with the counts of Table 3. See `ResidualNetwork`.
+    not say where, but this agrees with the counts of Table 3.
     """
 
     stage_sizes: Sequence[int] = (4, 8, 4)

@@ -41,14 +41,11 @@ def misfits(shapes: dict[str, tuple[int, ...]], tensors: Iterable[Tensor]) -> st
     names: dict[str | None, list[str]] = {}
     for t in tensors:
         names.setdefault(t.path, []).append(t.name)
+    shared = [n for path, n in names.items() if path in shapes and len(n) > 1]
     found = {
         'missing': [path for path in shapes if path not in names],
         'unexpected': [t.name for t in tensors if t.path not in shapes],
-        'for one place': [
-            ' and '.join(several)
-            for path, several in names.items()
-            if path in shapes and len(several) > 1
-        ],
+        'for one place': [' and '.join(several) for several in shared],
         'mis-shaped': [
             f'{t.name} is {list(t.array.shape)}, {t.path} needs {list(shapes[t.path])}'
             for t in tensors

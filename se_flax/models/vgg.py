@@ -15,7 +15,7 @@ STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels, convolut
 
 
 class VGG(Network):
-    """VGG-16 with SE after the ReLU of each convolution (section 3.3). See `Network`.
+    """VGG-16 with SE after the ReLU of each convolution (section 3.3).
 
     Dropout follows both hidden layers, which are part of the pooled features.
     """

@@ -11,6 +11,8 @@ from se_flax.analysis.plan import Plan, load_plan, save_plan, shard_of
 from se_flax.analysis.study import STUDIES, grid, networks
 from se_flax.errors import MissingError, UserError
 
+pytestmark = pytest.mark.quick
+
 QUICKSTART = str(pathlib.Path(__file__).parents[2] / 'configs' / 'quickstart.py')
 
 

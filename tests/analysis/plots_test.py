@@ -6,6 +6,8 @@ import pytest
 from se_flax.analysis.excitation import Gates
 from se_flax.analysis.plots import draw_gates, draw_study, png, sampled
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture
 def gates():

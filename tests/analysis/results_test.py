@@ -19,6 +19,8 @@ from se_flax.training.metrics_log import MetricsWriter
 
 from .plan_test import QUICKSTART
 
+pytestmark = pytest.mark.quick
+
 EXPERIMENTS = pathlib.Path(__file__).parents[2] / 'docs' / 'experiments'
 
 

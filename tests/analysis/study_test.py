@@ -9,6 +9,8 @@ from se_flax.errors import UserError
 from se_flax.models import create_model, model_info
 from se_flax.models.complexity import count
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize('study', STUDIES.values(), ids=STUDIES)
 def test_each_has_its_baseline_once_and_the_papers_two_common_cells(study):

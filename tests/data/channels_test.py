@@ -14,6 +14,8 @@ from se_flax.data.folder import open_folder
 from se_flax.data.pipeline import eval_batches, train_batches
 from se_flax.data.transforms import INTERPOLATIONS, Squash
 
+pytestmark = pytest.mark.quick
+
 PHOTO = cv2.resize(np.random.default_rng(0).integers(256, size=(6, 8, 3), dtype=np.uint8), (40, 30))
 BANDS = np.random.default_rng(1).integers(256, size=(30, 40, 6), dtype=np.uint8)
 

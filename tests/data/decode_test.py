@@ -22,6 +22,8 @@ from ..image_corpus import (
     patched,
 )
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize('name', READABLE)
 def test_pixels_are_those_of_pillow(name):

@@ -10,6 +10,8 @@ import tensorflow_datasets as tfds
 from se_flax.data import decode, open_dataset
 from se_flax.data.fashion_mnist import FashionMnist, read_idx
 
+pytestmark = pytest.mark.quick
+
 PACKAGE = pathlib.Path(open_dataset.__code__.co_filename).parent
 SCRIPTS = pathlib.Path(__file__).parents[2] / 'scripts'
 SCRIPT = runpy.run_path(str(SCRIPTS / 'build_fashion_mnist_mini.py'))

@@ -7,6 +7,8 @@ import pytest
 from se_flax.data import decode_all, open_dataset
 from se_flax.data.folder import open_folder
 
+pytestmark = pytest.mark.quick
+
 
 def of(root, split='train'):
     return open_folder('photos', split, str(root)).fingerprint()

@@ -10,6 +10,8 @@ from se_flax.data import decode, open_dataset
 from se_flax.data.folder import LEFTOVERS, SUFFIXES
 from se_flax.errors import MissingError, UserError
 
+pytestmark = pytest.mark.quick
+
 
 def test_classes_are_sorted_and_shared(image_folder):
     (image_folder / 'train' / 'cat' / 'notes.txt').write_text('no image')

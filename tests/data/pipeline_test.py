@@ -17,6 +17,8 @@ from se_flax.data.dataset import Dataset
 from se_flax.data.decode import DecodeError
 from se_flax.errors import UserError
 
+pytestmark = pytest.mark.quick
+
 AUGMENT = TrainTransform(12, crop_area=(0.2, 1.0), cutout=3)
 PLAIN = TrainTransform(1, 'none', flip=False)
 

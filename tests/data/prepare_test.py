@@ -14,6 +14,8 @@ from se_flax.data import check, decode, list_known, open_dataset, prepare
 from se_flax.data import fashion_mnist as builder
 from se_flax.errors import MissingError, UserError
 
+pytestmark = pytest.mark.quick
+
 
 def test_prepare_makes_what_check_then_finds(idx_folder, tmp_path):
     with pytest.raises(MissingError, match='run: se-flax data prepare fashion_mnist'):

@@ -12,6 +12,8 @@ from se_flax.data.decode import DecodeError
 from se_flax.data.records import TFRecords, open_records, parse_example
 from se_flax.errors import UserError
 
+pytestmark = pytest.mark.quick
+
 RECORDS = [bytes([i]) * (3 * i) for i in range(40)]  # the first is empty
 
 

@@ -9,6 +9,8 @@ from se_flax.data.decode import DecodeError
 from se_flax.data.sampling import class_order, epoch_order, make_sampler
 from se_flax.errors import UserError
 
+pytestmark = pytest.mark.quick
+
 
 class Labelled(Dataset):
     """Example i is one pixel that holds i and has label `label_of[i]`; None cannot be read."""

@@ -10,6 +10,8 @@ from se_flax.data import decode, decode_all, open_dataset
 from se_flax.data.decode import DecodeError
 from se_flax.errors import MissingError, UserError
 
+pytestmark = pytest.mark.quick
+
 
 def test_embedded_set():
     for split, per_class in (('train', 1000), ('eval', 200)):

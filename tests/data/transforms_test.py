@@ -20,6 +20,8 @@ from se_flax.data.transforms import (
 )
 from se_flax.errors import UserError
 
+pytestmark = pytest.mark.quick
+
 sides = st.integers(1, 600)
 
 

@@ -17,6 +17,8 @@ from se_flax.evaluation.evaluator import Evaluation, Evaluator, Network, judge, 
 from se_flax.evaluation.protocols import AVERAGES, OWN_VIEW, Protocol
 from se_flax.parallel import DATA
 
+pytestmark = pytest.mark.quick
+
 CLASSES, SIDE, SIZE = 7, 10, 6
 MEAN, STD = (123.7, 110.3, 99.1), (58.4, 57.1, 43.3)
 DAMAGED = 3

@@ -11,6 +11,8 @@ from scipy.stats import binomtest
 
 from se_flax.evaluation import in_top, normalize, wilson
 
+pytestmark = pytest.mark.quick
+
 CLASSES = 7
 
 

@@ -12,6 +12,8 @@ from se_flax.data import EvalTransform
 from se_flax.errors import UserError
 from se_flax.evaluation.protocols import AVERAGES, Protocol, cut, lay_out, places
 
+pytestmark = pytest.mark.quick
+
 OWN = EvalTransform(24, 32)
 
 

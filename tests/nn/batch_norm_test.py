@@ -9,6 +9,8 @@ from flax import linen as nn
 from se_flax.errors import UserError
 from se_flax.nn import BatchNorm
 
+pytestmark = pytest.mark.quick
+
 
 def run(norm, x, variables):
     """Output, gradient of a loss without symmetry, and new statistics."""

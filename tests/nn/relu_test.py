@@ -1,9 +1,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import linen as nn
 
 from se_flax.nn import relu_of_sum
+
+pytestmark = pytest.mark.quick
 
 
 def test_value_and_derivatives_are_linens():

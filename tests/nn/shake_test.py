@@ -6,6 +6,8 @@ import pytest
 from se_flax.errors import UserError
 from se_flax.nn import shake
 
+pytestmark = pytest.mark.quick
+
 A, B, COTANGENT = np.random.default_rng(0).normal(size=(3, 512, 2, 2, 3))
 
 

@@ -5,6 +5,8 @@ import pytest
 
 from se_flax.training.clock import Clock
 
+pytestmark = pytest.mark.quick
+
 
 def test_time_is_data_devices_or_the_host_and_pauses_are_none(monkeypatch):
     now = [0.0]

@@ -25,6 +25,8 @@ from se_flax.training.config import (
 )
 from se_flax.training.run import run
 
+pytestmark = pytest.mark.quick
+
 ROOT = pathlib.Path(__file__).parents[2]
 QUICKSTART = 'configs/quickstart.py'
 FILES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'configs').glob('*.py'))

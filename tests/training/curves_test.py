@@ -8,6 +8,8 @@ import pytest
 
 from se_flax.training.curves import draw_curves, plot_curves
 
+pytestmark = pytest.mark.quick
+
 
 def rows(num_train, num_eval):
     rng = np.random.default_rng(0)

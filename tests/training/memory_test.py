@@ -10,6 +10,8 @@ from se_flax import cli
 from se_flax.errors import UserError
 from se_flax.training import memory
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture(scope='module')
 def refused():

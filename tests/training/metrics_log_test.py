@@ -17,6 +17,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from se_flax.errors import UserError
 from se_flax.training.metrics_log import FIELDS, TIMING, MetricsWriter, read_rows
 
+pytestmark = pytest.mark.quick
+
 
 def row(step, split='train', **values):
     """A row whose numbers depend on step and split alone, none of them short in decimal."""

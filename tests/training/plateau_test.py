@@ -17,6 +17,8 @@ from se_flax.training.optimizer import make_optimizer, observe, plateau_scale, s
 from se_flax.training.state import make_init
 from se_flax.training.step import jit_train_step, make_train_step
 
+pytestmark = pytest.mark.quick
+
 RULE = {'patience': 2, 'factor': 0.5, 'max_drops': 2}
 
 

@@ -15,6 +15,8 @@ from rich.console import Console
 
 from se_flax.training.progress import Progress
 
+pytestmark = pytest.mark.quick
+
 RUN = Plan(num_steps=2184, steps_per_epoch=156, config=Plan(batch_size=64))
 TRAIN = {
     'step': 400,

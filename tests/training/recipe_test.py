@@ -17,6 +17,8 @@ from se_flax.parallel import data_mesh
 from se_flax.training import recipe
 from se_flax.training.config import INTERVALS, assign, base_config, load_config
 
+pytestmark = pytest.mark.quick
+
 QUICKSTART = pathlib.Path(__file__).parents[2] / 'configs' / 'quickstart.py'
 
 

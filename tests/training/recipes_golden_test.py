@@ -15,6 +15,8 @@ from se_flax.training.config import MACHINE_FIELDS, check_config, parse_args
 from se_flax.training.optimizer import decays, observe, plateau_scale
 from se_flax.training.recipe import frozen_from, make_training, total_steps
 
+pytestmark = pytest.mark.quick
+
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 EXAMPLES = {'imagenet2012': (1_281_167, 1000), 'cifar10': (50_000, 10), 'cifar100': (50_000, 100)}
 RECIPES = {

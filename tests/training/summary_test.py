@@ -10,6 +10,8 @@ from se_flax.training.config import base_config, load_config
 from se_flax.training.recipe import make_plan
 from se_flax.training.summary import doubts, run_summary
 
+pytestmark = pytest.mark.quick
+
 QUICKSTART = pathlib.Path(__file__).parents[2] / 'configs' / 'quickstart.py'
 
 

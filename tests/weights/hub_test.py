@@ -12,6 +12,8 @@ from se_flax.errors import MissingError, UserError
 from se_flax.models import create_model, list_models, timm_architectures
 from se_flax.weights import convert, from_hub, read_info
 
+pytestmark = pytest.mark.quick
+
 ARCHITECTURES = timm_architectures()
 ID = 'timm/legacy_seresnet18.in1k'
 CONFIG = {

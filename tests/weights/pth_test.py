@@ -9,6 +9,8 @@ from se_flax.errors import MissingError, UserError
 from se_flax.weights import convert, from_torch, load_weights
 from se_flax.weights.files import read_pth
 
+pytestmark = pytest.mark.quick
+
 torch = pytest.importorskip('torch')
 
 

@@ -15,6 +15,8 @@ from se_flax.errors import MissingError, UserError
 from se_flax.weights import Preprocessing, WeightsInfo, load_weights, read_info, save_weights
 from se_flax.weights.store import KEY
 
+pytestmark = pytest.mark.quick
+
 VIEW = Preprocessing(32, 36, 'bicubic_antialias', (1.5, 2.0, 3.25), (50.0, 60.0, 70.5))
 
 

@@ -16,6 +16,8 @@ from se_flax.inference import open_weights
 from se_flax.models import create_model
 from se_flax.weights import Preprocessing, convert, load_weights, save_weights
 
+pytestmark = pytest.mark.quick
+
 DATA = 'fashion_mnist_mini'
 VIEW = Preprocessing(28, 0, 'bilinear', (70.0, 71.0, 72.0), (80.0, 81.0, 82.0))
 

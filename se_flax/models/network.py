@@ -74,6 +74,7 @@ class Network(nn.Module):
     Attributes:
         num_classes: width of the head; 0 for no head: the network returns the head's input, the
             pooled features `[B, C]` before dropout, in float32 or wider.
+        in_channels: channels of the images.
         se: makes the SE block, such as `partial(SqueezeExcite, reduction=8)`; None for no SE.
         bn_group_size: images that share BatchNorm statistics; None is the global batch.
         bn_momentum: weight of the old running statistics in each step.

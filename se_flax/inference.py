@@ -215,7 +215,7 @@ def save_run_weights(
 
     `head` and `in_channels` are as in `load_weights`.
     """
-    from se_flax.weights import Preprocessing, WeightsInfo, adapt, save_weights
+    from se_flax.weights import Preprocessing, WeightsInfo, adapt, write_weights
 
     run = open_run(workdir)
     c = run.config
@@ -225,6 +225,4 @@ def save_run_weights(
     if c.in_channels != 3:
         fields['in_channels'] = c.in_channels
     info = WeightsInfo(c.model, len(run.class_names), 'se_flax', view, fields, run.class_names)
-    info, variables = adapt(info, run.network.variables, head, in_channels)
-    view, fields, classes = info.preprocessing, info.fields, info.class_names
-    save_weights(out, info.model, variables, view, fields=fields, class_names=classes)
+    write_weights(out, *adapt(info, run.network.variables, head, in_channels))

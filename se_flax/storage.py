@@ -5,10 +5,12 @@ in a bucket. A bucket has no file that grows, and a folder is only a part of its
 """
 
 import contextlib
+import json
 import logging
 import os
 import pathlib
-from typing import TypeAlias
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 from etils import epath
 
@@ -64,6 +66,25 @@ def atomic_write(path: AnyPath, data: bytes) -> None:
     sync(_temporary(path))
     _temporary(path).replace(path)
     sync(path.parent)  # the rename is a change of the folder
+
+
+def read_json(path: AnyPath) -> Any:
+    """Reads a JSON file; raises UserError if it is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f'{path} is damaged ({error})') from None
+
+
+def without_lists(value: Any) -> Any:
+    """Turns lists into tuples, at every depth: JSON has lists, and modules must be hashable.
+
+    >>> without_lists({'se': {'reduction': 8}, 'stage_sizes': [3, 4]})
+    {'se': {'reduction': 8}, 'stage_sizes': (3, 4)}
+    """
+    if isinstance(value, Mapping):
+        return {key: without_lists(inner) for key, inner in value.items()}
+    return tuple(map(without_lists, value)) if isinstance(value, (list, tuple)) else value
 
 
 def check_writable(path: AnyPath) -> None:

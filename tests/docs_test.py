@@ -207,7 +207,7 @@ def test_commands_parse(page, monkeypatch):
         config, workdir, _ = parse_args(argv, default='configs/quickstart.py')
         assert config.model or config.init_from  # the weights know theirs
         assert str(workdir).startswith(('runs/', '/'))  # the root: what hosts share
-    parser = (getattr(cli, 'make_parser', None) or cli._parser)()
+    parser = cli.make_parser()
     for argv in commands('\n'.join(blocks('bash', page)), 'se-flax'):
         _, rest = parser.parse_known_args(argv)
         assert all(word.startswith(('--config.', '$')) for word in rest), argv

@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -150,24 +150,15 @@ def measure_gates(
     gates = jax.jit(gates, in_shardings=(whole, split(mesh)), out_shardings=whole)
     variables = jax.device_put(network.variables, whole)
     sums = [Sums(dataset.num_classes) for _ in blocks]
-    batches = _batches(picked, network, batch_size, num_threads)
-    for first, batch in zip(range(0, len(labels), batch_size), batches, strict=True):
-        found = jax.device_get(gates(variables, shard_batch(mesh, batch)['image']))
-        rows = np.flatnonzero(batch['mask'])
-        for block_sums, gate in zip(sums, found, strict=True):
-            block_sums.add(gate[rows], labels[first + rows], shuffled[first + rows])
-    return [of.gates(block.name) for of, block in zip(sums, blocks, strict=True)]
-
-
-def _batches(
-    dataset: Dataset, network: Network, batch_size: int, num_threads: int | None
-) -> Iterator[Mapping[str, np.ndarray]]:
-    """Yields the batches of `eval_batches` and shows their progress."""
-    batches = eval_batches(dataset, network.view, batch_size=batch_size, num_threads=num_threads)
+    batches = eval_batches(picked, network.view, batch_size=batch_size, num_threads=num_threads)
     with Progress() as progress:
-        for i, batch in enumerate(batches, start=1):
-            yield batch
-            progress.show(min(i * batch_size, len(dataset)), len(dataset))
+        for first, batch in zip(range(0, len(labels), batch_size), batches, strict=True):
+            found = jax.device_get(gates(variables, shard_batch(mesh, batch)['image']))
+            rows = np.flatnonzero(batch['mask'])
+            for block_sums, gate in zip(sums, found, strict=True):
+                block_sums.add(gate[rows], labels[first + rows], shuffled[first + rows])
+            progress.show(min(first + batch_size, len(labels)), len(labels))
+    return [of.gates(block.name) for of, block in zip(sums, blocks, strict=True)]
 
 
 class Sums:

@@ -13,7 +13,7 @@ import ml_collections
 from se_flax.analysis.study import PLAIN, SE, Cell, Study
 from se_flax.errors import MissingError, UserError
 from se_flax.models import check_model
-from se_flax.storage import AnyPath, as_path, atomic_write
+from se_flax.storage import AnyPath, as_path, atomic_write, read_json, without_lists
 from se_flax.training.config import MACHINE_FIELDS, assign, make_config
 from se_flax.training.fine_tune import fill_from_weights
 
@@ -84,7 +84,7 @@ def save_plan(directory: AnyPath, plan: Plan) -> Plan:
         'cells': [cell._asdict() for cell in plan.study.cells],
     }
     if (directory / PLAN).exists():
-        theirs = _read(directory)
+        theirs = read_json(directory / PLAN)
         for key, value in json.loads(json.dumps(ours)).items():  # with lists instead of tuples
             if value != theirs.get(key):
                 raise UserError(
@@ -104,24 +104,11 @@ def load_plan(directory: AnyPath) -> Plan:
     """Reads the plan of a folder; raises MissingError if it has none."""
     if not (directory / PLAN).exists():
         raise MissingError(f'{directory} has no {PLAN}; `se-flax ablate` makes one')
-    plan = _tuples(_read(directory))
+    plan = without_lists(read_json(directory / PLAN))
     cells = tuple(Cell(**cell) for cell in plan['cells'])
     runs = as_path(plan['runs']) if plan['runs'] else directory / RUNS
     study = Study(plan['title'], cells)
     return Plan(study, plan['config'], plan['assignments'], plan['seeds'], runs)
-
-
-def _read(directory: AnyPath) -> dict:
-    try:
-        return json.loads((directory / PLAN).read_text())
-    except ValueError as error:
-        raise UserError(f'{directory / PLAN} is damaged ({error})') from None
-
-
-def _tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _tuples(v) for name, v in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def shard_of(tasks: Sequence[Task], text: str | None, environ: Mapping[str, str]) -> list[Task]:

@@ -1,6 +1,5 @@
 """Pictures of studies, runs and gates."""
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,24 +8,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from se_flax.analysis.excitation import Gates
-from se_flax.storage import AnyPath, atomic_write
 from se_flax.training.curves import moving_mean
 
 # Palette of Okabe and Ito, for every kind of color vision; INK is for totals.
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
 INK = '#222222'
-
-
-def png(figure: Figure) -> bytes:
-    """Returns a figure as a PNG file."""
-    file = io.BytesIO()
-    figure.savefig(file, format='png')
-    return file.getvalue()
-
-
-def save(figure: Figure, path: AnyPath) -> None:
-    """Writes a figure as PNG, atomically."""
-    atomic_write(path, png(figure))
 
 
 def draw_study(title: str, rows: Sequence[Mapping[str, Any]]) -> Figure:

@@ -13,10 +13,10 @@ from se_flax import tables
 from se_flax.analysis import results
 from se_flax.analysis.excitation import EXCITATION
 from se_flax.analysis.plan import PLAN, load_plan
-from se_flax.analysis.plots import draw_study, png
+from se_flax.analysis.plots import draw_study
 from se_flax.errors import MissingError
 from se_flax.storage import AnyPath
-from se_flax.training.curves import draw_curves
+from se_flax.training.curves import draw_curves, png
 from se_flax.training.metrics_log import read_rows
 from se_flax.training.workdir import CONFIG, finished, read_config
 

@@ -50,25 +50,25 @@ def _run(args: argparse.Namespace) -> int:
         return 0
     from rich.console import Console
 
-    from se_flax.analysis import plots, results
+    from se_flax.analysis import results
     from se_flax.analysis.ablate import ablate, check
     from se_flax.analysis.plan import RUNS, Plan, save_plan, shard_of
+    from se_flax.analysis.plots import draw_study
     from se_flax.training.config import parse_assignments
+    from se_flax.training.curves import save
     from se_flax.training.loop import Preempted
     from se_flax.training.preemption import stop_signals
 
     problems = Problems()
     assignments = problems.check((), parse_assignments, args.rest, FLAGS)
     study = problems.check((), _study, args)
-    remote = is_remote(args.out or '') or is_remote(args.runs or '')
-    wrong = {
-        f'--seeds {args.seeds}: at least 1, and 3 for an interval worth reading': args.seeds < 1,
-        'a study needs local folders, whose logs can grow; not in a bucket': remote,
-        f'a study needs --config and --out, such as {EXAMPLE}': not (args.config and args.out),
-    }
-    for text, happened in wrong.items():
-        if happened:
-            problems.add((), UserError(text))
+    if args.seeds < 1:
+        text = f'--seeds {args.seeds}: at least 1, and 3 for an interval worth reading'
+        problems.add((), text)
+    if is_remote(args.out or '') or is_remote(args.runs or ''):
+        problems.add((), 'a study needs local folders, whose logs can grow; not in a bucket')
+    if not (args.config and args.out):
+        problems.add((), f'a study needs --config and --out, such as {EXAMPLE}')
     problems.tell()
     out = as_path(args.out)
     runs = as_path(args.runs) if args.runs else out / RUNS
@@ -87,7 +87,7 @@ def _run(args: argparse.Namespace) -> int:
         stopped = error
     rows = results.write_results(out, plan)
     if rows:
-        plots.save(plots.draw_study(plan.study.title, rows), out / 'results.png')
+        save(draw_study(plan.study.title, rows), out / 'results.png')
         print(tables.aligned(results.table(rows)))
     if stopped:
         raise stopped

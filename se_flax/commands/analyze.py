@@ -51,6 +51,7 @@ def add_to(commands: Any) -> None:
 def _excitation(args: argparse.Namespace) -> None:
     from se_flax.analysis import excitation, plots
     from se_flax.inference import open_eval_set
+    from se_flax.training.curves import save
 
     if args.samples < 1:
         raise UserError(f'--samples {args.samples}: at least 1 image of a class')
@@ -76,10 +77,10 @@ def _excitation(args: argparse.Namespace) -> None:
     gates = excitation.measure_gates(network, blocks, dataset, args.samples, **loading)
     removal = excitation.remove_last_stage(network, blocks, gates, dataset, **loading)
     shown = [gates[blocks.index(block)] for block in excitation.shown(blocks)]
-    plots.save(plots.draw_gates(shown, classes, CHANNELS), out / 'between_classes.png')
+    save(plots.draw_gates(shown, classes, CHANNELS), out / 'between_classes.png')
     pair = dict(list(classes.items())[:2])
     figure = plots.draw_gates(shown, pair, CHANNELS, within=True)
-    plots.save(figure, out / 'within_classes.png')
+    save(figure, out / 'within_classes.png')
     print(excitation.write(out, trained.name, dataset, args.samples, gates, removal))
     print(f'{out}: excitation.md, excitation.csv, between_classes.png, within_classes.png')
 
@@ -111,6 +112,7 @@ def _complexity(args: argparse.Namespace) -> None:
 
 def _curves(args: argparse.Namespace) -> None:
     from se_flax.analysis import plots
+    from se_flax.training.curves import save
     from se_flax.training.metrics_log import read_rows
     from se_flax.training.workdir import read_config
 
@@ -125,7 +127,7 @@ def _curves(args: argparse.Namespace) -> None:
         runs[name] = read_rows(as_path(workdir) / 'metrics.jsonl')
         if not runs[name]:
             raise UserError(f'{workdir} has no metrics yet')
-    plots.save(plots.draw_curves(runs), as_path(args.out))
+    save(plots.draw_curves(runs), as_path(args.out))
     print(args.out)
 
 

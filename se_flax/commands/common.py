@@ -49,10 +49,16 @@ def add_fold(parser: Any) -> None:
 
 def open_network(args: argparse.Namespace, dtype: str | None = None) -> Any:
     """Opens the network of `add_network` as a `Trained`."""
+    chosen = ('run', args.workdir) if args.workdir else ('weights', args.weights)
+    return open_trained(*chosen, dtype, getattr(args, 'fold', False))
+
+
+def open_trained(kind: str, file: Any, dtype: str | None, folded: bool) -> Any:
+    """Opens a 'run' or a 'weights' file as a `Trained`, without BatchNorm if `folded`."""
     from se_flax.inference import fold, open_run, open_weights
 
-    trained = open_run(args.workdir, dtype) if args.workdir else open_weights(args.weights, dtype)
-    return fold(trained) if getattr(args, 'fold', False) else trained
+    trained = {'run': open_run, 'weights': open_weights}[kind](file, dtype)
+    return fold(trained) if folded else trained
 
 
 def resized(view: Any) -> str:

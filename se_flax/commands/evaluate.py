@@ -4,7 +4,7 @@ import argparse
 from functools import partial
 from typing import Any
 
-from se_flax.commands.common import DATA_DIR, DTYPE, add_command, add_fold, path
+from se_flax.commands.common import DATA_DIR, DTYPE, add_command, add_fold, open_trained, path
 from se_flax.errors import UserError
 from se_flax.tables import aligned
 
@@ -56,16 +56,14 @@ def _run(args: argparse.Namespace) -> None:
     from se_flax.evaluation.predictions import Predictions
     from se_flax.evaluation.progress import Progress
     from se_flax.evaluation.protocols import Protocol
-    from se_flax.inference import evaluate_networks, fold, open_run, open_weights
+    from se_flax.inference import evaluate_networks
 
     if not args.networks:
         raise UserError('nothing to evaluate: --workdir DIR or --weights FILE.safetensors')
     protocol = Protocol(args.size, args.resize, args.crops, args.average)
     predictions = Predictions(args.predictions) if args.predictions else None
     with Progress() as progress:
-        open_network = {'run': open_run, 'weights': open_weights}
-        networks = [open_network[kind](file, args.dtype) for kind, file in args.networks]
-        networks = [fold(network) for network in networks] if args.fold else networks
+        networks = [open_trained(kind, file, args.dtype, args.fold) for kind, file in args.networks]
         result = evaluate_networks(
             networks,
             args.data,

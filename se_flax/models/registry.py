@@ -103,9 +103,10 @@ def check_model(name: str) -> None:
     Traceback (most recent call last):
     se_flax.errors.UserError: unknown model 'seresnet50': timm's seresnet50 is timm_seresnet50 here
     """
+    if name in _ENTRIES:
+        return
     architecture = str(name).removeprefix('timm/').partition('.')[0]  # also of a hub id
-    here = timm_architectures().get(architecture)
-    if here and name not in _ENTRIES:
+    if here := timm_architectures().get(architecture):
         raise UserError(f"unknown model {name!r}: timm's {architecture} is {here} here")
     check_known('model', name, _ENTRIES)
 

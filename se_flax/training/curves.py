@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from se_flax.storage import as_path, atomic_write
+from se_flax.storage import AnyPath, as_path, atomic_write
 
 # From Okabe and Ito's palette, distinguishable with every kind of color vision.
 PALE, TRAIN, EVAL = '#56B4E9', '#0072B2', '#D55E00'
@@ -20,9 +20,19 @@ PANELS = (('loss', 'loss (nats)', 1, '{:.4f}'), ('top1', 'top-1 accuracy (%)', 1
 
 def plot_curves(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
     """Writes the figure of `rows`, as `read_rows` returns them, to a PNG, atomically."""
-    png = io.BytesIO()
-    draw_curves(rows).savefig(png, format='png')
-    atomic_write(as_path(path), png.getvalue())
+    save(draw_curves(rows), as_path(path))
+
+
+def save(figure: Figure, path: AnyPath) -> None:
+    """Writes a figure as PNG, atomically."""
+    atomic_write(path, png(figure))
+
+
+def png(figure: Figure) -> bytes:
+    """Returns a figure as a PNG file."""
+    file = io.BytesIO()
+    figure.savefig(file, format='png')
+    return file.getvalue()
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from se_flax.data import Dataset
 from se_flax.errors import MissingError, UserError
-from se_flax.storage import AnyPath, atomic_write, is_remote
+from se_flax.storage import AnyPath, atomic_write, is_remote, read_json, without_lists
 from se_flax.training.config import ADDED, MACHINE_FIELDS, base_config
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ def result(workdir: AnyPath) -> dict[str, Any]:
 
 def read_config(workdir: AnyPath) -> tuple[ConfigDict, tuple[str, ...]]:
     """Returns the config and the class names of a run; raises MissingError if there is none."""
-    fields = {name: _tuples(value) for name, value in _read(workdir).items()}
+    fields = without_lists(_read(workdir))
     class_names = fields.pop('class_names')
     config = base_config()
     config.update(fields)
@@ -125,11 +125,4 @@ def _read(workdir: AnyPath) -> dict[str, Any]:
         near = [p.parent for p in sorted(workdir.parent.glob(f'*/{CONFIG}'))]
         hint = f'; there is {", ".join(map(str, near[:5]))}' if near else ''
         raise MissingError(f'{workdir} is no workdir of a run: it has no {CONFIG}{hint}')
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f'{path} is damaged ({error})') from None
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+    return read_json(path)

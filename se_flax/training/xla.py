@@ -1,6 +1,6 @@
 """Forms of a step's arithmetic that XLA compiles to fewer passes over memory; no number changes.
 
-`docs/speed.md` has the bytes that they save.
+`docs/explanations/speed.md` has the bytes that they save.
 """
 
 import collections

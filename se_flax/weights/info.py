@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from se_flax.errors import UserError
 from se_flax.models import check_model
+from se_flax.storage import without_lists
 
 VERSION = 1  # of the metadata
 MAX_SIZE = 1 << 24  # of a number in the metadata
@@ -151,14 +152,3 @@ def _is_harmless(value: Any) -> bool:
     if type(value) in (int, float):
         return abs(value) <= MAX_SIZE  # False for NaN
     return value is None or isinstance(value, (bool, str))
-
-
-def without_lists(value: Any) -> Any:
-    """Turns lists into tuples, at every depth: JSON has lists, and modules must be hashable.
-
-    >>> without_lists({'se': {'reduction': 8}, 'stage_sizes': [3, 4]})
-    {'se': {'reduction': 8}, 'stage_sizes': (3, 4)}
-    """
-    if isinstance(value, Mapping):
-        return {key: without_lists(inner) for key, inner in value.items()}
-    return tuple(map(without_lists, value)) if isinstance(value, (list, tuple)) else value

@@ -12,8 +12,9 @@ from se_flax.errors import UserError, check_known
 from se_flax.models import create_model, list_models, model_info
 from se_flax.models.network import Network
 from se_flax.models.variables import Tensor, misfits, variable_shapes
+from se_flax.storage import without_lists
 from se_flax.weights.fill import FIRST, adapt, as_float32, fill, to_kernel
-from se_flax.weights.info import CIFAR, WeightsInfo, for_channels, without_lists
+from se_flax.weights.info import CIFAR, WeightsInfo, for_channels
 from se_flax.weights.names import NAMINGS, Naming, norm_of, traits_of
 
 LEAVES = {

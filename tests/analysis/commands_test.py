@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 
 from se_flax import cli
-from se_flax.analysis import plots
 from se_flax.analysis.excitation import measure_gates, se_blocks
 from se_flax.analysis.study import STUDIES
 from se_flax.data import open_dataset
 from se_flax.inference import open_run
 from se_flax.nn import EXCITE
+from se_flax.training import curves
 from se_flax.training.metrics_log import read_rows
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -236,7 +236,7 @@ def test_training_makes_gates_of_the_class(study):
 
 def test_curves_of_two_runs(study, tmp_path, capsys, monkeypatch):
     drawn = []
-    monkeypatch.setattr(plots, 'save', lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(curves, 'save', lambda figure, path: drawn.append(figure))
     runs = [str(study / 'runs' / 'se_resnet8_cifar' / f'seed{seed}') for seed in (0, 1)]
     assert cli.main(['analyze', 'curves', *runs, '--out', str(tmp_path / 'curves.png')]) == 0
     loss, error = drawn[0].axes

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from se_flax.analysis.excitation import Gates
-from se_flax.analysis.plots import draw_gates, draw_study, png, sampled
+from se_flax.analysis.plots import draw_gates, draw_study, sampled
+from se_flax.training.curves import png
 
 pytestmark = pytest.mark.quick
 

@@ -257,8 +257,8 @@ def torchvision_loader(files, train, cores):
     from torchvision.transforms import v2
 
     random = [v2.RandomResizedCrop(SIZE), v2.RandomHorizontalFlip()]
-    centre = [v2.Resize(RESIZE), v2.CenterCrop(SIZE)]
-    return data_loader(files, train, cores, load_tensor, v2.Compose(random if train else centre))
+    center = [v2.Resize(RESIZE), v2.CenterCrop(SIZE)]
+    return data_loader(files, train, cores, load_tensor, v2.Compose(random if train else center))
 
 
 EXAMPLE, TWIN = "tf.data, as Flax's example", 'tf.data, the same in uint8'

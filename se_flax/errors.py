@@ -47,7 +47,7 @@ class Problems:
                 self.add(names, error)
         return None
 
-    def tell(self) -> None:
+    def raise_all(self) -> None:
         """Raises the only mistake, or a UserError that lists them."""
         if len(self._errors) == 1:
             raise next(iter(self._errors.values()))

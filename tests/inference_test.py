@@ -41,7 +41,7 @@ def test_evaluate_gives_the_last_evaluation_of_the_run_in_every_digit(reference,
     out, err = capsys.readouterr()
     assert err == ''
     assert out.splitlines() == [
-        f'{reference}, step 24: centre crop, 28 pixels of the image as it is',
+        f'{reference}, step 24: center crop, 28 pixels of the image as it is',
         f'2,000 images of fashion_mnist_mini, loss {result["loss"]:.4f}',
         '         error     95 % interval  accuracy',
         *(table_line(name, result[key]) for name, key in (('top-1', 'top1'), ('top-5', 'top5'))),
@@ -102,7 +102,7 @@ def test_an_ensemble_with_two_crops_told_in_all_ways(reference, tmp_path, capsys
     protocol = Protocol((20,), (28,), crops=2)
     alone = evaluate_networks([open_run(reference)], protocol=protocol)
     summary = alone.summary()
-    described = 'centre crop and its mirror image, 20 pixels of 28'
+    described = 'center crop and its mirror image, 20 pixels of 28'
     lines = told.splitlines()
     assert lines[:3] == [
         f'{reference}, step 24: {described}',

@@ -19,10 +19,10 @@ from se_flax.training.recipe import make_model
 from se_flax.training.workdir import finished, read_config
 
 NOTES = (
-    'Errors of the last evaluation, mean ± standard deviation over the seeds. The interval is of '
-    "the paired difference of the top-1 errors, seed by seed (Student's t); each holds by itself, "
-    'so of twenty one may miss. "Not told apart": zero lies within. The paper\'s columns are '
-    'ImageNet.'
+    'Errors of the last evaluation, mean ± standard deviation over the seeds. The interval is the '
+    "confidence interval of the difference of the top-1 errors, paired by seed (Student's t), not "
+    'corrected for multiple comparisons. "Not significant": it contains zero. The paper\'s columns '
+    'are for ImageNet.'
 )
 
 
@@ -40,11 +40,11 @@ def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> dict[s
         return found
     mean = low = high = round(float(differences.mean()), 3)
     if len(differences) == 1:
-        return found | {'difference': mean, 'reading': 'one seed says nothing'}
+        return found | {'difference': mean, 'reading': 'only one seed'}
     if np.ptp(differences):  # Student's t divides by the deviation
         interval = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
         low, high = (round(float(bound), 3) for bound in interval)
-    reading = 'not told apart' if low <= 0 <= high else 'lower' if high < 0 else 'higher'
+    reading = 'not significant' if low <= 0 <= high else 'lower' if high < 0 else 'higher'
     return {'difference': mean, 'low': low, 'high': high, 'reading': reading}
 
 

@@ -69,7 +69,7 @@ def _run(args: argparse.Namespace) -> int:
         problems.add((), 'a study needs local folders, whose logs can grow; not in a bucket')
     if not (args.config and args.out):
         problems.add((), f'a study needs --config and --out, such as {EXAMPLE}')
-    problems.tell()
+    problems.raise_all()
     out = as_path(args.out)
     runs = as_path(args.runs) if args.runs else out / RUNS
     plan = Plan(study, args.config, tuple(assignments), args.seeds, runs)

@@ -26,7 +26,7 @@ def _run(args: argparse.Namespace) -> None:
     from se_flax.evaluation.progress import Progress
     from se_flax.inference import predict
 
-    predictions = Predictions(args.csv, labelled=False) if args.csv else None
+    predictions = Predictions(args.csv, labeled=False) if args.csv else None
     trained = common.open_network(args)
     total = unread = 0
     with Progress() if args.csv else contextlib.nullcontext() as progress:

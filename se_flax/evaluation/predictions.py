@@ -17,14 +17,14 @@ class Predictions:
 
     `.csv` has the columns `index`, `key`, `label`, `label_name`, then `class_1`, `name_1`,
     `probability_1` and so on to 5; `.jsonl` an object per line, with the classes in a list `top`.
-    Undecodable examples have no row; without `labelled`, rows have no label. About 200 bytes of
+    Undecodable examples have no row; without `labeled`, rows have no label. About 200 bytes of
     memory per example. Raises UserError for another suffix and as `check_writable`.
     """
 
-    def __init__(self, path: pathlib.Path, *, labelled: bool = True):
+    def __init__(self, path: pathlib.Path, *, labeled: bool = True):
         check_known('kind of predictions file', path.suffix, ('.csv', '.jsonl'))
         check_writable(path)
-        self._path, self._labelled = path, labelled
+        self._path, self._labeled = path, labeled
         self._text = io.StringIO()
         self._csv = csv.writer(self._text, lineterminator='\n') if path.suffix == '.csv' else None
 
@@ -33,7 +33,7 @@ class Predictions:
         names = dataset.class_names
         for i in np.flatnonzero(results['mask']).tolist():
             row = {'index': first + i, 'key': dataset.key(first + i)}
-            if self._labelled:
+            if self._labeled:
                 label = int(results['label'][i])
                 row |= {'label': label, 'label_name': names[label]}
             best = zip(results['top'][i].tolist(), results['probability'][i], strict=True)

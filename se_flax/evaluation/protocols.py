@@ -14,8 +14,8 @@ from se_flax.data.transforms import Squash, View
 from se_flax.errors import UserError, check_known
 
 CROPS = {
-    1: 'centre crop',
-    2: 'centre crop and its mirror image',
+    1: 'center crop',
+    2: 'center crop and its mirror image',
     10: 'ten crops',
     12: 'twelve crops',
 }

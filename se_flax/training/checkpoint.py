@@ -27,7 +27,7 @@ from etils import epath
 
 from se_flax import storage
 from se_flax.errors import MissingError, UserError
-from se_flax.training.distributed import lost_a_peer, on_first, tell_all
+from se_flax.training.distributed import broadcast, lost_a_peer, on_first
 
 MANIFEST = 'manifest.json'
 log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class Checkpointer:
             ) from error
         for old in self.steps()[: -self.keep] if self._writes else ():
             _remove(self.directory / str(old))
-        tell_all(step)  # no process takes a step for saved before all of it is
+        broadcast(step)  # no process takes a step for saved before all of it is
 
     def restore(self, target: Any) -> tuple[Any, dict[str, Any]] | None:
         """Returns state and progress of the newest good step, or None if no save has finished.
@@ -112,7 +112,7 @@ class Checkpointer:
         """
         # One process reads and hashes each file, the others rely on it.
         newest, refused = on_first(_newest_good, self.directory) or (-1, [])
-        newest = tell_all(newest)
+        newest = broadcast(newest)
         restored = None if newest < 0 else _read(self.directory / str(newest), target)
         for each in refused:
             names = (f'{each.kind}-{each.folder.name}-{n}' for n in itertools.count())

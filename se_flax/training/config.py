@@ -336,7 +336,7 @@ def check_config(
     problems = problems or Problems()
     check_fields(config, problems)
     check_values(config, num_devices, problems)
-    problems.tell()
+    problems.raise_all()
 
 
 def check_fields(config: ConfigDict, problems: Problems) -> None:

@@ -89,7 +89,7 @@ def on_first(act: Callable[..., Result], *args: Any) -> Result | None:
     return all_or_none(act, *args) if jax.process_index() == 0 else all_or_none(lambda: None)
 
 
-def tell_all(number: int) -> int:
+def broadcast(number: int) -> int:
     """Returns process 0's number in every process, once all have called this."""
     return int(multihost_utils.broadcast_one_to_all(np.int64(number)))
 

@@ -104,7 +104,7 @@ def keeps_head(config: ConfigDict, class_names: Sequence[str]) -> bool:
     return config.keep_head or info.class_names == tuple(class_names)
 
 
-def told_of_start(config: ConfigDict, class_names: Sequence[str]) -> str:
+def start_message(config: ConfigDict, class_names: Sequence[str]) -> str:
     """Returns a line on where the weights come from and whether their head is kept."""
     info = _read_info(config)
     new = f'new head: {info.num_classes:,} -> {len(class_names):,} classes'

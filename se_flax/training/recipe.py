@@ -71,7 +71,7 @@ def make_plan(config: ConfigDict, num_devices: int) -> Plan:
         problems.check(('data', 'data_dir', 'eval_split'), _open_split, config, split)
         for split in ('train', 'eval')
     )
-    problems.tell()
+    problems.raise_all()
     if config.init_from:
         fine_tune.keeps_head(config, train_set.class_names)
     if config.cache:

@@ -23,8 +23,8 @@ from se_flax.training import workdir
 from se_flax.training.checkpoint import Checkpointer
 from se_flax.training.clock import Clock
 from se_flax.training.curves import plot_curves
-from se_flax.training.distributed import all_or_none, on_first, tell_all
-from se_flax.training.fine_tune import start_from, told_of_start
+from se_flax.training.distributed import all_or_none, broadcast, on_first
+from se_flax.training.fine_tune import start_from, start_message
 from se_flax.training.loop import train
 from se_flax.training.memory import IN_TRAINING, check_step
 from se_flax.training.metrics_log import MetricsWriter, read_rows
@@ -67,9 +67,9 @@ def run(
     mesh = data_mesh()
     plan = all_or_none(make_plan, config, mesh.size)
     config = plan.config
-    told = workdir.told(config, plan.train_set.class_names)
-    all_or_none(workdir.check, directory, told)
-    if tell_all(workdir.finished(directory) is not None):
+    saved = workdir.saved_config(config, plan.train_set.class_names)
+    all_or_none(workdir.check, directory, saved)
+    if broadcast(workdir.finished(directory) is not None):
         print(f'{directory} has a finished run, see {workdir.DONE}; for a new one set --workdir.')
         return workdir.result(directory)
     data = workdir.fingerprints(training=plan.train_set, evaluation=plan.eval_set)
@@ -80,8 +80,8 @@ def run(
     abstract = jax.eval_shape(init, key)
     # Compiled before the workdir is claimed: a batch that does not fit in memory leaves no trace.
     step = _compiled_step(plan, mesh, abstract)
-    on_first(workdir.claim, directory, told, data)
-    all_or_none(workdir.check, directory, told)  # the other processes compare with it
+    on_first(workdir.claim, directory, saved, data)
+    all_or_none(workdir.check, directory, saved)  # the other processes compare with it
     all_or_none(workdir.check_data, directory, data)
 
     checkpoints = Checkpointer(directory / workdir.CHECKPOINTS, keep=config.keep_checkpoints)
@@ -218,7 +218,7 @@ def _describe(plan: Plan, state: TrainState, directory: AnyPath) -> None:
     print(run_summary(plan, state, jax.devices()))
     print(f'Parameters: {len(jax.tree.leaves(state.params))} arrays, see {workdir.PARAMETERS}.')
     if config.init_from and not state.step:
-        print(told_of_start(config, plan.train_set.class_names))
+        print(start_message(config, plan.train_set.class_names))
 
 
 def _conclude(directory: AnyPath, best: dict[str, Any]) -> None:

@@ -19,13 +19,13 @@ CONFIG, DONE, CHECKPOINTS = 'config.json', 'DONE', 'checkpoints'
 DATA, PARAMETERS = 'data.json', 'parameters.txt'
 
 
-def told(config: ConfigDict, class_names: Sequence[str]) -> dict[str, Any]:
+def saved_config(config: ConfigDict, class_names: Sequence[str]) -> dict[str, Any]:
     """Returns the content of config.json."""
     return json.loads(config.to_json()) | {'class_names': list(class_names)}
 
 
 def check(workdir: AnyPath, ours: Mapping[str, Any]) -> None:
-    """Raises UserError unless a workdir is new, or its run has the same `told`."""
+    """Raises UserError unless a workdir is new, or its run has the same `saved_config`."""
     if not (workdir / CONFIG).exists():
         _check_folder(workdir)
         # A `claim` that was killed leaves only the temporary file of `atomic_write`.

@@ -40,12 +40,12 @@ def test_paired_is_the_t_interval_of_the_differences(seeds, draw):
     ('differences', 'expected'),
     [
         ([], (None, None, None, '')),
-        ([-1.0], (-1.0, None, None, 'one seed says nothing')),
+        ([-1.0], (-1.0, None, None, 'only one seed')),
         ([-1.0, -1.0], (-1.0, -1.0, -1.0, 'lower')),
         ([2.0, 2.0], (2.0, 2.0, 2.0, 'higher')),
-        ([0.0, 0.0], (0.0, 0.0, 0.0, 'not told apart')),
+        ([0.0, 0.0], (0.0, 0.0, 0.0, 'not significant')),
         ([-1.0, -1.1], (-1.05, -1.685, -0.415, 'lower')),
-        ([1.0, -1.0], (0.0, -12.706, 12.706, 'not told apart')),
+        ([1.0, -1.0], (0.0, -12.706, 12.706, 'not significant')),
     ],
 )
 def test_the_reading_says_no_more_than_the_interval(differences, expected):
@@ -65,7 +65,7 @@ def plan(tmp_path):
         if (task.cell.name, task.seed) in results:
             top1, top5 = results[task.cell.name, task.seed]
             config = plan.cell_config(task.cell, task.seed)
-            workdir.claim(task.workdir, workdir.told(config, classes), {})
+            workdir.claim(task.workdir, workdir.saved_config(config, classes), {})
             with MetricsWriter(task.workdir, resume_step=0) as rows:
                 for step, speed in ((1, 100.0), (2, 300.0), (3, 200.0)):
                     rows.write(
@@ -88,7 +88,7 @@ def test_rows_are_a_function_of_the_finished_runs(plan):
     assert largest['seeds'] == [0]
     assert largest['top1_error_std'] is None
     assert largest['difference'] == 2.0
-    assert (largest['low'], largest['reading']) == (None, 'one seed says nothing')
+    assert (largest['low'], largest['reading']) == (None, 'only one seed')
     assert largest['fields'] == {'model_fields.se.squeeze': 'max'}
     assert largest['images_per_second'] == 200.0
     # Both have the same layers: the quick start's network, counted in its golden summary.

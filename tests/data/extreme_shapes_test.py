@@ -43,7 +43,7 @@ def test_memory_is_bounded(interpolation):
 
 
 @pytest.mark.parametrize('interpolation', INTERPOLATIONS)
-def test_the_centre_of_a_line_is_that_of_the_whole_line(interpolation):
+def test_the_center_of_a_line_is_that_of_the_whole_line(interpolation):
     """Up to half a pixel of the line, the most that the first crop may move it."""
     line = np.linspace(0, 255, 400).round().astype(np.uint8)[None, :, None].repeat(3, 2)
     row = fit(line, 16, 16, interpolation)[0, :, 0].astype(int)

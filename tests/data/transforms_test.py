@@ -127,8 +127,8 @@ def test_cutout_is_one_clipped_square(size, side, seed):
     assert (out[~hole] == 9).all()
     ys, xs = hole.any(1).nonzero()[0], hole.any(0).nonzero()[0]
     assert hole.sum() == len(ys) * len(xs)
-    centres = {(y, x) for y in range(size) for x in range(size)}
-    assert any(square(size, side, *centre) == (set(ys), set(xs)) for centre in centres)
+    centers = {(y, x) for y in range(size) for x in range(size)}
+    assert any(square(size, side, *center) == (set(ys), set(xs)) for center in centers)
 
 
 def square(size, side, y, x):
@@ -136,7 +136,7 @@ def square(size, side, y, x):
     return tuple({c - side // 2 + i for i in range(side)} & set(inside) for c in (y, x))
 
 
-def test_cutout_centre_is_any_pixel():
+def test_cutout_center_is_any_pixel():
     transform = TrainTransform(4, 'none', flip=False, cutout=1, fill=(255, 0, 0))
     image = np.zeros((4, 4, 3), np.uint8)
     holes = {tuple(np.argwhere(apply(transform, image, s)[..., 0])[0]) for s in range(200)}
@@ -144,7 +144,7 @@ def test_cutout_centre_is_any_pixel():
 
 
 @pytest.mark.parametrize('size', [32, 33])
-def test_rotation_turns_around_the_centre(size):
+def test_rotation_turns_around_the_center(size):
     """Compares with the formula, on colors that are affine in x and y."""
     y, x = np.mgrid[:size, :size] - (size - 1) / 2
     image = np.stack([100 + 3 * x, 100 + 2 * y, 0 * x + 60], -1).round().astype(np.uint8)
@@ -211,7 +211,7 @@ def test_any_image_fills_the_output(height, width, size):
     assert (apply(EvalTransform(size, resize=size + 3), image) == 200).all()
 
 
-def test_eval_takes_the_centre():
+def test_eval_takes_the_center():
     image = photo(11, 8)
     np.testing.assert_array_equal(apply(EvalTransform(6), image), image[2:8, 1:7])
 

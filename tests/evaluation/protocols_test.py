@@ -33,7 +33,7 @@ def views(image, protocol, own=OWN):
     return np.stack([cut(laid_out, place, scale.size)[0] for place in where])
 
 
-def corners_and_centre(square):
+def corners_and_center(square):
     """Of 32 x 32 pixels, 24 x 24 each."""
     return [square[4:28, 4:28], square[:24, :24], square[:24, 8:], square[8:, :24], square[8:, 8:]]
 
@@ -43,16 +43,16 @@ def with_mirror_images(crops):
 
 
 def test_one_and_two_crops(image):
-    centre = np.empty((24, 24, 3), np.uint8)
-    OWN(image, None, centre)
-    np.testing.assert_array_equal(views(image, Protocol()), [centre])
+    center = np.empty((24, 24, 3), np.uint8)
+    OWN(image, None, center)
+    np.testing.assert_array_equal(views(image, Protocol()), [center])
     both = views(image, Protocol(crops=2))
-    np.testing.assert_array_equal(both, with_mirror_images([centre]))
+    np.testing.assert_array_equal(both, with_mirror_images([center]))
 
 
 def test_ten_crops(image):
     square = cv2.resize(image, (42, 32))[:, 5:37]
-    want = with_mirror_images(corners_and_centre(square))
+    want = with_mirror_images(corners_and_center(square))
     np.testing.assert_array_equal(views(image, Protocol(crops=10)), want)
     with jax.enable_x64(True):
         np.testing.assert_array_equal(views(image, Protocol(crops=10)), want)
@@ -60,7 +60,7 @@ def test_ten_crops(image):
 
 def test_twelve_crops(image):
     square = cv2.resize(cv2.resize(image, (42, 32)), (32, 32))
-    want = with_mirror_images([*corners_and_centre(square), cv2.resize(square, (24, 24))])
+    want = with_mirror_images([*corners_and_center(square), cv2.resize(square, (24, 24))])
     got = views(image, Protocol(crops=12))
     whole = [5, 11]
     np.testing.assert_array_equal(np.delete(got, whole, 0), np.delete(want, whole, 0))
@@ -91,8 +91,8 @@ def test_scales():
 
 
 def test_describe():
-    assert Protocol().describe(OWN) == 'centre crop, 24 pixels of 32'
-    assert Protocol().describe(EvalTransform(28)) == 'centre crop, 28 pixels of the image as it is'
+    assert Protocol().describe(OWN) == 'center crop, 24 pixels of 32'
+    assert Protocol().describe(EvalTransform(28)) == 'center crop, 28 pixels of the image as it is'
     several = Protocol((24,), (28, 32), 10).describe(OWN)
     assert several == 'ten crops, 24 pixels of 28, 24 pixels of 32'
 

@@ -65,7 +65,7 @@ def recipe(path, **fields):
 def check(config):
     problems = Problems()
     check_weights(config, problems)
-    problems.tell()
+    problems.raise_all()
 
 
 def fresh(num_classes, **fields):

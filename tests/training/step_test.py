@@ -71,8 +71,8 @@ def draw(shapes):
     rng = np.random.default_rng(0)
 
     def leaf(path, shape):
-        centre = 1.0 if path[-1].key in ('scale', 'var') else 0.0
-        return rng.normal(centre, 0.1, shape.shape).astype(shape.dtype)
+        center = 1.0 if path[-1].key in ('scale', 'var') else 0.0
+        return rng.normal(center, 0.1, shape.shape).astype(shape.dtype)
 
     zeros = jax.tree.map(lambda shape: np.zeros(shape.shape, shape.dtype), shapes)
     params, batch_stats = jax.tree.map_with_path(leaf, (shapes.params, shapes.batch_stats))

@@ -86,7 +86,7 @@ def test_evaluate(weights, tmp_path, capsys):
     rank = (log_p > log_p[np.arange(len(labels)), labels, None]).sum(1)
     loss = -log_p[np.arange(len(labels)), labels].mean()
     said, images, _, *shares = text.splitlines()
-    assert said == f'{path}: centre crop, 28 pixels of the image as it is'
+    assert said == f'{path}: center crop, 28 pixels of the image as it is'
     assert images == f'2,000 images of {DATA}, loss {loss:.4f}'
     for line, k in zip(shares, (1, 5), strict=True):
         assert line.startswith(f'top-{k}  {100 * (rank >= k).mean():.2f} %  ')

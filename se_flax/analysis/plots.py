@@ -5,19 +5,16 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from se_flax.analysis.excitation import Gates
-from se_flax.training.curves import moving_mean
+from se_flax.training.curves import COLORS, moving_mean, new_figure, tidy
 
-# Palette of Okabe and Ito, for every kind of color vision; INK is for totals.
-COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
-INK = '#222222'
+INK = '#222222'  # for totals
 
 
 def draw_study(title: str, rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Draws the top-1 error of each cell, each seed and their mean, beside the paper's."""
-    figure = _figure(9, 1.6 + 0.4 * len(rows))
+    figure = new_figure(9, 1.6 + 0.4 * len(rows))
     ours, papers = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))
     places = np.arange(len(rows))
     for place, row in zip(places, rows, strict=True):
@@ -34,7 +31,7 @@ def draw_study(title: str, rows: Sequence[Mapping[str, Any]]) -> Figure:
     ours.set(xlabel='top-1 error (%)')
     papers.set(xlabel='top-1 error on ImageNet (%)')
     for axes in (ours, papers):
-        _tidy(axes)
+        tidy(axes)
         axes.margins(y=0.5 / max(len(rows), 1))
     figure.suptitle(title, fontsize=11)
     figure.legend(loc='outside lower center', ncols=3, frameon=False)
@@ -46,7 +43,7 @@ def draw_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
 
     `runs` has the rows of `metrics.jsonl` by the name in the legend.
     """
-    figure = _figure(9, 4.2)
+    figure = new_figure(9, 4.2)
     loss, error = figure.subplots(1, 2)
     for (name, rows), color in zip(runs.items(), COLORS, strict=False):
         train, evaluations = [[r for r in rows if r['split'] == s] for s in ('train', 'eval')]
@@ -58,7 +55,7 @@ def draw_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     loss.set(xlabel='training step', ylabel='training loss (nats)')
     error.set(xlabel='training step', ylabel='top-1 error, all evaluation images (%)')
     for axes in (loss, error):
-        _tidy(axes, integer=True)
+        tidy(axes, integer=True)
     figure.legend(loc='outside lower center', ncols=min(len(runs), 3), frameon=False)
     return figure
 
@@ -73,7 +70,7 @@ def draw_gates(
     """
     columns = min(3, len(gates))
     lines = -(-len(gates) // columns)
-    figure = _figure(3.6 * columns, 2.5 * lines + 0.7)
+    figure = new_figure(3.6 * columns, 2.5 * lines + 0.7)
     panels = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
     for axes in panels[len(gates) :]:
         axes.remove()
@@ -92,7 +89,7 @@ def draw_gates(
             axes.plot(block.overall_mean[at], color=INK, linewidth=1.6, linestyle='--', label='all')
         axes.set_title(f'{block.name} ({block.channels} channels)', fontsize=9)
         axes.set(xlabel='channel, evenly sampled', ylabel='' if i % columns else 'gate')
-        _tidy(axes, integer=True)
+        tidy(axes, integer=True)
     handles, names = panels[0].get_legend_handles_labels()
     ncols = 4 if within else 5
     figure.legend(handles, names, loc='outside lower center', ncols=ncols, frameon=False)
@@ -102,14 +99,3 @@ def draw_gates(
 def sampled(channels: int, count: int) -> np.ndarray:
     """Returns up to `count` evenly spaced channel numbers."""
     return np.unique(np.linspace(0, channels - 1, min(count, channels)).round().astype(int))
-
-
-def _figure(width: float, height: float) -> Figure:
-    return Figure(figsize=(width, height), dpi=150, layout='constrained')
-
-
-def _tidy(axes: Any, **ticks: Any) -> None:
-    axes.grid(color='0.9')
-    axes.set_axisbelow(True)
-    axes.spines[['top', 'right']].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(5, **ticks))

@@ -22,7 +22,7 @@ from se_flax.storage import AnyPath, as_path, atomic_write
 from se_flax.training import workdir
 from se_flax.training.checkpoint import Checkpointer
 from se_flax.training.clock import Clock
-from se_flax.training.curves import plot_curves
+from se_flax.training.curves import draw_curves, save
 from se_flax.training.distributed import all_or_none, broadcast, on_first
 from se_flax.training.fine_tune import start_from, start_message
 from se_flax.training.loop import train
@@ -223,7 +223,7 @@ def _describe(plan: Plan, state: TrainState, directory: AnyPath) -> None:
 
 def _conclude(directory: AnyPath, best: dict[str, Any]) -> None:
     history = read_rows(directory / 'metrics.jsonl')
-    plot_curves(history, directory / 'curves.png')
+    save(draw_curves(history), directory / 'curves.png')
     last = next(row for row in reversed(history) if row['split'] == 'eval')
     result = {name: last[name] for name in ('step', 'loss', 'top1', 'top5', 'examples')}
     workdir.finish(directory, result | {'best': best})

@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 
-from se_flax.training.curves import draw_curves, plot_curves
+from se_flax.training.curves import draw_curves, save
 
 pytestmark = pytest.mark.quick
 
@@ -65,7 +65,7 @@ def test_the_average_says_over_how_many_rows_it_is(num_train, window):
 
 def test_the_legend_covers_no_data():
     figure = draw_curves(rows(100, 5))
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     (legend,) = figure.legends
     assert len(legend.get_texts()) == 3
     for axes in figure.axes:
@@ -75,7 +75,7 @@ def test_the_legend_covers_no_data():
 
 @pytest.mark.parametrize('data', [[], rows(1, 0), rows(0, 1), rows(100, 5)])
 def test_the_picture_is_a_png_of_the_said_size(tmp_path, data):
-    plot_curves(data, tmp_path / 'curves.png')
+    save(draw_curves(data), tmp_path / 'curves.png')
     png = (tmp_path / 'curves.png').read_bytes()
     assert png.startswith(b'\x89PNG\r\n\x1a\n')
     assert png.endswith(b'IEND\xaeB`\x82')
@@ -85,7 +85,7 @@ def test_the_picture_is_a_png_of_the_said_size(tmp_path, data):
 
 def test_a_crash_while_drawing_keeps_the_old_picture(tmp_path, monkeypatch):
     path = tmp_path / 'curves.png'
-    plot_curves(rows(3, 1), path)
+    save(draw_curves(rows(3, 1)), path)
     old = path.read_bytes()
 
     def crash(*_):
@@ -93,5 +93,5 @@ def test_a_crash_while_drawing_keeps_the_old_picture(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pathlib.Path, 'replace', crash)
     with pytest.raises(KeyboardInterrupt):
-        plot_curves(rows(5, 1), path)
+        save(draw_curves(rows(5, 1)), path)
     assert path.read_bytes() == old

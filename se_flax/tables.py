@@ -1,6 +1,9 @@
-"""Tables of text, for a terminal and for Markdown; the first row is the head."""
+"""Tables as text for a terminal, Markdown and CSV; the first row is the head."""
 
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -19,3 +22,12 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     """Returns a Markdown table, numbers to the right."""
     head, *body = (f'| {" | ".join(row)} |' for row in rows)
     return '\n'.join([head, f'|---|{"---:|" * (len(rows[0]) - 1)}', *body])
+
+
+def csv_text(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """Returns a CSV file."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator='\n')
+    writer.writerow(head)
+    writer.writerows(rows)
+    return file.getvalue()

@@ -1,8 +1,6 @@
 """What the gates of a trained network do (section 7 of the paper, Figures 6 and 7)."""
 
-import csv
 import dataclasses
-import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -251,14 +249,14 @@ def write(
     removal: Removal,
 ) -> str:
     """Writes `excitation.csv` and `excitation.md`; returns the latter's text."""
-    text = io.StringIO()
-    lines = csv.writer(text, lineterminator='\n')
-    lines.writerow(('block', 'channel', 'class', 'mean', 'std'))
-    for block in gates:
-        for mean, std, label in zip(block.mean, block.std, dataset.class_names, strict=True):
-            for channel, pair in enumerate(zip(mean, std, strict=True)):
-                lines.writerow((block.name, channel, label, *(f'{value:.6g}' for value in pair)))
-    atomic_write(out / 'excitation.csv', text.getvalue().encode())
+    lines = (
+        (block.name, channel, label, f'{mean:.6g}', f'{std:.6g}')
+        for block in gates
+        for means, stds, label in zip(block.mean, block.std, dataset.class_names, strict=True)
+        for channel, (mean, std) in enumerate(zip(means, stds, strict=True))
+    )
+    text = tables.csv_text(('block', 'channel', 'class', 'mean', 'std'), lines)
+    atomic_write(out / 'excitation.csv', text.encode())
 
     head = ['block', 'channels', 'mean gate', 'class explains', 'labels shuffled']
     rows = [[*head, f'above {OPEN}', f'below {CLOSED}']]

@@ -17,22 +17,21 @@ def draw_study(title: str, rows: Sequence[Mapping[str, Any]]) -> Figure:
     figure = new_figure(9, 1.6 + 0.4 * len(rows))
     ours, papers = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))
     places = np.arange(len(rows))
-    for place, row in zip(places, rows, strict=True):
-        seeds = row['top1_error']
-        ours.plot(seeds, [place] * len(seeds), 'o', color=COLORS[5], markersize=5)
-        ours.plot(row['top1_error_mean'], place, '|', color=INK, markersize=16, markeredgewidth=2)
-        if row['paper_top1_error'] is not None:
-            papers.plot(row['paper_top1_error'], place, 's', color=COLORS[1], markersize=6)
-    ours.plot([], [], 'o', color=COLORS[5], label='a seed')
-    ours.plot([], [], '|', color=INK, markersize=12, markeredgewidth=2, label='mean')
-    papers.plot([], [], 's', color=COLORS[1], label='the paper')
+    counts = [len(row['top1_error']) for row in rows]
+    seeds = np.concatenate([row['top1_error'] for row in rows])
+    ours.plot(seeds, places.repeat(counts), 'o', color=COLORS[5], markersize=5, label='a seed')
+    means = [row['top1_error_mean'] for row in rows]
+    bar = {'color': INK, 'markersize': 16, 'markeredgewidth': 2}
+    ours.plot(means, places, '|', label='mean', **bar)
+    errors = np.array([row['paper_top1_error'] for row in rows], float)  # NaN for None
+    papers.plot(errors, places, 's', color=COLORS[1], markersize=6, label='the paper')
     ours.set_yticks(places, [row['cell'] for row in rows])
     ours.invert_yaxis()
     ours.set(xlabel='top-1 error (%)')
     papers.set(xlabel='top-1 error on ImageNet (%)')
     for axes in (ours, papers):
         tidy(axes)
-        axes.margins(y=0.5 / max(len(rows), 1))
+        axes.margins(y=0.5 / len(rows))
     figure.suptitle(title, fontsize=11)
     figure.legend(loc='outside lower center', ncols=3, frameon=False)
     return figure

@@ -1,7 +1,5 @@
 """From the workdirs of a study to its numbers: `results.jsonl`, `results.csv` and `results.md`."""
 
-import csv
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -104,21 +102,16 @@ def write_results(directory: AnyPath, plan: Plan) -> list[dict[str, Any]]:
     rows = collect(plan)
     lines = ''.join(json.dumps(row) + '\n' for row in rows)
     atomic_write(directory / 'results.jsonl', lines.encode())
-    atomic_write(directory / 'results.csv', _csv(rows).encode())
+    text = tables.csv_text(rows[0], map(_cells, rows)) if rows else ''
+    atomic_write(directory / 'results.csv', text.encode())
     atomic_write(directory / 'results.md', (markdown(plan, rows) + '\n').encode())
     return rows
 
 
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    if rows:
-        table = csv.DictWriter(text, rows[0], lineterminator='\n')
-        table.writeheader()
-        for row in rows:
-            fields = [f'{name}={value}' for name, value in row['fields'].items()]
-            flat = {k: ' '.join(map(str, v)) for k, v in row.items() if isinstance(v, list)}
-            table.writerow({**row, **flat, 'fields': ' '.join(fields)})
-    return text.getvalue()
+def _cells(row: Mapping[str, Any]) -> list[Any]:
+    fields = [f'{name}={value}' for name, value in row['fields'].items()]
+    values = {**row, 'fields': fields}.values()
+    return [' '.join(map(str, v)) if isinstance(v, list) else v for v in values]
 
 
 def _text(form: str, *values: float | None) -> str:

@@ -15,8 +15,8 @@ from se_flax.data import Dataset, eval_batches
 from se_flax.errors import UserError
 from se_flax.evaluation import normalize
 from se_flax.evaluation.evaluator import Evaluator, Network
-from se_flax.evaluation.progress import Progress
 from se_flax.parallel import data_mesh, replicated, shard_batch, split
+from se_flax.progress import Progress
 from se_flax.storage import AnyPath, atomic_write
 
 EXCITATION = 'excitation'  # the folder of the results in a workdir

@@ -54,9 +54,9 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 def _run(args: argparse.Namespace) -> None:
     from se_flax.evaluation.predictions import Predictions
-    from se_flax.evaluation.progress import Progress
     from se_flax.evaluation.protocols import Protocol
     from se_flax.inference import evaluate_networks
+    from se_flax.progress import Progress
 
     if not args.networks:
         raise UserError('nothing to evaluate: --workdir DIR or --weights FILE.safetensors')

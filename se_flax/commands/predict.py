@@ -23,8 +23,8 @@ def add_to(commands: Any) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     from se_flax.evaluation.predictions import Predictions
-    from se_flax.evaluation.progress import Progress
     from se_flax.inference import predict
+    from se_flax.progress import Progress
 
     predictions = Predictions(args.csv, labeled=False) if args.csv else None
     trained = common.open_network(args)

@@ -9,7 +9,6 @@ bytes as an uninterrupted one, and is never mistaken for a data set.
 import concurrent.futures
 import contextlib
 import fcntl
-import functools
 import hashlib
 import io
 import json
@@ -20,10 +19,8 @@ import pathlib
 import shlex
 import shutil
 import signal
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import cv2
@@ -31,14 +28,13 @@ import numpy as np
 import simplejpeg
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from tensorflow_datasets.proto import tf_example_pb2
 
 from se_flax.data import imagenet_tars
 from se_flax.data.decode import JPEG, decode
 from se_flax.data.imagenet_tars import ENTRY, TARS
 from se_flax.errors import UserError, check_at_least
+from se_flax.progress import Progress
 from se_flax.storage import atomic_write, sync
 
 NAME = 'imagenet2012'
@@ -118,7 +114,7 @@ def build(
                 pool.submit(write_shard, path, tars[split], part, *encodings[split]): len(part)
                 for path, split, part in shards
             }
-            _wait('images written', futures)
+            _wait('images', futures)
             _write_metadata(work, entries, plan)
             (work / INDEX).unlink()
             work.rename(final)
@@ -290,7 +286,7 @@ def _list_splits(tars: Tars, pool: concurrent.futures.Executor) -> Entries:
         pool.submit(list_images, 'train', train, tar.offset_data, tar.offset_data + tar.size)
         for tar in imagenet_tars.list_tar(train)
     ]
-    _wait('classes listed', dict.fromkeys(training, 1))
+    _wait('classes', dict.fromkeys(training, 1))
     images = [future.result() for future in training]
     return {
         'train': shuffle(np.concatenate([np.empty(0, ENTRY), *images])),
@@ -344,29 +340,9 @@ def _write_metadata(work: pathlib.Path, entries: Entries, plan: dict[str, Any]) 
 
 def _wait(what: str, futures: dict[concurrent.futures.Future, int]) -> None:
     """Shows the progress of tasks, each worth a number of `what`, until all are done."""
-    with _progress(what, sum(futures.values())) as advance:
+    done, total = 0, sum(futures.values())
+    with Progress(what, 'starting') as progress:
         for future in concurrent.futures.as_completed(futures):
             future.result()
-            advance(futures[future])
-
-
-@contextlib.contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    if sys.stderr.isatty():
-        columns = (MofNCompleteColumn(), what, BarColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), speed_estimate_period=300) as bar:
-            yield functools.partial(bar.advance, bar.add_task(what, total=total))
-        return
-    began = printed = time.monotonic()
-    done = 0
-
-    def advance(count):
-        nonlocal printed, done
-        done += count
-        now = time.monotonic()
-        if now > printed + 10:
-            printed = now
-            left = (now - began) * (total - done) / done
-            print(f'{done:,} of {total:,} {what}, {left:,.0f} s left', file=sys.stderr)
-
-    yield advance
+            done += futures[future]
+            progress.show(done, total)

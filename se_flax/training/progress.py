@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from se_flax.evaluation.progress import Display
+from se_flax.progress import Display, clock
 from se_flax.training.recipe import Plan
 
 EXPENDABLE = ('data wait', 'epoch', 'speed')  # omitted in this order on a narrow terminal
@@ -58,22 +58,16 @@ class Progress(Display):
         if self._console.is_interactive:
             self._display.refresh()
         else:
-            self.print('  '.join([*self._parts.values(), f'ETA {_clock(seconds)}']))
+            self.print('  '.join([*self._parts.values(), f'ETA {clock(seconds)}']))
 
     def _render(self):
         seconds = self._due - time.monotonic()
         if self._parts is None:
-            line = f'compiling the step, waiting for data  {_clock(-seconds)}'
+            line = f'compiling the step, waiting for data  {clock(-seconds)}'
         else:
-            parts = self._parts | {'ETA': f'ETA {_clock(max(0, seconds))}'}
+            parts = self._parts | {'ETA': f'ETA {clock(max(0, seconds))}'}
             for name in EXPENDABLE:
                 if len('  '.join(parts.values())) > self._console.width:
                     del parts[name]
             line = '  '.join(parts.values())
         return Text(line, no_wrap=True, overflow='ellipsis')
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'

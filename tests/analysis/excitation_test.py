@@ -18,9 +18,9 @@ from se_flax.data import EvalTransform, eval_batches, open_dataset
 from se_flax.errors import UserError
 from se_flax.evaluation import normalize
 from se_flax.evaluation.evaluator import Evaluator, Network
-from se_flax.evaluation.progress import Progress
 from se_flax.models import create_model
 from se_flax.parallel import data_mesh
+from se_flax.progress import Progress
 
 FIELDS = {'width': 16, 'stem_strides': 2}
 VIEW = EvalTransform(28, 0, 'bilinear')

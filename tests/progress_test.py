@@ -1,4 +1,4 @@
-"""What an evaluation shows while it runs."""
+"""What long work shows while it runs."""
 
 import io
 import logging
@@ -6,18 +6,19 @@ import sys
 
 from rich.console import Console
 
-from se_flax.evaluation.progress import Progress
+from se_flax.progress import Progress
 
 
 def test_lines_now_and_then_where_there_is_no_terminal(clock):
     file = io.StringIO()
-    with Progress(Console(file=file, width=20)) as progress:
+    with Progress(console=Console(file=file, width=20)) as progress:
         clock[0] += 100  # it compiles
         for batch in range(1, 8):
             progress.show(1000 * batch, 50_000)
             clock[0] += 12
     assert file.getvalue() == (
-        '4,000 of 50,000 images, 83.3 images/s\n7,000 of 50,000 images, 83.3 images/s\n'
+        '4,000 of 50,000 images, 83.3 images/s, ETA 9:12\n'
+        '7,000 of 50,000 images, 83.3 images/s, ETA 8:36\n'
     )
 
 
@@ -26,7 +27,8 @@ def test_a_terminal_has_a_bar_that_goes_and_warnings_above_it(monkeypatch):
     monkeypatch.setattr(sys, 'stderr', file)
     handler = logging.StreamHandler()
     monkeypatch.setattr(logging.getLogger(), 'handlers', [handler])
-    with Progress(Console(file=file, width=80, force_terminal=True, _environ={})) as progress:
+    console = Console(file=file, width=80, force_terminal=True, _environ={})
+    with Progress(console=console) as progress:
         progress.show(100, 50_000)
         logging.getLogger().warning('a record is left out')
         progress.show(200, 50_000)

@@ -1,4 +1,4 @@
-"""How far an evaluation is: a bar on a terminal, otherwise a line every 30 seconds."""
+"""The progress of long work: a bar on a terminal, otherwise a line every 30 seconds."""
 
 import contextlib
 import logging
@@ -48,31 +48,46 @@ class Display(contextlib.AbstractContextManager):
 
 
 class Progress(Display):
-    """Shows how many images are done, on standard error by default; the bar disappears on exit."""
+    """Shows how many of the `things` are done, on standard error; the bar disappears on exit."""
 
-    def __init__(self, console: Console | None = None):
+    def __init__(
+        self,
+        things: str = 'images',
+        before: str = 'loading, compiling',  # shown until the first call of `show`
+        console: Console | None = None,
+    ):
         def bar(console):
-            columns = '{task.description}', progress.BarColumn(), progress.TimeRemainingColumn(True)
+            columns = '{task.description}', progress.BarColumn()
             shown = progress.Progress(*columns, console=console, transient=True)
-            shown.add_task('loading, compiling', total=None)
+            shown.add_task(before, total=None)
             return shown
 
         super().__init__(bar, console, 'stderr')
-        self._start: tuple[int, float] | None = None  # images and time at the first batch
+        self._things = things
+        self._start: tuple[int, float] | None = None  # what was done at the first call, its time
         self._due = 0.0  # time of the next line
 
     def show(self, done: int, total: int) -> None:
-        """Shows that `done` of `total` images are done."""
+        """Shows that `done` of `total` are done."""
         now = time.monotonic()
         if self._start is None:  # the time before this was compilation
             self._start, self._due = (done, now), now + EVERY
-        text = f'{done:,} of {total:,} images'
-        if seconds := now - self._start[1]:
-            speed = (done - self._start[0]) / seconds
-            text += f', {speed:,.{0 if speed >= 100 else 1}f} images/s'
+        text = f'{done:,} of {total:,} {self._things}'
+        first, began = self._start
+        if done > first and now > began:
+            speed = (done - first) / (now - began)
+            text += f', {speed:,.{0 if speed >= 100 else 1}f} {self._things}/s'
+            text += f', ETA {clock((total - done) / speed)}'
         if self._console.is_interactive:
             [task] = self._display.task_ids
             self._display.update(task, description=text, completed=done, total=total)
         elif now >= self._due:
             self._due = now + EVERY
             self.print(text)
+
+
+def clock(seconds: float) -> str:
+    """Returns `minutes:seconds`, with the hours if there are any."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'

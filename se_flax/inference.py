@@ -136,9 +136,11 @@ def open_eval_set(
     if not data:
         own = list(dict.fromkeys(n.config.data for n in networks if n.config.data))
         if not own:
-            raise UserError('a weights file has no data set of its own: --data NAME')
+            raise UserError('a weights file names no data set; set --data NAME')
         if len(own) > 1:
-            raise UserError(f'the runs have different data sets, {", ".join(own)}: --data NAME')
+            raise UserError(
+                f'the runs have different data sets ({", ".join(own)}); set --data NAME'
+            )
         [data] = own
     configs = [n.config for n in networks if n.config.data == data]
     held_out = {(c.eval_split, c.seed if c.eval_split else 0) for c in configs} or {(0.0, 0)}
@@ -180,7 +182,7 @@ def predict(
     """
     count = trained.network.model.num_classes
     if not count:
-        raise UserError(f'{trained.name} has no head, so it predicts no classes')
+        raise UserError(f'{trained.name} has no classifier head, so it cannot predict')
     names = trained.class_names or tuple(f'class {i}' for i in range(count))
     dataset = image_files(images, names)
     mesh = data_mesh()

@@ -31,7 +31,7 @@ def as_path(path: str | os.PathLike) -> AnyPath:
     if not is_remote(text):
         return pathlib.Path(path).expanduser()
     scheme = text.partition('://')[0]
-    check_known('kind of address', scheme, PACKAGES)
+    check_known('URL scheme', scheme, PACKAGES)
     logger = logging.getLogger(PACKAGES[scheme])
     logger.disabled = True  # it logs the traceback of what it raises
     try:
@@ -92,9 +92,9 @@ def check_writable(path: AnyPath) -> None:
     if is_remote(path):
         return
     if not path.parent.is_dir():
-        raise MissingError(f'no folder {path.parent} for {path.name}')
+        raise MissingError(f'cannot write {path}: no folder {path.parent}')
     if path.is_dir():
-        raise UserError(f'{path} is a folder, not a file to write')
+        raise UserError(f'cannot write {path}: it is a folder')
     _temporary(path).touch()
     _temporary(path).unlink()
 

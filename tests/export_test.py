@@ -117,7 +117,7 @@ def test_on_the_command_line(weights, tmp_path, capsys):
 @pytest.mark.parametrize(
     ('out', 'rest', 'error'),
     [
-        ('no/x', [], 'no folder {folder}/no for x'),
+        ('no/x', [], 'cannot write {folder}/no/x: no folder {folder}/no'),
         ('x', ['--platforms', 'cpu,gpu'], "unknown platform 'gpu': cpu, cuda, rocm or tpu"),
         ('x', ['--dtype', 'float16'], "unknown dtype 'float16': did you mean bfloat16 or float32?"),
         ('x', ['--batch-size', '0'], 'batch_size=0 must be at least 1'),

@@ -41,7 +41,7 @@ def test_evaluate_gives_the_last_evaluation_of_the_run_in_every_digit(reference,
     out, err = capsys.readouterr()
     assert err == ''
     assert out.splitlines() == [
-        f'{reference}, step 24: center crop, 28 pixels of the image as it is',
+        f'{reference}, step 24: center crop of 28 pixels (resize none)',
         f'2,000 images of fashion_mnist_mini, loss {result["loss"]:.4f}',
         '         error     95 % interval  accuracy',
         *(table_line(name, result[key]) for name, key in (('top-1', 'top1'), ('top-5', 'top5'))),
@@ -102,12 +102,12 @@ def test_an_ensemble_with_two_crops_told_in_all_ways(reference, tmp_path, capsys
     protocol = Protocol((20,), (28,), crops=2)
     alone = evaluate_networks([open_run(reference)], protocol=protocol)
     summary = alone.summary()
-    described = 'center crop and its mirror image, 20 pixels of 28'
+    described = 'center crop and mirror image of 20 pixels (resize 28)'
     lines = told.splitlines()
     assert lines[:3] == [
         f'{reference}, step 24: {described}',
         f'{weights}: {described}',
-        '4 views an image, their probabilities averaged',
+        '4 views per image, probabilities averaged',
     ]
     assert lines[5:] == [
         table_line('top-1', summary['top1']),
@@ -232,7 +232,7 @@ def test_finished_work_is_told_before_its_report_is_written(reference, tmp_path,
     folder.mkdir()
     assert cli.main([*command, str(folder)]) == 2
     out, err = capsys.readouterr()
-    assert (out, err) == ('', f'error: {folder} is a folder, not a file to write\n')
+    assert (out, err) == ('', f'error: cannot write {folder}: it is a folder\n')
 
     def fail(*_):
         raise OSError('No space left on device')
@@ -276,13 +276,13 @@ def test_mistakes_are_told_in_a_line(reference, images, tmp_path, capsys):
         (['predict', reference, 'words.png'], '1 of 1 images cannot be read'),
         (['predict', reference, 'cut.jpg', '0.png'], '1 of 2 images cannot be read'),
         (['predict', reference, 'early'], f'no images in {folder}/early: it holds no file of .jpg'),
-        (['predict', reference, '0.png', '--csv=no/p.csv'], 'no folder no for p.csv'),
+        (['predict', reference, '0.png', '--csv=no/p.csv'], 'cannot write no/p.csv: '),
         (['predict', reference, '4.png'], f'no image {folder}/4.png; that folder has 0.png, 1.png'),
         (['predict', tmp_path / 'no', '0.png'], f'{folder}/no is no workdir of a run: it has no '),
         (['evaluate', tmp_path / 'earl'], f'{folder}/earl is no workdir of a run: it has no '),
         (['evaluate', tmp_path / 'early'], f'no finished checkpoint in {folder}/early/checkpoints'),
         (['evaluate', reference, '--size=32', '--resize=28'], 'resize=28 is below image_size=32; '),
-        (['evaluate', reference, '--crops=10'], 'crops=10 are cut from a square of resize pixels'),
+        (['evaluate', reference, '--crops=10'], 'crops=10 need a resize, which is 0; set it'),
         (['evaluate', reference, '--crops=9'], 'unknown crops 9: one of 1, 2, 10, 12'),
         (['evaluate', reference, '--average=mean'], "unknown average 'mean': one of probabilities"),
         (

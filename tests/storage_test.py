@@ -54,5 +54,5 @@ def test_a_tilde_is_the_home(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     assert as_path('~/runs/a') == tmp_path / 'runs' / 'a'
     assert as_path('runs/~') == pathlib.Path('runs/~')
-    with pytest.raises(UserError, match="unknown kind of address 'gz'"):
+    with pytest.raises(UserError, match="unknown URL scheme 'gz'"):
         as_path('gz://bucket/~')

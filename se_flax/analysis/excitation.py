@@ -78,7 +78,7 @@ def se_blocks(model: nn.Module, variables: Any, image_size: int) -> list[Block]:
         sown = jax.eval_shape(apply, variables, image).get('intermediates', {})
     paths = {path[:-1] for path in flatten_dict(sown) if path[-1] == 'gate'}
     if not paths:
-        raise UserError('this network has no SE block, so no gates')
+        raise UserError('this network has no SE block')
     params = flatten_dict(variables['params'])
     blocks, seen, stage = [], None, 0
     for path, size in calls.items():
@@ -268,9 +268,9 @@ def write(
     removed = [['', 'top-1 error', 'top-5 error', 'parameters']]
     fewer = removal.all_params - removal.params
     for what, result, params in (
-        ('all of it', removal.whole, removal.all_params),
-        ('without', removal.without, fewer),
-        ('at its mean gate', removal.constant, fewer),
+        ('whole network', removal.whole, removal.all_params),
+        ('without these blocks', removal.without, fewer),
+        ('constant mean gates', removal.constant, fewer),
     ):
         errors = (f'{100 * (1 - result[key]):.2f} %' for key in ('top1', 'top5'))
         removed.append([what, *errors, f'{params:,}'])
@@ -278,13 +278,13 @@ def write(
 
 Up to {samples} images of each class. "Class explains": the share of the gates' variance over
 images, summed over channels, that lies between the classes (eta squared); with the labels shuffled
-it is what this number of images and classes gives for nothing.
+it is what this number of images and classes gives by chance.
 
 {tables.markdown(rows)}
 
 ## Without SE in the last stage ({', '.join(removal.blocks)})
 
-On all {removal.whole['examples']:,} evaluation images, and without training again:
+On all {removal.whole['examples']:,} evaluation images, without retraining:
 
 {tables.markdown(removed)}
 """

@@ -23,7 +23,7 @@ PAPER_PARAMS = {
 }
 TIMES = ['', '', 'batch', 'pixels', 'plain, ms', 'with SE, ms', 'SE / plain', 'middle half']
 NOTE = (
-    'SE / plain is the median over neighbouring calls. The paper: 190 and 209 ms (1.10) for '
+    'SE / plain is the median over consecutive calls. The paper: 190 and 209 ms (1.10) for '
     'ResNet-50 forward and backward, 256 images on 8 Titan X; 164 and 167 ms (1.02) forward, one '
     'image on a CPU.'
 )

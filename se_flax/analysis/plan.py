@@ -45,7 +45,7 @@ class Plan(NamedTuple):
         if cell.model not in (None, SE):
             twin = config.model.removeprefix('se_')
             if cell.model == PLAIN and twin == config.model:
-                raise UserError(f'{config.model} has no name without SE; use a model named se_*')
+                raise UserError(f'{config.model} has no SE to remove; use a model named se_*')
             config.model = twin if cell.model == PLAIN else cell.model
             check_model(config.model)
             if not config.model.startswith('se_'):
@@ -88,8 +88,8 @@ def save_plan(directory: AnyPath, plan: Plan) -> Plan:
         for key, value in json.loads(json.dumps(ours)).items():  # with lists instead of tuples
             if value != theirs.get(key):
                 raise UserError(
-                    f'{directory} has the plan of another study: its {key} is {theirs.get(key)!r}, '
-                    f'here it is {value!r}. Use another --out'
+                    f'{directory} has the plan of another study, whose {key} is '
+                    f'{theirs.get(key)!r}, not {value!r}; use another --out'
                 )
         seeds = max(seeds, theirs['seeds'])
         if seeds == theirs['seeds']:
@@ -103,7 +103,7 @@ def save_plan(directory: AnyPath, plan: Plan) -> Plan:
 def load_plan(directory: AnyPath) -> Plan:
     """Reads the plan of a folder; raises MissingError if it has none."""
     if not (directory / PLAN).exists():
-        raise MissingError(f'{directory} has no {PLAN}; `se-flax ablate` makes one')
+        raise MissingError(f'{directory} has no {PLAN}; `se-flax ablate` writes it')
     plan = without_lists(read_json(directory / PLAN))
     cells = tuple(Cell(**cell) for cell in plan['cells'])
     runs = as_path(plan['runs']) if plan['runs'] else directory / RUNS
@@ -124,11 +124,13 @@ def shard_of(tasks: Sequence[Task], text: str | None, environ: Mapping[str, str]
             for name in ('ID', 'MIN', 'MAX', 'STEP', 'COUNT')
         )
         if (high - low) // step + 1 != count:
-            raise UserError('a SLURM array with gaps does not give its place: --shard I/N')
+            raise UserError('a SLURM array with gaps does not determine the shard; set --shard I/N')
         text = f'{(here - low) // step}/{count}'
     if text is None:
         if index in environ:
-            raise UserError(f'{index} is set, but not the number of completions: --shard /N')
+            raise UserError(
+                f'{index} is set, but the number of completions is unknown; set --shard /N'
+            )
         return list(tasks)
     if text.startswith('/'):
         text = environ.get(index, '') + text

@@ -71,7 +71,7 @@ def networks(names: Sequence[str]) -> Study:
     Raises UserError for a name that is not registered, or has no twin with SE.
     """
     if not names:
-        raise UserError('networks needs names, such as --networks resnet50,vgg16')
+        raise UserError('the study networks needs --networks, such as --networks resnet50,vgg16')
     cells = []
     for name in dict.fromkeys(name.removeprefix('se_') for name in names):
         for twin in (name, f'se_{name}'):
@@ -91,7 +91,7 @@ def grid(axes: Sequence[str]) -> Study:
     ['se_stages=(2,3) ema=0.9', 'se_stages=(4,) ema=0.9']
     """
     if not axes:
-        raise UserError('grid needs fields, such as --vary model_fields.se.reduction=4,8')
+        raise UserError('the study grid needs --vary, such as --vary model_fields.se.reduction=4,8')
     assignments = []
     for axis in axes:
         field, _, values = axis.partition('=')

@@ -8,7 +8,7 @@ from typing import Any
 from se_flax import tables
 from se_flax.analysis.study import NETWORKS, STUDIES, Study, grid, networks
 from se_flax.commands.common import add_command, names
-from se_flax.errors import Problems, UserError, check_known
+from se_flax.errors import Problems, UserError, check_at_least, check_known
 from se_flax.storage import as_path, is_remote
 
 EXAMPLE = 'se-flax ablate squeeze --config configs/quickstart.py --out runs/squeeze'
@@ -29,15 +29,15 @@ def add_to(commands: Any) -> None:
     parser.epilog = EPILOG
     option = parser.add_argument
     option('study', nargs='?', metavar='STUDY', help='default: list the studies and an example')
-    option('--config', metavar='FILE[:ARGUMENT]', help='of a network with SE')
+    option('--config', metavar='FILE[:ARGUMENT]', help='config of a network with SE')
     option('--out', metavar='DIR')
     option('--seeds', type=int, default=3, metavar='K', help='runs of each cell; default: 3')
     option('--networks', type=names, default=(), metavar='NAME,NAME')
-    text = 'of a grid: all combinations are run, the first is the baseline'
+    text = 'of a grid, which runs all combinations; the first is the baseline'
     option('--vary', action='append', default=[], metavar='FIELD=VALUE,VALUE', help=text)
-    text = 'every N-th run from the I-th on; default in a SLURM array job; Kubernetes jobs need /N'
+    text = 'run one of N shards; set by a SLURM array job; indexed Kubernetes jobs need /N'
     option('--shard', metavar='I/N', help=text)
-    text = 'shared by studies of one config; default: runs in --out'
+    text = 'workdirs, which studies of one config may share; default: runs in --out'
     option('--runs', metavar='DIR', help=text)
 
 
@@ -46,7 +46,7 @@ def _run(args: argparse.Namespace) -> int:
         rows = [(name, study.title) for name, study in STUDIES.items()]
         rows += [('networks', f'{NETWORKS}: --networks NAME,NAME')]
         rows += [('grid', 'all combinations of any fields: --vary FIELD=VALUE,VALUE')]
-        print(f'{tables.aligned(rows, left=2)}\n\nto start one: {EXAMPLE}')
+        print(f'{tables.aligned(rows, left=2)}\n\nexample: {EXAMPLE}')
         return 0
     from rich.console import Console
 
@@ -62,11 +62,11 @@ def _run(args: argparse.Namespace) -> int:
     problems = Problems()
     assignments = problems.check((), parse_assignments, args.rest, FLAGS)
     study = problems.check((), _study, args)
-    if args.seeds < 1:
-        text = f'--seeds {args.seeds}: at least 1, and 3 for an interval worth reading'
-        problems.add((), text)
+    problems.check((), check_at_least, '--seeds', args.seeds, 1)
     if is_remote(args.out or '') or is_remote(args.runs or ''):
-        problems.add((), 'a study needs local folders, whose logs can grow; not in a bucket')
+        problems.add(
+            (), 'a study appends to its logs, so its folders must be local, not in a bucket'
+        )
     if not (args.config and args.out):
         problems.add((), f'a study needs --config and --out, such as {EXAMPLE}')
     problems.raise_all()
@@ -101,7 +101,7 @@ def _study(args: argparse.Namespace) -> Study:
     check_known('study', args.study, [*STUDIES, 'networks', 'grid'])
     for option, study in (('networks', 'networks'), ('vary', 'grid')):
         if getattr(args, option) and args.study != study:
-            raise UserError(f'--{option} belongs to the study {study}, not to {args.study}')
+            raise UserError(f'--{option} is for the study {study}, not for {args.study}')
     if args.study == 'networks':
         return networks(args.networks)
     return grid(args.vary) if args.study == 'grid' else STUDIES[args.study]

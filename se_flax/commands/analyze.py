@@ -6,7 +6,7 @@ from typing import Any
 
 from se_flax import tables
 from se_flax.commands import common
-from se_flax.errors import UserError, check_known
+from se_flax.errors import UserError, check_at_least, check_known
 from se_flax.storage import as_path, atomic_write, check_writable
 
 CHANNELS = 50  # of each block in the figures, as in the paper
@@ -22,10 +22,10 @@ def add_to(commands: Any) -> None:
     option = excitation.add_argument
     option('--data', metavar='NAME', help="default: the run's own")
     option('--data-dir', help=common.DATA_DIR)
-    text = 'in the figures, up to 6'
+    text = 'shown in the figures, 6 at most'
     option('--classes', type=common.names, default=(), metavar='NAME,NAME', help=text)
-    option('--samples', type=int, default=50, metavar='N', help='images a class; default: 50')
-    text = 'default: excitation in the workdir, where `report` finds it'
+    option('--samples', type=int, default=50, metavar='N', help='images per class; default: 50')
+    text = 'default: excitation in the workdir, which `report` includes'
     option('--out', metavar='DIR', help=text)
 
     text = 'compare the costs of SE with the paper'
@@ -35,7 +35,7 @@ def add_to(commands: Any) -> None:
     option('--batch-size', type=int, default=8, metavar='B', help='default: 8')
     option('--size', type=int, metavar='S', help="pixels; default: each network's own")
     option('--dtype', default='float32', help='float32 (default) or bfloat16')
-    option('--out', metavar='FILE.md', help='write the tables, too')
+    option('--out', metavar='FILE.md', help='also write the tables to a file')
 
     text = 'draw the training curves of several runs'
     option = common.add_command(verbs, 'curves', _curves, text).add_argument
@@ -53,8 +53,7 @@ def _excitation(args: argparse.Namespace) -> None:
     from se_flax.inference import open_eval_set
     from se_flax.training.curves import save
 
-    if args.samples < 1:
-        raise UserError(f'--samples {args.samples}: at least 1 image of a class')
+    check_at_least('--samples', args.samples, 1)
     trained = common.open_network(args)
     network = trained.network
     dataset = open_eval_set([trained], args.data, args.data_dir)
@@ -65,7 +64,7 @@ def _excitation(args: argparse.Namespace) -> None:
     classes = {name: names.index(name) for name in args.classes or default}
     if len(classes) > len(plots.COLORS):
         raise UserError(
-            f'--classes: {len(classes)} classes, at most {len(plots.COLORS)} in a figure'
+            f'--classes: a figure shows {len(plots.COLORS)} at most, not {len(classes)}'
         )
     out = as_path(args.out or as_path(args.workdir or '.') / excitation.EXCITATION)
     out.mkdir(parents=True, exist_ok=True)
@@ -92,9 +91,9 @@ def _complexity(args: argparse.Namespace) -> None:
     from se_flax.analysis.overhead import NOTE, TIMES, count_table, measure
 
     check_known('dtype', args.dtype, ('float32', 'bfloat16'))
-    for option, value in (('--batch-size', args.batch_size), ('--size', args.size)):
-        if value is not None and value < 1:
-            raise UserError(f'{option} {value}: at least 1')
+    check_at_least('--batch-size', args.batch_size, 1)
+    if args.size is not None:
+        check_at_least('--size', args.size, 1)
     if args.out:
         check_writable(as_path(args.out))
     counts = count_table()
@@ -117,7 +116,9 @@ def _curves(args: argparse.Namespace) -> None:
     from se_flax.training.workdir import read_config
 
     if len(args.workdirs) > len(plots.COLORS):
-        raise UserError(f'{len(args.workdirs)} runs: a picture fits at most {len(plots.COLORS)}')
+        raise UserError(
+            f'a figure shows {len(plots.COLORS)} runs at most, not {len(args.workdirs)}'
+        )
     workdirs = {os.path.abspath(workdir): workdir for workdir in args.workdirs}
     parent = os.path.commonpath(workdirs)
     runs = {}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 DTYPE = "float32 or bfloat16; default: the run's own, float32 for weights"
-DATA_DIR = "default: the run's own, or that of tfds"
+DATA_DIR = "of TFDS; default: the run's own, or ~/tensorflow_datasets"
 
 
 def add_command(

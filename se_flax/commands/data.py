@@ -15,15 +15,15 @@ def add_to(commands: Any) -> None:
     prepare = add_command(verbs, 'prepare', _prepare, 'prepare a data set')
     prepare.add_argument('name', metavar='NAME')
     for parser in (check, prepare):
-        parser.add_argument('--data-dir', help='default: that of tfds, ~/tensorflow_datasets')
-    text = 'has the two tars of imagenet2012, or the four files of fashion_mnist'
+        parser.add_argument('--data-dir', help='of TFDS; default: ~/tensorflow_datasets')
+    text = 'contains the two tars of imagenet2012, or the four files of fashion_mnist'
     prepare.add_argument('--from', dest='folder', metavar='DIR', help=text)
     of_imagenet = prepare.add_argument_group('imagenet2012').add_argument
     text = 'shrink larger training images to S pixels on the shorter side'
     of_imagenet('--max-side', type=int, metavar='S', help=text)
-    text = 'encode training images again as JPEG of quality 1 to 100; default: 90 with --max-side'
-    of_imagenet('--quality', type=int, metavar='Q', help=f'{text}, otherwise files are kept as is')
-    text = 'accept tars with only a part of the images'
+    text = 'JPEG quality, 1 to 100, to encode training images with; default: 90 with --max-side'
+    of_imagenet('--quality', type=int, metavar='Q', help=f'{text}, otherwise unchanged files')
+    text = 'accept tars with another number of images'
     of_imagenet('--allow-other-counts', action='store_true', help=text)
 
 

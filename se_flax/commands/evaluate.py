@@ -59,7 +59,7 @@ def _run(args: argparse.Namespace) -> None:
     from se_flax.progress import Progress
 
     if not args.networks:
-        raise UserError('nothing to evaluate: --workdir DIR or --weights FILE.safetensors')
+        raise UserError('nothing to evaluate; give --workdir DIR or --weights FILE.safetensors')
     protocol = Protocol(args.size, args.resize, args.crops, args.average)
     predictions = Predictions(args.predictions) if args.predictions else None
     with Progress() as progress:
@@ -80,7 +80,7 @@ def _run(args: argparse.Namespace) -> None:
         print(f'{network.name}{step}: {protocol.describe(network.network.view)}')
     views = sum(protocol.crops * len(protocol.scales(n.network.view)) for n in networks)
     if views > 1:
-        print(f'{views} views an image, their {protocol.average} averaged')
+        print(f'{views} views per image, {protocol.average} averaged')
     print(_errors(result))
     if predictions:
         predictions.write()

@@ -15,7 +15,7 @@ from se_flax.errors import UserError, check_known
 
 CROPS = {
     1: 'center crop',
-    2: 'center crop and its mirror image',
+    2: 'center crop and mirror image',
     10: 'ten crops',
     12: 'twelve crops',
 }
@@ -71,8 +71,8 @@ class Protocol:
         check_known('average', self.average, AVERAGES)
         if 1 < len(self.sizes) != len(self.resizes) > 1:
             raise UserError(
-                f'{len(self.sizes)} sizes and {len(self.resizes)} resizes do not pair; '
-                'take as many of both, or one for all'
+                f'{len(self.sizes)} sizes and {len(self.resizes)} resizes do not match; '
+                'give as many of both, or one for all'
             )
 
     def scales(self, own: EvalTransform) -> list[Scale]:
@@ -86,8 +86,8 @@ class Protocol:
 
     def describe(self, own: EvalTransform) -> str:
         """Returns a line that describes `scales`."""
-        sides = [f'{s.size} pixels of {s.resize or "the image as it is"}' for s in self.scales(own)]
-        return ', '.join([CROPS[self.crops], *sides])
+        sides = [f'{s.size} pixels (resize {s.resize or "none"})' for s in self.scales(own)]
+        return f'{CROPS[self.crops]} of {", ".join(sides)}'
 
     def _scale(self, view: EvalTransform) -> Scale:
         size, side = view.image_size, view.resize
@@ -95,8 +95,7 @@ class Protocol:
             return Scale(view, size, side)
         if not side:
             raise UserError(
-                f'crops={self.crops} are cut from a square of resize pixels, and resize=0 makes '
-                f'none; take at least {size}'
+                f'crops={self.crops} need a resize, which is 0; set it to at least {size}'
             )
         if self.crops == 10:
             return Scale(dataclasses.replace(view, image_size=side), size, side)

@@ -148,13 +148,16 @@ def test_a_run_that_is_not_finite_fails_alone(tmp_path, capsys, cache):
         (['ablate', 'squeze'], "unknown study 'squeze': did you mean squeeze"),
         (['ablate', 'networks'], '--networks resnet50,vgg16'),
         (['ablate', 'networks', '--networks', 'resnet8_cifr'], 'did you mean resnet8_cifar'),
-        (['ablate', 'squeeze', '--networks', 'vgg16'], '--networks belongs to the study networks'),
+        (
+            ['ablate', 'squeeze', '--networks', 'vgg16'],
+            '--networks is for the study networks, not for squeeze',
+        ),
         (['ablate', 'squeeze', '--config.learning_rat=1'], 'did you mean learning_rate'),
         (['ablate', 'squeeze', '--seed=1'], "unknown argument '--seed'"),
         (['ablate', 'squeeze', '--config.data=fashion_mnist_mni'], 'fashion_mnist_mini'),
         (['ablate', 'squeeze', '--shard', '2/2'], '--shard 2/2: must be I/N'),
         (['ablate', 'squeeze', '--runs', 'gs://bucket/runs'], 'not in a bucket'),
-        (['ablate', 'squeeze', '--seeds', '0'], '--seeds 0: at least 1'),
+        (['ablate', 'squeeze', '--seeds', '0'], '--seeds=0 must be at least 1'),
         (['ablate', 'grid', '--vary', 'model_fields.se.exite=relu'], 'did you mean excite'),
         (['ablate', 'reduction', '--config.model_fields.width=16'], "cell '32': reduction=32"),
         (['ablate', 'squeeze', '--config.model=resnet8_cifar'], 'has no SE to ablate'),
@@ -162,7 +165,7 @@ def test_a_run_that_is_not_finite_fails_alone(tmp_path, capsys, cache):
         (['analyze', 'curves', 'here'], 'no workdir of a run'),
         (['analyze', 'excitation', '--workdir', 'here'], 'no workdir of a run'),
         (['analyze', 'complexity', '--networks', 'resnt50'], 'did you mean resnet50'),
-        (['analyze', 'complexity', '--batch-size', '0'], '--batch-size 0: at least 1'),
+        (['analyze', 'complexity', '--batch-size', '0'], '--batch-size=0 must be at least 1'),
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_made(arguments, words, tmp_path, capsys, monkeypatch):
@@ -194,7 +197,7 @@ def test_without_a_name_the_studies_are_listed(capsys):
     for name, study in STUDIES.items():
         assert re.search(f'^{name} +{re.escape(study.title)}$', told, re.M)
     assert re.search('^grid .*--vary', told, re.M)
-    [start] = re.findall('^to start one: se-flax (.*)$', told, re.M)
+    [start] = re.findall('^example: se-flax (.*)$', told, re.M)
     assert cli.make_parser().parse_args(start.split()).study in STUDIES
 
 

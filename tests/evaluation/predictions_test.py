@@ -58,5 +58,5 @@ def test_jsonl(tmp_path):
 def test_mistakes(tmp_path):
     with pytest.raises(UserError, match=r"unknown kind of predictions file '.json': did you mean"):
         Predictions(tmp_path / 'p.json')
-    with pytest.raises(MissingError, match=r'no folder .*/no for p.csv'):
+    with pytest.raises(MissingError, match=r'cannot write .*/no/p.csv: no folder .*/no'):
         Predictions(tmp_path / 'no' / 'p.csv')

@@ -91,10 +91,10 @@ def test_scales():
 
 
 def test_describe():
-    assert Protocol().describe(OWN) == 'center crop, 24 pixels of 32'
-    assert Protocol().describe(EvalTransform(28)) == 'center crop, 28 pixels of the image as it is'
+    assert Protocol().describe(OWN) == 'center crop of 24 pixels (resize 32)'
+    assert Protocol().describe(EvalTransform(28)) == 'center crop of 28 pixels (resize none)'
     several = Protocol((24,), (28, 32), 10).describe(OWN)
-    assert several == 'ten crops, 24 pixels of 28, 24 pixels of 32'
+    assert several == 'ten crops of 24 pixels (resize 28), 24 pixels (resize 32)'
 
 
 def test_averages_equal_numpy():
@@ -119,13 +119,12 @@ def test_averages_equal_numpy():
     [
         (lambda: Protocol(crops=11), 'unknown crops 11: did you mean '),
         (lambda: Protocol(average='logit'), "unknown average 'logit': did you mean logits?"),
-        (lambda: Protocol((1, 2), (3, 4, 5)), '2 sizes and 3 resizes do not pair; take as many'),
+        (lambda: Protocol((1, 2), (3, 4, 5)), '2 sizes and 3 resizes do not match; give as many'),
         (lambda: Protocol((40,)).scales(OWN), 'resize=32 is below image_size=40; take 0 or at'),
         (lambda: Protocol((0,)).scales(OWN), 'image_size=0 must be at least 1'),
         (
             lambda: Protocol(crops=10).scales(EvalTransform(28)),
-            'crops=10 are cut from a square of resize pixels, and resize=0 makes none; take at '
-            'least 28',
+            'crops=10 need a resize, which is 0; set it to at least 28',
         ),
     ],
 )

@@ -90,7 +90,7 @@ def test_killed_and_damaged_it_goes_on_exactly(bucket, start_train_main, referen
 
 def test_an_address_of_no_bucket_is_refused(train_main, capsys):
     assert train_main('gz://bucket/run') == 2
-    assert "unknown kind of address 'gz': did you mean gs" in capsys.readouterr().err
+    assert "unknown URL scheme 'gz': did you mean gs" in capsys.readouterr().err
 
 
 def test_a_bucket_out_of_reach_is_told_in_a_line(train_main, capsys, caplog, monkeypatch):

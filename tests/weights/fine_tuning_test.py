@@ -83,5 +83,7 @@ def test_readmes_example(home):
     assert 'of 8 images after 2 steps' in run(f'{train} {TINY}')
     told = run(evaluate)
     # 235 of 224 pixels are 34 of 32
-    assert told.startswith('runs/photos, step 2: center crop, 32 pixels of 34\n8 images of ')
+    assert told.startswith(
+        'runs/photos, step 2: center crop of 32 pixels (resize 34)\n8 images of '
+    )
     assert re.search(r'^top-5 +0.00 %', told, re.M)  # of two classes

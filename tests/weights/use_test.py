@@ -86,7 +86,7 @@ def test_evaluate(weights, tmp_path, capsys):
     rank = (log_p > log_p[np.arange(len(labels)), labels, None]).sum(1)
     loss = -log_p[np.arange(len(labels)), labels].mean()
     said, images, _, *shares = text.splitlines()
-    assert said == f'{path}: center crop, 28 pixels of the image as it is'
+    assert said == f'{path}: center crop of 28 pixels (resize none)'
     assert images == f'2,000 images of {DATA}, loss {loss:.4f}'
     for line, k in zip(shares, (1, 5), strict=True):
         assert line.startswith(f'top-{k}  {100 * (rank >= k).mean():.2f} %  ')
@@ -134,12 +134,12 @@ def test_mistakes_are_told_in_a_line(converted, image, tmp_path, capsys, weights
         (['predict', '--weights', source, image], f'{source} does not name its network'),
         (['predict', '--weights', converted, tmp_path / 'no.png'], 'no image '),
         (['predict', '--weights', odd, image], "unknown interpolation 'nicest': "),
-        (['evaluate', '--data', DATA], 'nothing to evaluate: --workdir DIR or --weights FILE'),
+        (['evaluate', '--data', DATA], 'nothing to evaluate; give --workdir DIR or --weights FILE'),
         (
             ['evaluate', '--weights', converted, '--weights', three, '--data', DATA],
             f'{DATA} has 10 classes, {three} has 3',
         ),
-        (['evaluate', '--weights', converted], 'a weights file has no data set of its own: --data'),
+        (['evaluate', '--weights', converted], 'a weights file names no data set; set --data'),
         (['evaluate', '--weights', three, '--data', DATA], f'{DATA} has 10 classes, {three} has 3'),
         (['evaluate', '--weights', named, '--data', DATA], f'{DATA} has other classes (T-shirt'),
         (
@@ -151,7 +151,10 @@ def test_mistakes_are_told_in_a_line(converted, image, tmp_path, capsys, weights
         (['convert', bad, '--model', 'resnet8_cifar', '--out', out], f'{bad} is not a safetensors'),
         (['convert', image, '--model', 'resnet8_cifar', '--out', out], 'unknown kind of weights'),
         (['convert', source, '--model', 'vgg16', '--out', 'x.pth'], 'unknown kind of weights file'),
-        (['convert', source, '--model', 'vgg16', '--out', tmp_path / 'no/x.safetensors'], 'no fol'),
+        (
+            ['convert', source, '--model', 'vgg16', '--out', tmp_path / 'no/x.safetensors'],
+            'cannot write ',
+        ),
         (['convert', 'hub:timm/resnet5', '--out', out], "unknown weights 'timm/resnet5': did you"),
     ]:
         code, text, error = run(capsys, *arguments)

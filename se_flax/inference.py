@@ -49,10 +49,11 @@ def open_run(workdir: str | os.PathLike, dtype: str | None = None) -> Trained:
     _, optimizer = make_training(config, num_steps=2, steps_per_epoch=1)
     init = make_start(config, model, optimizer, data_mesh())
     state, _ = load(directory / CHECKPOINTS, jax.eval_shape(init, jax.random.key(0)))
-    model = model if dtype is None else _with_dtype(model, dtype)
+    model = _with_dtype(model, dtype) if dtype else model
     view = make_view(EvalTransform, config)
     network = Network(model, state.variables, view, config.mean, config.std)
-    return _ready(Trained(str(workdir), network, class_names, int(state.step), config))
+    _cache_programs(config)
+    return Trained(str(workdir), network, class_names, int(state.step), config)
 
 
 def open_weights(path: pathlib.Path, dtype: str | None = None) -> Trained:
@@ -60,15 +61,17 @@ def open_weights(path: pathlib.Path, dtype: str | None = None) -> Trained:
     from se_flax.weights import read_weights  # its extra is not needed for a workdir
 
     info, variables = read_weights(path)
-    model = create_model(info.model, info.num_classes, **info.fields)
-    model = _with_dtype(model, 'float32' if dtype is None else dtype)
+    model = _with_dtype(
+        create_model(info.model, info.num_classes, **info.fields), dtype or 'float32'
+    )
     p = info.preprocessing
     options = {'channels': model.in_channels, 'exif_orientation': p.exif_orientation}
     view = EvalTransform(p.image_size, p.resize, p.interpolation, **options)
     config = base_config()
     config.eval_batch_size = WEIGHTS_BATCH * jax.device_count()
     network = Network(model, variables, view, p.mean, p.std)
-    return _ready(Trained(str(path), network, info.class_names, None, config))
+    _cache_programs(config)
+    return Trained(str(path), network, info.class_names, None, config)
 
 
 def _with_dtype(model, dtype: str):
@@ -76,11 +79,10 @@ def _with_dtype(model, dtype: str):
     return model.clone(dtype=jnp.dtype(dtype))
 
 
-def _ready(trained: Trained) -> Trained:
-    cache = trained.config.compilation_cache  # the trainer's
+def _cache_programs(config: ml_collections.ConfigDict) -> None:
+    cache = config.compilation_cache  # the trainer's
     if cache and not jax.config.values['jax_compilation_cache_dir']:
         jax.config.update('jax_compilation_cache_dir', os.path.expanduser(cache))
-    return trained
 
 
 def fold(trained: Trained) -> Trained:
@@ -115,7 +117,7 @@ def evaluate_networks(
         data_mesh(),
         protocol,
         batch_size=config.eval_batch_size if batch_size is None else batch_size,
-        num_threads=config.num_threads or None,
+        num_threads=config.num_threads,
         max_corrupt=config.max_corrupt,
     )
     return evaluator.run(predictions=predictions, seen=seen)
@@ -192,7 +194,7 @@ def predict(
         dataset,
         mesh,
         batch_size=default if batch_size is None else batch_size,
-        num_threads=trained.config.num_threads or None,
+        num_threads=trained.config.num_threads,
         max_corrupt=None,
     )
 

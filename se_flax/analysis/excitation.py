@@ -40,8 +40,7 @@ class Gates(NamedTuple):
     """The gates of one block over images.
 
     The specificity is the share of the gates' variance over images, summed over channels, that the
-    class explains: `sum between / sum total` (eta squared). It is above 0 for random weights, too,
-    if classes differ in brightness or texture.
+    class explains (eta squared). It can exceed 0 for random weights, as classes differ in texture.
     """
 
     name: str
@@ -118,18 +117,12 @@ class _Picked(Dataset):
 
 
 def measure_gates(
-    network: Network,
-    blocks: Sequence[Block],
-    dataset: Dataset,
-    samples: int,
-    *,
-    batch_size: int,
-    num_threads: int | None = None,
+    network: Network, blocks: Sequence[Block], dataset: Dataset, samples: int, **loading: Any
 ) -> list[Gates]:
     """Returns the gates of each block over the first `samples` images of each class.
 
-    The gates of a block without a squeeze are averaged over the map. Memory holds sums by class and
-    channel only, whatever the number of images.
+    The gates of a block without a squeeze are averaged over the map. `loading` is `batch_size` and
+    `num_threads` of `eval_batches`.
     """
     labels = dataset.labels()
     positions = pick(labels, samples)
@@ -148,14 +141,15 @@ def measure_gates(
     gates = jax.jit(gates, in_shardings=(whole, split(mesh)), out_shardings=whole)
     variables = jax.device_put(network.variables, whole)
     sums = [Sums(dataset.num_classes) for _ in blocks]
-    batches = eval_batches(picked, network.view, batch_size=batch_size, num_threads=num_threads)
+    done = 0
     with Progress() as progress:
-        for first, batch in zip(range(0, len(labels), batch_size), batches, strict=True):
+        for batch in eval_batches(picked, network.view, **loading):
             found = jax.device_get(gates(variables, shard_batch(mesh, batch)['image']))
             rows = np.flatnonzero(batch['mask'])
             for block_sums, gate in zip(sums, found, strict=True):
-                block_sums.add(gate[rows], labels[first + rows], shuffled[first + rows])
-            progress.show(min(first + batch_size, len(labels)), len(labels))
+                block_sums.add(gate[rows], labels[done + rows], shuffled[done + rows])
+            done = min(done + len(batch['mask']), len(labels))
+            progress.show(done, len(labels))
     return [of.gates(block.name) for of, block in zip(sums, blocks, strict=True)]
 
 
@@ -203,21 +197,11 @@ class Removal(NamedTuple):
 
 
 def remove_last_stage(
-    network: Network,
-    blocks: Sequence[Block],
-    gates: Sequence[Gates],
-    dataset: Dataset,
-    *,
-    batch_size: int,
-    num_threads: int | None = None,
+    network: Network, blocks: Sequence[Block], gates: Sequence[Gates], dataset: Dataset, **loading
 ) -> Removal:
     """Evaluates a network with and without the SE blocks of its last stage, on all examples."""
-    last = {
-        block.path: of
-        for block, of in zip(blocks, gates, strict=True)
-        if block.stage == blocks[-1].stage
-    }
-    loading = {'batch_size': batch_size, 'num_threads': num_threads}
+    pairs = zip(blocks, gates, strict=True)
+    last = {block.path: of for block, of in pairs if block.stage == blocks[-1].stage}
 
     def result(instead=None):
         def gated(call, args, kwargs, context):

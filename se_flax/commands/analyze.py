@@ -18,7 +18,7 @@ def add_to(commands: Any) -> None:
     verbs = common.add_group(commands, 'analyze', 'analyze trained networks and the costs of SE')
     text = 'measure the gates of a network'
     excitation = common.add_command(verbs, 'excitation', _excitation, text)
-    common.add_network(excitation)
+    common.add_network(excitation.add_mutually_exclusive_group(required=True))
     option = excitation.add_argument
     option('--data', metavar='NAME', help="default: the run's own")
     option('--data-dir', help=common.DATA_DIR)
@@ -54,7 +54,7 @@ def _excitation(args: argparse.Namespace) -> None:
     from se_flax.training.curves import save
 
     check_at_least('--samples', args.samples, 1)
-    trained = common.open_network(args)
+    trained = common.open_network(args.network)
     network = trained.network
     dataset = open_eval_set([trained], args.data, args.data_dir)
     names = dataset.class_names
@@ -66,13 +66,14 @@ def _excitation(args: argparse.Namespace) -> None:
         raise UserError(
             f'--classes: a figure shows {len(plots.COLORS)} at most, not {len(classes)}'
         )
-    out = as_path(args.out or as_path(args.workdir or '.') / excitation.EXCITATION)
+    folder = '.' if trained.step is None else trained.name
+    out = as_path(args.out or as_path(folder) / excitation.EXCITATION)
     out.mkdir(parents=True, exist_ok=True)
     check_writable(out / 'excitation.md')
 
     blocks = excitation.se_blocks(network.model, network.variables, network.view.image_size)
     config = trained.config
-    loading = {'batch_size': config.eval_batch_size, 'num_threads': config.num_threads or None}
+    loading = {'batch_size': config.eval_batch_size, 'num_threads': config.num_threads}
     gates = excitation.measure_gates(network, blocks, dataset, args.samples, **loading)
     removal = excitation.remove_last_stage(network, blocks, gates, dataset, **loading)
     shown = [gates[blocks.index(block)] for block in excitation.shown(blocks)]

@@ -3,9 +3,11 @@
 import argparse
 import pathlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 DTYPE = "float32 or bfloat16; default: the run's own, float32 for weights"
+FOLD = 'merge BatchNorm into the convolutions; equal up to rounding'
 DATA_DIR = "of TFDS; default: the run's own, or ~/tensorflow_datasets"
 
 
@@ -34,31 +36,19 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(filter(None, text.split(',')))
 
 
-def add_network(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `open_network`."""
-    network = parser.add_mutually_exclusive_group(required=True)
-    network.add_argument('--workdir', metavar='DIR', help='of a run')
-    network.add_argument('--weights', type=path, metavar='FILE.safetensors')
+def add_network(options: Any, **settings: Any) -> None:
+    """Adds `--workdir` and `--weights`, whose value `args.network` is for `open_network`."""
+    option = partial(options.add_argument, dest='network', **settings)
+    option('--workdir', type=lambda folder: ('open_run', folder), metavar='DIR', help='of a run')
+    option('--weights', type=lambda file: ('open_weights', path(file)), metavar='FILE.safetensors')
 
 
-def add_fold(parser: Any) -> None:
-    """Adds `--fold` to a parser or a group of options."""
-    text = 'merge BatchNorm into the convolutions; equal up to rounding'
-    parser.add_argument('--fold', action='store_true', help=text)
+def open_network(network: tuple[str, Any], dtype: str | None = None, folded: bool = False) -> Any:
+    """Opens a run or a weights file as a `Trained`, without BatchNorm if `folded`."""
+    from se_flax import inference
 
-
-def open_network(args: argparse.Namespace, dtype: str | None = None) -> Any:
-    """Opens the network of `add_network` as a `Trained`."""
-    chosen = ('run', args.workdir) if args.workdir else ('weights', args.weights)
-    return open_trained(*chosen, dtype, getattr(args, 'fold', False))
-
-
-def open_trained(kind: str, file: Any, dtype: str | None, folded: bool) -> Any:
-    """Opens a 'run' or a 'weights' file as a `Trained`, without BatchNorm if `folded`."""
-    from se_flax.inference import fold, open_run, open_weights
-
-    trained = {'run': open_run, 'weights': open_weights}[kind](file, dtype)
-    return fold(trained) if folded else trained
+    trained = getattr(inference, network[0])(network[1], dtype)
+    return inference.fold(trained) if folded else trained
 
 
 def resized(view: Any) -> str:

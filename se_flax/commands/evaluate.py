@@ -1,10 +1,17 @@
 """`se-flax evaluate` prints the error rates of a network or an ensemble."""
 
 import argparse
-from functools import partial
 from typing import Any
 
-from se_flax.commands.common import DATA_DIR, DTYPE, add_command, add_fold, open_trained, path
+from se_flax.commands.common import (
+    DATA_DIR,
+    DTYPE,
+    FOLD,
+    add_command,
+    add_network,
+    open_network,
+    path,
+)
 from se_flax.errors import UserError
 from se_flax.tables import aligned
 
@@ -17,11 +24,9 @@ CROPS = (
 def add_to(commands: Any) -> None:
     parser = add_command(commands, 'evaluate', _run, 'measure the error rates of trained networks')
     networks = parser.add_argument_group('networks', 'the outputs of several are averaged')
-    option = partial(networks.add_argument, dest='networks', action='append', default=[])
-    option('--workdir', type=lambda folder: ('run', folder), metavar='DIR', help='of a run')
-    option('--weights', type=lambda file: ('weights', path(file)), metavar='FILE.safetensors')
+    add_network(networks, action='append', default=[])
     networks.add_argument('--dtype', help=DTYPE)
-    add_fold(networks)
+    networks.add_argument('--fold', action='store_true', help=FOLD)
 
     option = parser.add_argument_group('images').add_argument
     option('--data', help="default: the run's own; required without --workdir")
@@ -58,12 +63,12 @@ def _run(args: argparse.Namespace) -> None:
     from se_flax.inference import evaluate_networks
     from se_flax.progress import Progress
 
-    if not args.networks:
+    if not args.network:
         raise UserError('nothing to evaluate; give --workdir DIR or --weights FILE.safetensors')
     protocol = Protocol(args.size, args.resize, args.crops, args.average)
     predictions = Predictions(args.predictions) if args.predictions else None
     with Progress() as progress:
-        networks = [open_trained(kind, file, args.dtype, args.fold) for kind, file in args.networks]
+        networks = [open_network(network, args.dtype, args.fold) for network in args.network]
         result = evaluate_networks(
             networks,
             args.data,

@@ -10,13 +10,14 @@ from se_flax.storage import check_writable
 def add_to(commands: Any) -> None:
     text = 'write a network as StableHLO, to run it without se_flax'
     parser = common.add_command(commands, 'export', _run, text)
-    common.add_network(parser)
-    common.add_fold(parser)
+    common.add_network(parser.add_mutually_exclusive_group(required=True))
     option = parser.add_argument
+    option('--fold', action='store_true', help=common.FOLD)
     option('--dtype', help=common.DTYPE)
     option('--batch-size', type=int, metavar='B', help='images per batch; default: any number')
-    text = 'default: cpu,cuda,tpu'
-    option('--platforms', type=common.names, default=(), metavar='NAME,NAME', help=text)
+    platforms = ('cpu', 'cuda', 'tpu')
+    text = f'default: {",".join(platforms)}'
+    option('--platforms', type=common.names, default=platforms, metavar='NAME,NAME', help=text)
     option('--out', type=common.path, metavar='FILE', required=True)
 
 
@@ -24,7 +25,7 @@ def _run(args: argparse.Namespace) -> None:
     from se_flax.export import export_network, save_exported
 
     check_writable(args.out)
-    trained = common.open_network(args, args.dtype)
+    trained = common.open_network(args.network, args.dtype, args.fold)
     network, view = trained.network, trained.network.view
     exported = export_network(
         network.model,
@@ -33,7 +34,7 @@ def _run(args: argparse.Namespace) -> None:
         mean=network.mean,
         std=network.std,
         batch_size=args.batch_size,
-        **({'platforms': args.platforms} if args.platforms else {}),
+        platforms=args.platforms,
     )
     save_exported(args.out, exported)
     images, logits = exported.in_avals[0].str_short(), exported.out_avals[0].str_short()

@@ -12,9 +12,9 @@ from se_flax.tables import aligned
 def add_to(commands: Any) -> None:
     text = 'predict the most probable classes of images'
     parser = common.add_command(commands, 'predict', _run, text)
-    common.add_network(parser)
-    common.add_fold(parser)
+    common.add_network(parser.add_mutually_exclusive_group(required=True))
     option = parser.add_argument
+    option('--fold', action='store_true', help=common.FOLD)
     option('images', nargs='+', metavar='IMAGE', help='files, or folders of them')
     option('--batch-size', type=int, metavar='B', help='images per batch; default: 32 a device')
     text = 'write a .csv or .jsonl instead of printing'
@@ -27,7 +27,7 @@ def _run(args: argparse.Namespace) -> None:
     from se_flax.progress import Progress
 
     predictions = Predictions(args.csv, labeled=False) if args.csv else None
-    trained = common.open_network(args)
+    trained = common.open_network(args.network, folded=args.fold)
     total = unread = 0
     with Progress() if args.csv else contextlib.nullcontext() as progress:
         options = {'batch_size': args.batch_size, 'predictions': predictions}

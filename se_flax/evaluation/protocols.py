@@ -13,12 +13,7 @@ from se_flax.data import EvalTransform
 from se_flax.data.transforms import Squash, View
 from se_flax.errors import UserError, check_known
 
-CROPS = {
-    1: 'center crop',
-    2: 'center crop and mirror image',
-    10: 'ten crops',
-    12: 'twelve crops',
-}
+CROPS = {1: 'center crop', 2: 'center crop and mirror image', 10: 'ten crops', 12: 'twelve crops'}
 
 
 class Average(NamedTuple):

@@ -1,8 +1,8 @@
 """Runs a study, one training run after another."""
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -53,10 +53,10 @@ def ablate(
     Raises UserError for a workdir with another run, and what `run` raises after `stop_requested`.
     """
     failed: dict[AnyPath, str] = {}
-    board = _Board(plan, plan.tasks(), steps, failed)
     # Without redirects, as the output of a run goes to its log.
     options: Any = {'refresh_per_second': 1, 'redirect_stdout': False, 'redirect_stderr': False}
-    live = Live(board, console=console, **options)
+    render = partial(_table, plan, plan.tasks(), steps, failed)
+    live = Live(get_renderable=render, console=console, **options)
     with live if console.is_interactive else contextlib.nullcontext():
         for task in tasks:
             if finished(task.workdir):
@@ -71,36 +71,31 @@ def ablate(
                     failed[task.workdir] = f'{task.cell.name}, seed {task.seed}: {error}'
             jax.clear_caches()  # compiled programs stay on disk
             if not console.is_interactive:
-                text = f'{task.cell.name}, seed {task.seed}: {board.state(task)}'
+                text = f'{task.cell.name}, seed {task.seed}: {_state(task, steps, failed)}'
                 console.print(text, markup=False, highlight=False, soft_wrap=True)
     return list(failed.values())
 
 
-@dataclasses.dataclass
-class _Board:
-    """The state of each run as a table, which rich renders at each refresh."""
+def _state(task: Task, steps: Mapping[str, int], failed: Mapping[AnyPath, str]) -> str:
+    if result := finished(task.workdir):
+        return f'{100 * (1 - result["top1"]):.2f} %'
+    if task.workdir in failed:
+        return 'not finite'
+    rows = read_rows(task.workdir / 'metrics.jsonl')
+    return f'{rows[-1]["step"]:,}/{steps[task.cell.name]:,}' if rows else '-'
 
-    plan: Plan
-    tasks: Sequence[Task]
-    steps: Mapping[str, int]
-    failed: Mapping[AnyPath, str]
 
-    def state(self, task: Task) -> str:
-        if result := finished(task.workdir):
-            return f'{100 * (1 - result["top1"]):.2f} %'
-        if task.workdir in self.failed:
-            return 'not finite'
-        rows = read_rows(task.workdir / 'metrics.jsonl')
-        return f'{rows[-1]["step"]:,}/{self.steps[task.cell.name]:,}' if rows else '-'
-
-    def __rich__(self) -> Table:
-        seeds = sorted({task.seed for task in self.tasks})
-        states = {(task.cell.name, task.seed): self.state(task) for task in self.tasks}
-        ended = sum(state.endswith('%') for state in states.values())
-        title = f'{self.plan.study.title}: {ended} of {len(states)} runs'
-        table = Table(title=title, title_justify='left', min_width=len(title), box=None)
-        for head in ('', *(f'seed {seed}' for seed in seeds)):
-            table.add_column(head, justify='right' if head else 'left', no_wrap=True)
-        for cell in self.plan.study.cells:
-            table.add_row(cell.name, *(states[cell.name, seed] for seed in seeds))
-        return table
+def _table(
+    plan: Plan, tasks: Sequence[Task], steps: Mapping[str, int], failed: Mapping[AnyPath, str]
+) -> Table:
+    seeds = sorted({task.seed for task in tasks})
+    states = {(task.cell.name, task.seed): _state(task, steps, failed) for task in tasks}
+    ended = sum(state.endswith('%') for state in states.values())
+    title = f'{plan.study.title}: {ended} of {len(states)} runs'
+    table = Table(title=title, title_justify='left', min_width=len(title), box=None)
+    table.add_column(no_wrap=True)
+    for seed in seeds:
+        table.add_column(f'seed {seed}', justify='right', no_wrap=True)
+    for cell in plan.study.cells:
+        table.add_row(cell.name, *(states[cell.name, seed] for seed in seeds))
+    return table

@@ -93,22 +93,19 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _errors(result: Any) -> str:
-    """Formats the error rates of an `Evaluation` with their intervals."""
     from se_flax.evaluation import wilson
 
     total = result.summary()
     examples = total['examples']
     rows = [('', 'error', '95 % interval', 'accuracy')]
-    for name, key in (('top-1', 'top1'), ('top-5', 'top5')):
-        wrong = 1 - total[key]
-        low, high = wilson(round(wrong * examples), examples)
+    for name, accuracy in (('top-1', total['top1']), ('top-5', total['top5'])):
+        low, high = wilson(round((1 - accuracy) * examples), examples)
         interval = f'{_percent(low)} to {_percent(high)} %'
-        rows.append((name, f'{_percent(wrong)} %', interval, f'{_percent(total[key])} %'))
+        rows.append((name, f'{_percent(1 - accuracy)} %', interval, f'{_percent(accuracy)} %'))
     return f'{examples:,} images of {result.data}, loss {total["loss"]:.4f}\n{aligned(rows)}'
 
 
 def _class_table(result: Any) -> str:
-    """Formats the error rates of each class that has images, the worst first."""
     counts = zip(result.class_names, result.counts, strict=True)
     rows = [(name, n, 1 - top1 / n, 1 - top5 / n) for name, (n, top1, top5) in counts if n]
     rows.sort(key=lambda row: (-row[2], -row[3], row[0]))

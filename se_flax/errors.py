@@ -1,4 +1,4 @@
-"""What the library raises, and the checks that raise it: value, rule, nearest valid choice."""
+"""Exceptions and checks; a message has the value, the rule and the nearest valid choice."""
 
 import contextlib
 import difflib
@@ -25,7 +25,7 @@ class MissingError(UserError, FileNotFoundError):
 
 
 class Problems:
-    """Collects mistakes, to raise each once and all together; `wrong` has their names."""
+    """Collects mistakes to raise them together, each once; `wrong` are the names concerned."""
 
     def __init__(self) -> None:
         self.wrong: set[str] = set()

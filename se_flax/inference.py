@@ -105,9 +105,8 @@ def evaluate_networks(
     """Evaluates one network, or the average of several, on every example of a data set.
 
     Each gets images in its own preprocessing, with the views of `protocol`. `batch_size` is rounded
-    up to a multiple of the devices; by default it is the first run's `eval_batch_size`, or 64 per
-    device. For the others see `open_eval_set` and `Evaluator.batches`. Raises UserError as
-    `open_eval_set` and `Evaluator` do, before anything is compiled.
+    up to a multiple of the devices; default: the first run's `eval_batch_size`, or 64 per device.
+    Raises UserError as `open_eval_set` and `Evaluator` do, before anything is compiled.
     """
     config = _leading(networks)
     dataset = open_eval_set(networks, data, data_dir)
@@ -177,10 +176,10 @@ def predict(
 ) -> Iterator[tuple[str, list[tuple[str, float]] | None]]:
     """Yields each image's path and its five most probable classes, with their probabilities.
 
-    `images` are files and folders; one that cannot be decoded is named in a warning and yields
-    None. They are read as the results are consumed. `batch_size` is rounded up to a multiple of the
-    devices, by default 32 per device. For the others see `Evaluator.batches`. Raises MissingError
-    for a missing path and UserError for a network without a head, before anything is compiled.
+    `images` are files and folders, read as the results are consumed; one that cannot be decoded
+    yields None, with a warning. `batch_size` is rounded up to a multiple of the devices; default:
+    32 per device. Raises MissingError for a missing path and UserError for a network without a
+    head, before anything is compiled.
     """
     count = trained.network.model.num_classes
     if not count:

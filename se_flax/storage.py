@@ -1,7 +1,7 @@
 """Crash-safe files in a folder of this machine or of a bucket (`gs://`, `s3://`).
 
-A bucket shows an object only when all of it is there, so a careful write on a disk is a plain write
-in a bucket. A bucket has no file that grows, and a folder is only a part of its objects' names.
+An object in a bucket appears only when it is complete, so a plain write is atomic there. Objects
+cannot be appended to, and folders are only prefixes of their names.
 """
 
 import contextlib
@@ -51,14 +51,12 @@ def is_remote(path: AnyPath | str) -> bool:
 
 
 def _temporary(path: AnyPath) -> AnyPath:
+    # A crash may leave it; the next write replaces it.
     return path.with_name(f'.{path.name}.new')
 
 
 def atomic_write(path: AnyPath, data: bytes) -> None:
-    """Replaces a file, durably; readers, also after a crash, see the old bytes or the new ones.
-
-    A crash may leave `.<name>.new` beside it, which the next write replaces.
-    """
+    """Replaces a file durably; readers see the old bytes or the new ones, also after a crash."""
     if is_remote(path):
         path.write_bytes(data)
         return
@@ -88,7 +86,7 @@ def without_lists(value: Any) -> Any:
 
 
 def check_writable(path: AnyPath) -> None:
-    """Raises MissingError, UserError or OSError if `atomic_write` would fail; before long work."""
+    """Raises MissingError, UserError or OSError, before long work, if a write would fail."""
     if is_remote(path):
         return
     if not path.parent.is_dir():
@@ -100,7 +98,7 @@ def check_writable(path: AnyPath) -> None:
 
 
 def sync(path: AnyPath) -> None:
-    """Returns when the bytes of a file, or the names in a folder, are on the disk."""
+    """Waits until the bytes of a file, or the names in a folder, are on the disk."""
     if is_remote(path):
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -111,7 +109,7 @@ def sync(path: AnyPath) -> None:
 
 
 class GrowingFile(contextlib.AbstractContextManager):
-    """A file to append to, which starts with `content`; in a bucket, `sync` writes all of it."""
+    """A file to append to, which starts with `content`; in a bucket, `sync` rewrites it."""
 
     def __init__(self, path: AnyPath, content: bytes):
         if not path.exists() or path.read_bytes() != content:
@@ -132,7 +130,7 @@ class GrowingFile(contextlib.AbstractContextManager):
             self._content += data
 
     def sync(self) -> None:
-        """Returns when all data survive a crash of the system."""
+        """Waits until all data would survive a crash of the system."""
         if self._file:
             os.fsync(self._file.fileno())
         else:

@@ -1,1 +1,1 @@
-"""The paper's experiments and figures: studies of many runs, and what the gates of one do."""
+"""The paper's experiments and figures: studies of many runs, and the gates of one."""

@@ -1,4 +1,4 @@
-"""What the gates of a trained network do (section 7 of the paper, Figures 6 and 7)."""
+"""Statistics of a trained network's gates (section 7 of the paper, Figures 6 and 7)."""
 
 import dataclasses
 from collections.abc import Sequence

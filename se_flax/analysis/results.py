@@ -1,4 +1,4 @@
-"""From the workdirs of a study to its numbers: `results.jsonl`, `results.csv` and `results.md`."""
+"""Results of a study, read from its workdirs: `results.jsonl`, `results.csv`, `results.md`."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence

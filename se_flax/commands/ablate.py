@@ -1,4 +1,4 @@
-"""`se-flax ablate` runs a study and writes its tables and its picture."""
+"""`se-flax ablate` runs a study and writes its tables and figure."""
 
 import argparse
 import os
@@ -18,12 +18,12 @@ FLAGS = (
 )
 EPILOG = (
     '--config.FIELD=VALUE sets a field of the config for all cells, as in training. The same '
-    'command resumes a study; with more --seeds it adds runs.'
+    'command resumes a study; more --seeds add runs.'
 )
 
 
 def add_to(commands: Any) -> None:
-    text = 'run a study: several seeds of each cell, a table and a picture'
+    text = 'run a study: several seeds of each cell, with a table and a figure'
     parser = add_command(commands, 'ablate', _run, text)
     parser.set_defaults(trains=True)
     parser.epilog = EPILOG

@@ -50,7 +50,6 @@ def _macs(macs: float) -> str:
 
 
 def _paper(paper: Any) -> str:
-    """Formats the top-1 error, the top-5 error if known, and their table in the paper."""
     if paper is None:
         return 'not in the paper'
     top5 = '' if paper.top5_error is None else f' / {paper.top5_error:.2f}'

@@ -18,5 +18,5 @@ def train(argv: Sequence[str], *, default: str) -> None:
     print(
         f'top-1 {100 * result["top1"]:.2f} %, top-5 {100 * result["top5"]:.2f} % of '
         f'{result["examples"]:,} images after {result["step"]:,} steps; '
-        f'all of the run is in {workdir}/: curves.png, metrics.jsonl, checkpoints/'
+        f'see {workdir}/ for curves.png, metrics.jsonl and checkpoints/'
     )

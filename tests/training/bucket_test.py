@@ -83,7 +83,7 @@ def test_killed_and_damaged_it_goes_on_exactly(bucket, start_train_main, referen
     assert f'{damaged} has changed (SHA-256)' in output
     assert 'resuming from step 8' in output
     assert rows_of(bucket) == undisturbed
-    assert f'all of the run is in {WORKDIR}/' in output
+    assert f'see {WORKDIR}/ for ' in output
     for name in ('curves.png', 'DONE', 'checkpoints/damaged-16-0/manifest.json'):
         assert bucket.get_file(BUCKET, f'{RUN}/{name}')
 

@@ -10,6 +10,7 @@ from se_flax.analysis.excitation import Gates
 from se_flax.training.curves import COLORS, moving_mean, new_figure, tidy
 
 INK = '#222222'  # for totals
+CHANNELS = 50  # of each block, as in the paper
 
 
 def draw_study(title: str, rows: Sequence[Mapping[str, Any]]) -> Figure:
@@ -59,13 +60,11 @@ def draw_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     return figure
 
 
-def draw_gates(
-    gates: Sequence[Gates], classes: Mapping[str, int], channels: int, *, within: bool = False
-) -> Figure:
+def draw_gates(gates: Sequence[Gates], classes: Mapping[str, int], within: bool = False) -> Figure:
     """Draws the gates of some classes (label by name), a panel per block.
 
     The mean of each class and of all images (Figure 6), or `within` each class the mean and one
-    standard deviation over its images (Figure 7). `channels` are evenly sampled from each block.
+    standard deviation over its images (Figure 7). CHANNELS are evenly sampled from each block.
     """
     columns = min(3, len(gates))
     lines = -(-len(gates) // columns)
@@ -74,7 +73,7 @@ def draw_gates(
     for axes in panels[len(gates) :]:
         axes.remove()
     for i, (axes, block) in enumerate(zip(panels, gates, strict=False)):
-        at = sampled(block.channels, channels)
+        at = sampled(block.channels, CHANNELS)
         for (name, label), color in zip(classes.items(), COLORS, strict=False):
             mean, std = block.mean[label][at], block.std[label][at]
             if not within:

@@ -6,44 +6,41 @@ from typing import Any
 
 from se_flax import tables
 from se_flax.commands import common
+from se_flax.commands.common import add_command, names
 from se_flax.errors import UserError, check_at_least, check_known
 from se_flax.storage import as_path, atomic_write, check_writable
 
-CHANNELS = 50  # of each block in the figures, as in the paper
 # The four classes of Figures 6 and 7: goldfish, pug, plane (an airliner) and cliff.
 PAPER_CLASSES = ('n01443537', 'n02110958', 'n02690373', 'n09246464')
 
 
 def add_to(commands: Any) -> None:
     verbs = common.add_group(commands, 'analyze', 'analyze trained networks and the costs of SE')
-    text = 'measure the gates of a network'
-    excitation = common.add_command(verbs, 'excitation', _excitation, text)
-    common.add_network(excitation.add_mutually_exclusive_group(required=True))
-    option = excitation.add_argument
+    parser = add_command(verbs, 'excitation', _excitation, 'measure the gates of a network')
+    common.add_network(parser.add_mutually_exclusive_group(required=True))
+    option = parser.add_argument
     option('--data', metavar='NAME', help="default: the run's own")
     option('--data-dir', help=common.DATA_DIR)
     text = 'shown in the figures, 6 at most'
-    option('--classes', type=common.names, default=(), metavar='NAME,NAME', help=text)
+    option('--classes', type=names, default=(), metavar='NAME,NAME', help=text)
     option('--samples', type=int, default=50, metavar='N', help='images per class; default: 50')
-    text = 'default: excitation in the workdir, which `report` includes'
-    option('--out', metavar='DIR', help=text)
+    option('--out', metavar='DIR', help='default: excitation in the workdir, for `report`')
 
     text = 'compare the costs of SE with the paper'
-    option = common.add_command(verbs, 'complexity', _complexity, text).add_argument
-    network = ('resnet50',)
-    option('--networks', type=common.names, default=network, metavar='NAME,NAME', help='to time')
+    option = add_command(verbs, 'complexity', _complexity, text).add_argument
+    option('--networks', type=names, default=('resnet50',), metavar='NAME,NAME', help='to time')
     option('--batch-size', type=int, default=8, metavar='B', help='default: 8')
     option('--size', type=int, metavar='S', help="pixels; default: each network's own")
     option('--dtype', default='float32', help='float32 (default) or bfloat16')
     option('--out', metavar='FILE.md', help='also write the tables to a file')
 
     text = 'draw the training curves of several runs'
-    option = common.add_command(verbs, 'curves', _curves, text).add_argument
+    option = add_command(verbs, 'curves', _curves, text).add_argument
     option('workdirs', nargs='+', metavar='DIR')
     option('--out', default='curves.png', metavar='FILE.png')
 
     text = 'write one HTML page of a study or a run'
-    option = common.add_command(commands, 'report', _report, text).add_argument
+    option = add_command(commands, 'report', _report, text).add_argument
     option('directory', metavar='DIR')
     option('--out', metavar='FILE.html', help='default: report.html in DIR')
 
@@ -57,15 +54,13 @@ def _excitation(args: argparse.Namespace) -> None:
     trained = common.open_network(args.network)
     network = trained.network
     dataset = open_eval_set([trained], args.data, args.data_dir)
-    names = dataset.class_names
+    known = dataset.class_names
     for name in args.classes:
-        check_known(f'class of {dataset.name}', name, names)
-    default = PAPER_CLASSES if {*PAPER_CLASSES} <= {*names} else names[:4]
-    classes = {name: names.index(name) for name in args.classes or default}
+        check_known(f'class of {dataset.name}', name, known)
+    default = PAPER_CLASSES if {*PAPER_CLASSES} <= {*known} else known[:4]
+    classes = {name: known.index(name) for name in args.classes or default}
     if len(classes) > len(plots.COLORS):
-        raise UserError(
-            f'--classes: a figure shows {len(plots.COLORS)} at most, not {len(classes)}'
-        )
+        raise UserError(f'--classes: at most {len(plots.COLORS)}, not {len(classes)}')
     folder = '.' if trained.step is None else trained.name
     out = as_path(args.out or as_path(folder) / excitation.EXCITATION)
     out.mkdir(parents=True, exist_ok=True)
@@ -77,10 +72,9 @@ def _excitation(args: argparse.Namespace) -> None:
     gates = excitation.measure_gates(network, blocks, dataset, args.samples, **loading)
     removal = excitation.remove_last_stage(network, blocks, gates, dataset, **loading)
     shown = [gates[blocks.index(block)] for block in excitation.shown(blocks)]
-    save(plots.draw_gates(shown, classes, CHANNELS), out / 'between_classes.png')
     pair = dict(list(classes.items())[:2])
-    figure = plots.draw_gates(shown, pair, CHANNELS, within=True)
-    save(figure, out / 'within_classes.png')
+    save(plots.draw_gates(shown, classes), out / 'between_classes.png')
+    save(plots.draw_gates(shown, pair, within=True), out / 'within_classes.png')
     print(excitation.write(out, trained.name, dataset, args.samples, gates, removal))
     print(f'{out}: excitation.md, excitation.csv, between_classes.png, within_classes.png')
 
@@ -102,8 +96,8 @@ def _complexity(args: argparse.Namespace) -> None:
     times = [TIMES]
     for name in args.networks:
         times += measure(name, args.batch_size, args.size, jnp.dtype(args.dtype))
-    device = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
-    note = f'{device}, jax {jax.__version__}, {args.dtype}. {NOTE}'
+    devices = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
+    note = f'{devices}, jax {jax.__version__}, {args.dtype}. {NOTE}'
     print(tables.aligned(times, left=2), note, sep='\n\n')
     if args.out:
         page = '\n\n'.join([tables.markdown(counts), tables.markdown(times), note])

@@ -7,16 +7,12 @@ from se_flax.commands.common import add_command, path, resized
 from se_flax.errors import UserError
 from se_flax.storage import as_path
 
-SOURCES = (
-    'a file of PyTorch, safetensors (or the index of its shards) or Caffe, hub:ID, or the workdir '
-    'of a run'
-)
-
 
 def add_to(commands: Any) -> None:
     text = 'write a weights file from public weights or a run'
     option = add_command(commands, 'convert', _run, text).add_argument
-    option('source', metavar='SOURCE', help=SOURCES)
+    text = 'a file of PyTorch, safetensors (or index of shards) or Caffe, hub:ID, or a workdir'
+    option('source', metavar='SOURCE', help=text)
     option('--model', metavar='NAME', help='one of `se-flax models`')
     option('--key', metavar='NAME', help='the state dict, if a file holds several')
     option('--head', default='keep', help="'drop' omits the classifier head; default: keep")

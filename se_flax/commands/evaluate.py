@@ -15,11 +15,6 @@ from se_flax.commands.common import (
 from se_flax.errors import UserError
 from se_flax.tables import aligned
 
-CROPS = (
-    '1: the center (default), 2: also its mirror image, 10: corners, center and their mirror '
-    'images, 12: also the whole image'
-)
-
 
 def add_to(commands: Any) -> None:
     parser = add_command(commands, 'evaluate', _run, 'measure the error rates of trained networks')
@@ -39,7 +34,8 @@ def add_to(commands: Any) -> None:
     option('--size', type=_sizes, default=(), metavar='S', help=text)
     text = "pixels of the shorter edge, 0 for no resize; default: the network's own"
     option('--resize', type=_sizes, default=(), metavar='R', help=text)
-    option('--crops', type=int, default=1, metavar='N', help=CROPS)
+    text = '1: center (default); 2: with mirror image; 10: with corners; 12: with the whole image'
+    option('--crops', type=int, default=1, metavar='N', help=text)
     text = 'probabilities (default) or logits, over crops, scales and networks'
     option('--average', default='probabilities', metavar='WHAT', help=text)
 

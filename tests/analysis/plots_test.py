@@ -28,7 +28,7 @@ def test_fifty_channels_are_even_and_few_are_all():
 
 
 def test_between_classes_are_the_means(gates):
-    figure = draw_gates(gates, {'cat': 4, 'dog': 0}, 50)
+    figure = draw_gates(gates, {'cat': 4, 'dog': 0})
     for axes, block in zip(figure.axes, gates, strict=True):
         at = sampled(block.channels, 50)
         cat, dog, everything = (line.get_ydata() for line in axes.lines)
@@ -41,7 +41,7 @@ def test_between_classes_are_the_means(gates):
 
 
 def test_within_a_class_the_band_is_one_deviation(gates):
-    figure = draw_gates(gates, {'cat': 4}, 50, within=True)
+    figure = draw_gates(gates, {'cat': 4}, within=True)
     for axes, block in zip(figure.axes, gates, strict=True):
         at = sampled(block.channels, 50)
         [band] = axes.collections

@@ -43,7 +43,7 @@ class Gates(NamedTuple):
     class explains (eta squared). It can exceed 0 for random weights, as classes differ in texture.
     """
 
-    name: str
+    block: Block
     mean: np.ndarray  # [classes, C] over the images of each class; NaN for a class without images
     std: np.ndarray
     overall_mean: np.ndarray  # [C]
@@ -150,7 +150,7 @@ def measure_gates(
                 block_sums.add(gate[rows], labels[done + rows], shuffled[done + rows])
             done = min(done + len(batch['mask']), len(labels))
             progress.show(done, len(labels))
-    return [of.gates(block.name) for of, block in zip(sums, blocks, strict=True)]
+    return [s.gates(block) for s, block in zip(sums, blocks, strict=True)]
 
 
 class Sums:
@@ -171,7 +171,7 @@ class Sums:
         self._opened += (gates > OPEN).sum()
         self._closed += (gates < CLOSED).sum()
 
-    def gates(self, name: str) -> Gates:
+    def gates(self, block: Block) -> Gates:
         """Returns the statistics of all gates so far."""
         images = self._count[0].sum()
         overall = self._sum[0].sum(0) / images
@@ -182,7 +182,7 @@ class Sums:
             between = np.nansum(self._sum**2 / self._count, axis=1) - images * overall**2
         explained = between.sum(1) / total if total > 0 else np.zeros(2)
         saturated = np.array([self._opened, self._closed]) / (images * len(overall))
-        return Gates(name, mean, std, overall, *explained.tolist(), *saturated.tolist())
+        return Gates(block, mean, std, overall, *explained.tolist(), *saturated.tolist())
 
 
 class Removal(NamedTuple):
@@ -197,11 +197,10 @@ class Removal(NamedTuple):
 
 
 def remove_last_stage(
-    network: Network, blocks: Sequence[Block], gates: Sequence[Gates], dataset: Dataset, **loading
+    network: Network, gates: Sequence[Gates], dataset: Dataset, **loading: Any
 ) -> Removal:
     """Evaluates a network with and without the SE blocks of its last stage, on all examples."""
-    pairs = zip(blocks, gates, strict=True)
-    last = {block.path: of for block, of in pairs if block.stage == blocks[-1].stage}
+    last = {g.block.path: g for g in gates if g.block.stage == gates[-1].block.stage}
 
     def result(instead=None):
         def gated(call, args, kwargs, context):
@@ -215,8 +214,8 @@ def remove_last_stage(
             return evaluator.run(seen=progress.show).summary()
 
     return Removal(
-        tuple(of.name for of in last.values()),
-        sum(block.params for block in blocks if block.path in last),
+        tuple(g.block.name for g in last.values()),
+        sum(g.block.params for g in last.values()),
         sum(leaf.size for leaf in jax.tree.leaves(network.variables['params'])),
         result(),
         result(lambda x, mean: x),
@@ -234,9 +233,9 @@ def write(
 ) -> str:
     """Writes `excitation.csv` and `excitation.md`; returns the latter's text."""
     lines = (
-        (block.name, channel, label, f'{mean:.6g}', f'{std:.6g}')
-        for block in gates
-        for means, stds, label in zip(block.mean, block.std, dataset.class_names, strict=True)
+        (g.block.name, channel, label, f'{mean:.6g}', f'{std:.6g}')
+        for g in gates
+        for means, stds, label in zip(g.mean, g.std, dataset.class_names, strict=True)
         for channel, (mean, std) in enumerate(zip(means, stds, strict=True))
     )
     text = tables.csv_text(('block', 'channel', 'class', 'mean', 'std'), lines)
@@ -244,20 +243,19 @@ def write(
 
     head = ['block', 'channels', 'mean gate', 'class explains', 'labels shuffled']
     rows = [[*head, f'above {OPEN}', f'below {CLOSED}']]
-    for block in gates:
-        shares = block.specificity, block.shuffled, block.opened, block.closed
-        mean = f'{block.overall_mean.mean():.3f}'
+    for g in gates:
+        shares = g.specificity, g.shuffled, g.opened, g.closed
+        mean = f'{g.overall_mean.mean():.3f}'
         percent = (f'{100 * share:.1f} %' for share in shares)
-        rows.append([block.name, str(block.channels), mean, *percent])
+        rows.append([g.block.name, str(g.channels), mean, *percent])
     removed = [['', 'top-1 error', 'top-5 error', 'parameters']]
-    fewer = removal.all_params - removal.params
-    for what, result, params in (
-        ('whole network', removal.whole, removal.all_params),
-        ('without these blocks', removal.without, fewer),
-        ('constant mean gates', removal.constant, fewer),
+    for what, result, fewer in (
+        ('whole network', removal.whole, 0),
+        ('without these blocks', removal.without, removal.params),
+        ('constant mean gates', removal.constant, removal.params),
     ):
         errors = (f'{100 * (1 - result[key]):.2f} %' for key in ('top1', 'top5'))
-        removed.append([what, *errors, f'{params:,}'])
+        removed.append([what, *errors, f'{removal.all_params - fewer:,}'])
     page = f"""# Gates of {name} on {dataset.name}
 
 Up to {samples} images of each class. "Class explains": the share of the gates' variance over

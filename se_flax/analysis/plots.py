@@ -72,10 +72,10 @@ def draw_gates(gates: Sequence[Gates], classes: Mapping[str, int], within: bool 
     panels = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
     for axes in panels[len(gates) :]:
         axes.remove()
-    for i, (axes, block) in enumerate(zip(panels, gates, strict=False)):
-        at = sampled(block.channels, CHANNELS)
+    for i, (axes, g) in enumerate(zip(panels, gates, strict=False)):
+        at = sampled(g.channels, CHANNELS)
         for (name, label), color in zip(classes.items(), COLORS, strict=False):
-            mean, std = block.mean[label][at], block.std[label][at]
+            mean, std = g.mean[label][at], g.std[label][at]
             if not within:
                 axes.plot(mean, color=color, linewidth=1.1, label=name)
                 continue
@@ -84,8 +84,8 @@ def draw_gates(gates: Sequence[Gates], classes: Mapping[str, int], within: bool 
             text = f'{name}, ± one standard deviation'
             axes.fill_between(np.arange(len(at)), mean - std, mean + std, label=text, **band)
         if not within:
-            axes.plot(block.overall_mean[at], color=INK, linewidth=1.6, linestyle='--', label='all')
-        axes.set_title(f'{block.name} ({block.channels} channels)', fontsize=9)
+            axes.plot(g.overall_mean[at], color=INK, linewidth=1.6, linestyle='--', label='all')
+        axes.set_title(f'{g.block.name} ({g.channels} channels)', fontsize=9)
         axes.set(xlabel='channel, evenly sampled', ylabel='' if i % columns else 'gate')
         tidy(axes, integer=True)
     handles, names = panels[0].get_legend_handles_labels()

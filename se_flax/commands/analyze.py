@@ -70,8 +70,8 @@ def _excitation(args: argparse.Namespace) -> None:
     config = trained.config
     loading = {'batch_size': config.eval_batch_size, 'num_threads': config.num_threads}
     gates = excitation.measure_gates(network, blocks, dataset, args.samples, **loading)
-    removal = excitation.remove_last_stage(network, blocks, gates, dataset, **loading)
-    shown = [gates[blocks.index(block)] for block in excitation.shown(blocks)]
+    removal = excitation.remove_last_stage(network, gates, dataset, **loading)
+    shown = [g for g in gates if g.block in excitation.shown(blocks)]
     pair = dict(list(classes.items())[:2])
     save(plots.draw_gates(shown, classes), out / 'between_classes.png')
     save(plots.draw_gates(shown, pair, within=True), out / 'within_classes.png')

@@ -160,7 +160,7 @@ def test_gates_are_those_of_the_equations(network, dataset, monkeypatch):
 def test_removing_the_last_stage_is_the_network_without_it(network, dataset):
     blocks = se_blocks(network.model, network.variables, 28)
     gates = measure_gates(network, blocks, dataset, 5, batch_size=80)
-    got = remove_last_stage(network, blocks, gates, dataset, batch_size=400)
+    got = remove_last_stage(network, gates, dataset, batch_size=400)
     assert got.blocks == ('stage4_block1',)
 
     def result(model):

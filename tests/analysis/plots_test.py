@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from se_flax.analysis.excitation import Gates
+from se_flax.analysis.excitation import Block, Gates
 from se_flax.analysis.plots import draw_gates, draw_study, sampled
 from se_flax.training.curves import png
 
@@ -16,7 +16,7 @@ def gates():
     blocks = []
     for name, channels in (('stage2_block3', 256), ('stage5_block1', 20)):
         mean, std = rng.uniform(size=(2, 5, channels))
-        blocks.append(Gates(name, mean, std, mean.mean(0), 0.5, 0.1, 0.0, 0.0))
+        blocks.append(Gates(Block((name, 'se'), 2, 0), mean, std, mean.mean(0), 0.5, 0.1, 0.0, 0.0))
     return blocks
 
 
@@ -35,7 +35,7 @@ def test_between_classes_are_the_means(gates):
         np.testing.assert_array_equal(cat, block.mean[4][at])
         np.testing.assert_array_equal(dog, block.mean[0][at])
         np.testing.assert_array_equal(everything, block.overall_mean[at])
-        assert block.name in axes.get_title()
+        assert block.block.name in axes.get_title()
     [legend] = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ['cat', 'dog', 'all']
 

@@ -71,11 +71,8 @@ def open_folder(
     The classes are the sorted folders of `train`, each with images at any depth; the eval images
     are in the first of FOLDERS['eval'] that exists. Without one, the share `eval_split` of each
     class, at least one image, is drawn by `seed` from `train` or `path` itself; an image that is
-    added later hardly changes the draw of the others.
-
-    Hidden names and LEFTOVERS are ignored; other files that are not images are counted in a
-    warning. Raises MissingError for a missing folder, and UserError for a class without images, or
-    one that `train` lacks.
+    added later hardly changes the draw of the others. Raises MissingError for a missing folder, and
+    UserError for a class without images, or one that `train` lacks.
     """
     if '://' in path:
         raise UserError(f'{name}: images are read from disks and mounts, not from {path}')

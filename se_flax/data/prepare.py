@@ -1,6 +1,7 @@
 """Behind `se-flax data check NAME` and `se-flax data prepare NAME`."""
 
 import os
+from typing import Any
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
@@ -48,44 +49,35 @@ def prepare(
     name: str,
     data_dir: str | None = None,
     folder: str | os.PathLike | None = None,
-    *,
-    max_side: int | None = None,
-    quality: int | None = None,
-    allow_other_counts: bool = False,
+    **options: Any,
 ) -> str:
     """Builds the data set `name` if it is not there; returns `check`'s description of it.
 
     It is written below `data_dir` (default: where tfds looks), and renamed once it is complete.
-    `imagenet2012` is made by `imagenet.build` from the two tars in `folder`; `fashion_mnist` from
-    the four files in `folder`, or a download; other names by tfds. Raises UserError if `name`
-    cannot be built, and MissingError for a missing folder or missing tars.
+    `imagenet2012` is made from the two tars in `folder`, with `se_flax.data.imagenet.Options`;
+    `fashion_mnist` from the four files in `folder`, or a download; other names by tfds. Raises
+    UserError if `name` cannot be built, and MissingError for a missing folder or tar.
     """
     data_dir = data_dir and os.path.expanduser(data_dir)
     if folder is not None and name not in (imagenet.NAME, FashionMnist.name):
         raise UserError(f'{name!r} takes no --from: {imagenet.NAME} and {FashionMnist.name} do')
-    if (max_side or quality or allow_other_counts) and name != imagenet.NAME:
+    if any(options.values()) and name != imagenet.NAME:
         raise UserError(
             f'{name!r} takes no --max-side, --quality or --allow-other-counts: {imagenet.NAME} does'
         )
-    max_side, quality = imagenet.full_encoding(max_side, quality)
+    how = imagenet.Options(**options).checked()
     try:
         description = check(name, data_dir)
     except MissingError:
         if name.startswith(FOLDER) or (name == imagenet.NAME and folder is None):
             raise
     else:
-        if quality:
-            folder = find_builder(name, data_dir).data_dir
-            imagenet.check_made_with(folder, {'max_side': max_side, 'quality': quality})
+        if how.quality:
+            imagenet.check_made_with(find_builder(name, data_dir).data_dir, how._asdict())
         return description
     if name == imagenet.NAME and folder is not None:
-        imagenet.build(
-            os.path.expanduser(folder),
-            data_dir or tfds.core.constants.DATA_DIR,
-            max_side=max_side,
-            quality=quality,
-            allow_other_counts=allow_other_counts,
-        )
+        data_dir = data_dir or tfds.core.constants.DATA_DIR
+        imagenet.build(os.path.expanduser(folder), data_dir, how)
     else:
         _build(name, data_dir, folder)
     return check(name, data_dir)

@@ -47,11 +47,7 @@ def open_records(paths: Paths, file_format: str) -> Records:
 
 
 class TFRecords:
-    """Records of TFRecord shards; each is one `pread` at a position known from the headers.
-
-    A file holds records of 8 bytes of length, 4 of checksum, the data, and 4 of checksum
-    (https://www.tensorflow.org/tutorials/load_data/tfrecord). Checksums are not compared.
-    """
+    """Records of TFRecord shards; each is one `pread` at a position known from the headers."""
 
     def __init__(self, paths: Paths):
         self._paths = [os.fspath(path) for path in paths]
@@ -74,7 +70,11 @@ class TFRecords:
 
 
 def scan(path: str) -> np.ndarray:
-    """Finds the records of a TFRecord file: int64 `[records, 2]`, offset and length in bytes."""
+    """Finds the records of a TFRecord file: int64 `[records, 2]`, offset and length in bytes.
+
+    A record is 8 bytes of length, 4 of checksum, the data, and 4 of checksum
+    (https://www.tensorflow.org/tutorials/load_data/tfrecord). Checksums are not compared.
+    """
     spans, at = [], 0
     with open(path, 'rb', buffering=0) as file:
         size = os.fstat(file.fileno()).st_size

@@ -74,15 +74,12 @@ def open_dataset(
 ) -> Dataset:
     """Opens one split, 'train' or 'eval', of a data set.
 
-    `name` is 'fashion_mnist_mini' (ships with se_flax), 'synthetic', 'folder:PATH' (`open_folder`),
-    or a tfds data set such as 'imagenet2012' or 'imagenet_resized/64x64', prepared as ArrayRecord
-    or TFRecord files below `data_dir` (default: where tfds looks, TFDS_DATA_DIR or
-    `~/tensorflow_datasets`). The eval split of a tfds data set is 'validation', else 'test'; its
-    features are an Image `image` and a ClassLabel `label`. From a folder without eval images, the
-    share `eval_split` is drawn by `seed`.
-
-    Raises UserError for an unknown name or split, and MissingError, with the command that prepares
-    it, for a missing data set.
+    `name` is 'fashion_mnist_mini' (ships with se_flax), 'synthetic', 'folder:PATH' (`open_folder`,
+    which takes `eval_split` and `seed`), or a tfds data set such as 'imagenet2012' or
+    'imagenet_resized/64x64' with an Image `image` and a ClassLabel `label`, prepared as ArrayRecord
+    or TFRecord files below `data_dir` (default: TFDS_DATA_DIR or `~/tensorflow_datasets`). Its eval
+    split is 'validation', else 'test'. Raises MissingError, with the command that prepares it, for
+    a missing data set.
     """
     check_known('split', split, SPLITS)
     if eval_split and not name.startswith(FOLDER):

@@ -64,26 +64,23 @@ class View:
 class TrainTransform(View):
     """Random crop, then flip, rotation, jitter and cutout; what is off draws no numbers.
 
-    `rotation=10, jitter=20` are those of the paper's released networks
-    (https://github.com/hujie-frank/SENet, README), which publish only these ranges. Our reading is
-    that the crop is rotated (as in fb.resnet.torch), that one number is added to a whole channel,
-    and that both are uniform. Raises UserError for an unknown choice or an invalid range.
+    The paper's released networks publish only the ranges `rotation=10, jitter=20`
+    (https://github.com/hujie-frank/SENet, README). Our reading is that the crop is rotated (as in
+    fb.resnet.torch), that one number is added to a whole channel, and that both are uniform.
 
     Attributes:
         crop: 'inception' resizes a random box to S x S (arXiv 1409.4842, section 6);
             'pad' shifts the image by up to `pad` pixels each way (arXiv 1512.03385, section 4.2);
-            'none' takes the center. The last two first resize the shorter edge to S and take the
-            center, if the size is another one.
-        crop_area: least and greatest share of the image in an 'inception' crop.
-        crop_aspect: least and greatest width / height of the crop, log-uniform.
-        pad: pixels of 'pad'; pixels from outside of the image are `fill`.
-        flip: mirror left to right with probability 0.5.
-        rotation: greatest angle either way, 0 to 180 degrees, uniform; around the center of the
-            crop, bilinear, corners from outside of the crop are `fill`.
-        jitter: greatest number that is added to or subtracted from a channel, 0 to 255, uniform
-            for each channel; sums are rounded and clipped.
+            'none' takes the center. The last two resize an image of another size like EvalTransform
+            with `resize=S`.
+        crop_area: range of the crop's share of the image.
+        crop_aspect: range of the crop's width / height, log-uniform.
+        pad: pixels.
+        flip: mirrors left to right with probability 0.5.
+        rotation: greatest angle either way, 0 to 180 degrees, around the center; bilinear.
+        jitter: greatest change of a channel either way, 0 to 255; sums are rounded and clipped.
         cutout: side of a square of `fill` centered at any pixel (arXiv 1708.04552); 0 for none.
-        fill: a number per channel, 0 to 255.
+        fill: a number per channel, 0 to 255, for pixels from outside of the image.
         interpolation: one of INTERPOLATIONS.
     """
 
@@ -101,8 +98,8 @@ class TrainTransform(View):
     def __post_init__(self):
         check_known('crop', self.crop, CROPS)
         super().__post_init__()
-        for name in ('pad', 'cutout'):
-            check_at_least(name, getattr(self, name), 0)
+        check_at_least('pad', self.pad, 0)
+        check_at_least('cutout', self.cutout, 0)
         for name, most in (('rotation', 180), ('jitter', 255)):
             if not 0 <= getattr(self, name) <= most:
                 raise UserError(f'{name}={getattr(self, name)} must be 0 to {most}')
@@ -143,8 +140,6 @@ class TrainTransform(View):
 class EvalTransform(View):
     """The center of the resized image; draws nothing.
 
-    Raises UserError for an unknown `interpolation` and a `resize` below `image_size`.
-
     Attributes:
         resize: length of the shorter edge after resizing, at least S; 0 keeps an image's size, but
             enlarges one smaller than S to S.
@@ -172,10 +167,7 @@ class Squash(View):
     """The whole image resized to a square, from which a protocol takes its crops.
 
     First the shorter edge is resized and then the longer one, as in the source of the twelve
-    crops (`se_flax.evaluation.protocols`). Raises UserError for an unknown `interpolation`.
-
-    Attributes:
-        interpolation: one of INTERPOLATIONS.
+    crops (`se_flax.evaluation.protocols`).
     """
 
     interpolation: str = 'bilinear'

@@ -356,7 +356,7 @@ def test_the_tar_of_a_class_is_damaged_or_there_is_none(script, tars, tmp_path):
 
 def test_a_disk_that_is_too_small(tars, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, 'disk_usage', lambda _: shutil._ntuple_diskusage(9, 9, 1000))
-    with pytest.raises(UserError, match=r'has 0\.0 GB free, and 0\.0 GB are to be written'):
+    with pytest.raises(UserError, match=r'has 0\.0 GB free, but 0\.0 GB are needed'):
         prepare('imagenet2012', tmp_path, tars, allow_other_counts=True)
     assert 'is not in' in imagenet.how_to_prepare(tmp_path)
 

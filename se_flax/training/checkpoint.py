@@ -72,8 +72,8 @@ class Checkpointer:
     def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
         """Writes `state` and the JSON-able `progress` durably, then removes the oldest steps.
 
-        Raises UserError for a leaf or progress that cannot be restored exactly, CheckpointError if
-        the step is not above the newest one or writing fails; then nothing of the step is left.
+        Raises UserError for what cannot be restored exactly, and CheckpointError if the step is not
+        above the newest one or writing fails, which leaves nothing of the step.
         """
         if step <= (newest := max(self.steps(), default=-1)):
             raise CheckpointError(f'step {step} must be above {newest}, the newest checkpoint')
@@ -107,8 +107,8 @@ class Checkpointer:
         """Returns state and progress of the newest good step, or None if no save has finished.
 
         `target` gives structure, shapes, dtypes and shardings. Newer damaged or incomplete steps
-        are logged and renamed, which frees their numbers. Raises UserError if no step is good and
-        one is damaged (then none is renamed), or if the leaves differ from those of `target`.
+        are logged and renamed. Raises UserError if no step is good and one is damaged, or if the
+        leaves differ from those of `target`.
         """
         # One process reads and hashes each file, the others rely on it.
         newest, refused = on_first(_newest_good, self.directory) or (-1, [])

@@ -69,9 +69,9 @@ def run(
     config = plan.config
     told = workdir.told(config, plan.train_set.class_names)
     all_or_none(workdir.check, directory, told)
-    if tell_all(workdir.finished(directory) is not None):
+    if tell_all(bool(workdir.finished(directory))):
         print(f'{directory} has a finished run, see {workdir.DONE}; for a new one set --workdir.')
-        return workdir.result(directory)
+        return workdir.finished(directory)
     data = workdir.fingerprints(training=plan.train_set, evaluation=plan.eval_set)
     all_or_none(workdir.check_data, directory, data, allow_changes=config.allow_changed_data)
 
@@ -97,7 +97,7 @@ def run(
         state = train(trainer, state, start)
     checkpoints.verify(state)
     on_first(_conclude, directory, trainer.best)
-    return workdir.result(directory)
+    return workdir.finished(directory)
 
 
 @dataclasses.dataclass
@@ -170,13 +170,9 @@ class Trainer:
         if result['top1'] > self.best.get('top1', -1):
             self.best = {'top1': result['top1'], 'step': i}
         with jax.transfer_guard('allow'):  # the loss is on the host
-            opt_state = observe(
-                state.opt_state,
-                result['loss'],
-                patience=config.drop_patience,
-                factor=config.drop_factor,
-                max_drops=config.max_drops,
-            )
+            drops = {'patience': config.drop_patience, 'factor': config.drop_factor}
+            drops |= {'max_drops': config.max_drops}
+            opt_state = observe(state.opt_state, result['loss'], **drops)
         return state.replace(opt_state=opt_state)
 
     def save(self, i: int, state: TrainState) -> None:

@@ -37,7 +37,7 @@ def check(workdir: AnyPath, ours: Mapping[str, Any]) -> None:
     differing = [name for name in names if ours.get(name) != theirs.get(name)]
     if not differing:
         return
-    each = [f'{n} is {theirs.get(n)!r} there and {ours.get(n)!r} now' for n in differing]
+    each = [f'{n} was {theirs.get(n)!r}, now {ours.get(n)!r}' for n in differing]
     advice = 'Take another --workdir, or move that folder away'
     if {'num_epochs', 'num_steps'}.issuperset(differing):
         advice = (
@@ -96,18 +96,14 @@ def claim(workdir: AnyPath, ours: Mapping[str, Any], data: Mapping[str, Any]) ->
 
 
 def finish(workdir: AnyPath, result: Mapping[str, Any]) -> None:
-    """Writes DONE, the last file of a run: the result as JSON."""
+    """Writes DONE, the last file of a run: its result."""
     atomic_write(workdir / DONE, (json.dumps(result, sort_keys=True) + '\n').encode())
 
 
-def finished(workdir: AnyPath) -> dict[str, Any] | None:
-    """Returns the result of a finished run, else None."""
-    return result(workdir) if (workdir / DONE).exists() else None
-
-
-def result(workdir: AnyPath) -> dict[str, Any]:
-    """Returns the result of a finished run."""
-    return json.loads((workdir / DONE).read_text())
+def finished(workdir: AnyPath) -> dict[str, Any]:
+    """Returns the result of a finished run, else {}."""
+    done = workdir / DONE
+    return json.loads(done.read_text()) if done.exists() else {}
 
 
 def read_config(workdir: AnyPath) -> tuple[ConfigDict, tuple[str, ...]]:

@@ -59,7 +59,7 @@ def test_a_run_from_before_a_field_was_there_is_resumed(reference, tmp_path, tra
     del old['momentum']
     (workdir / 'config.json').write_text(json.dumps(old))
     assert train_main(workdir) == 2
-    assert 'momentum is None there and 0.9 now' in capsys.readouterr().err
+    assert 'momentum was None, now 0.9' in capsys.readouterr().err
 
 
 # Killed
@@ -263,8 +263,8 @@ def test_a_workdir_of_another_config_is_left_alone(reference, train_main, capfd)
     config = (reference / 'config.json').read_bytes()
     assert train_main(reference, '--config.seed=7', '--config.weight_decay=0.25') == 2
     assert capfd.readouterr().err == (
-        f'error: {reference} holds a run with another config: seed is 0 there and 7 now; '
-        'weight_decay is 0.0005 there and 0.25 now. '
+        f'error: {reference} holds a run with another config: seed was 0, now 7; '
+        'weight_decay was 0.0005, now 0.25. '
         'Take another --workdir, or move that folder away\n'
     )
     assert (reference / 'config.json').read_bytes() == config
@@ -311,7 +311,7 @@ def test_a_longer_run_is_told_how_to_start(reference, tmp_path, train_main, capf
     longer = '--config.num_steps=26'
     assert train_main(reference, longer) == 2
     told = capfd.readouterr().err
-    assert 'num_steps is 24 there and 26 now. The learning rate depends on the length' in told
+    assert 'num_steps was 24, now 26. The learning rate depends on the length' in told
     [convert] = re.findall(r'se-flax (convert .*), then', told)
     file = tmp_path / 'FILE.safetensors'
     assert cli.main([str(file) if w == file.name else w for w in shlex.split(convert)]) == 0

@@ -1,7 +1,6 @@
-"""Fashion-MNIST (arXiv 1708.07747) as a tfds data set.
+"""Fashion-MNIST (arXiv 1708.07747) as a tfds data set, without TensorFlow.
 
-tfds's own builder of this set needs TensorFlow. This one writes the same name, version and
-features from the four files of the original, found in a folder or downloaded.
+The name, version and features are those of tfds's own builder.
 """
 
 import gzip

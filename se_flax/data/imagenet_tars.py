@@ -1,7 +1,6 @@
 """Lists the images in ImageNet's two tars by name, label and byte offset, without reading them.
 
-The training tar holds a tar for each class. The validation tar holds the images themselves; their
-labels are a list that ships with tfds.
+The training tar holds a tar for each class, the validation tar the images themselves.
 """
 
 import functools

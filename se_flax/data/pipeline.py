@@ -5,9 +5,9 @@ random numbers keyed by (seed, i). Global batch k holds positions `[k B, (k + 1)
 of P makes the p-th contiguous P-th of it. To resume is therefore to start at k, and the numbers of
 processes, threads and workers do not change a pixel.
 
-One task makes a chunk of a batch, up to 128 images. Memory, for each worker, is constant: `max(2
-num_threads, chunks of 2 batches)` chunks, 19 MB each at 224 pixels; one more batch while its chunks
-are joined; and `40 N` bytes of epochs' orders, 51 MB for ImageNet (benchmarks/results/input.md).
+One task makes a chunk of a batch, up to 128 images. Each worker keeps `max(2 num_threads, chunks of
+2 batches)` chunks, 19 MB each at 224 pixels, and `40 N` bytes of epochs' orders, 51 MB for ImageNet
+(benchmarks/results/input.md).
 """
 
 import functools

@@ -46,10 +46,7 @@ def list_known(data_dir: str | None = None) -> list[tuple[str, str]]:
 
 
 def prepare(
-    name: str,
-    data_dir: str | None = None,
-    folder: str | os.PathLike | None = None,
-    **options: Any,
+    name: str, data_dir: str | None = None, folder: str | os.PathLike | None = None, **options: Any
 ) -> str:
     """Builds the data set `name` if it is not there; returns `check`'s description of it.
 

@@ -1,8 +1,4 @@
-"""Random access to the records of a tfds data set: `len(records)`, `records[i] -> bytes`.
-
-tfds writes ArrayRecord files, which have an index, or TFRecord files, whose headers are read once.
-Both are read in place and from any thread.
-"""
+"""Random access, from any thread, to the records that tfds writes as ArrayRecord or TFRecord."""
 
 import bisect
 import concurrent.futures

@@ -36,15 +36,9 @@ MAX_RATIO = 8
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """The base of the transforms: the size of the output, and how an image file is decoded.
+    """The base of the transforms: the size of the output, and how `decode` reads an image file."""
 
-    Attributes:
-        image_size: side S of the output, in pixels.
-        channels: C.
-        exif_orientation, max_pixels: see `se_flax.data.decode.decode`.
-    """
-
-    image_size: int
+    image_size: int  # side S of the output, in pixels
     _: dataclasses.KW_ONLY
     channels: int = 3
     exif_orientation: bool = False
@@ -55,7 +49,7 @@ class View:
         check_known('interpolation', self.interpolation, INTERPOLATIONS)  # of each subclass
 
     def decode(self, image: bytes | np.ndarray) -> np.ndarray:
-        """Returns the pixels of an image file; raises as `se_flax.data.decode.decode` does."""
+        """Returns the pixels of an image file, see `se_flax.data.decode`."""
         orient, most = self.exif_orientation, self.max_pixels
         return decode(image, self.channels, exif_orientation=orient, max_pixels=most)
 
@@ -188,8 +182,8 @@ def inception_crop(
 ) -> tuple[int, int, int, int]:
     """Draws `(top, left, height, width)` of a box inside the image.
 
-    Its share of the area is uniform, its width / height log-uniform, up to the rounding of the
-    sides. After ten tries, the greatest central box of allowed aspect is taken (as in torchvision).
+    The share of the area is uniform, width / height log-uniform, up to rounding. After ten tries,
+    the greatest central box of allowed aspect is taken (as in torchvision).
     """
     low, high = math.log(aspect[0]), math.log(aspect[1])
     for _ in range(10):

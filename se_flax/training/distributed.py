@@ -41,8 +41,8 @@ def connect(processes: Processes, *, heartbeat_seconds: int) -> None:
             f'--process-id={process_id} must be below --num-processes={num_processes}; '
             f'take 0 to {num_processes - 1}'
         )
-    timeouts = {'heartbeat_timeout_seconds': heartbeat_seconds}
-    timeouts |= {'shutdown_timeout_seconds': heartbeat_seconds}
+    names = 'heartbeat_timeout_seconds', 'shutdown_timeout_seconds'
+    timeouts: Any = dict.fromkeys(names, heartbeat_seconds)
     try:
         jax.distributed.initialize(coordinator, num_processes, process_id, **timeouts)
     except (ValueError, RuntimeError) as error:

@@ -101,7 +101,7 @@ def _as_decode_error(prefix: str = ''):
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
-        raise DecodeError(f'it is {width} x {height}, more than max_pixels={max_pixels:,} pixels')
+        raise DecodeError(f'it has {width} x {height} pixels, more than max_pixels={max_pixels:,}')
 
 
 def _decode_jpeg(image: bytes, space: str, max_pixels: int) -> np.ndarray:

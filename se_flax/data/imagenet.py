@@ -156,14 +156,14 @@ def check_made_with(folder: PathLike, wanted: dict[str, Any]) -> None:
     for tar, size_and_time in wanted.get('tars', {}).items():
         if made['tars'][tar] != size_and_time:
             raise UserError(
-                f'{folder} was made with another {tar}, of other size or time; delete the folder '
-                f'to start over'
+                f'{folder} was made from another {tar}, of different size or time; to start over, '
+                f'delete the folder'
             )
     for option in ('max_side', 'quality'):
         if made[option] != wanted[option]:
             raise UserError(
-                f'{folder} was made with {option}={made[option]}, not {wanted[option]}; take that, '
-                f'another --data-dir, or delete the folder to start over'
+                f'{folder} was made with {option}={made[option]}, not {wanted[option]}; use that '
+                f'or another --data-dir, or delete the folder to start over'
             )
 
 
@@ -251,7 +251,7 @@ def write_shard(
             try:
                 image = encode(image, options.max_side, options.quality)
             except (ValueError, cv2.error, MemoryError) as error:  # DecodeError, or of an encoder
-                raise UserError(f'{name.decode()} of {tar} is no image: {error}') from error
+                raise UserError(f'{name.decode()} of {tar} is not an image: {error}') from error
             writer.write(serialize(image, label, name))
     writer.close()
     sync(temporary)

@@ -90,7 +90,7 @@ Chunk = tuple[Batch, dict[int, str]]  # rows of a batch; why an example is corru
 class _Loader:
     """Makes this process's batches of the examples in order; a call makes one chunk."""
 
-    consequence = 'left out'  # of being corrupt
+    consequence = 'skipped'  # for being corrupt
 
     def __init__(
         self, dataset: Dataset, transform: Any, part: tuple[int, ...], max_corrupt: float | None
@@ -154,11 +154,11 @@ class _Loader:
                 if index not in met:
                     met.append(index)
                     key = self.dataset.key(index)
-                    logger.warning('%s: %s; it is %s', key, reason, self.consequence)
+                    logger.warning('%s: %s; %s', key, reason, self.consequence)
             if len(met) > self.allowed:
                 keys = ', '.join(map(self.dataset.key, met[:20]))
                 raise UserError(
-                    f'{len(met)} of {len(self.dataset)} records cannot be decoded, max_corrupt '
+                    f'{len(met)} of {len(self.dataset)} records cannot be decoded; max_corrupt '
                     f'allows {self.allowed}: {keys}{", ..." if len(met) > 20 else ""}'
                 )
             yield batch
@@ -167,7 +167,7 @@ class _Loader:
 class _TrainLoader(_Loader):
     """Makes batches of sampled examples, with random transforms."""
 
-    consequence = 'replaced by the next one'
+    consequence = 'replaced by the next image'
 
     def __init__(self, sampling: str, seed: int, dataset: Dataset, *args: Any):
         super().__init__(dataset, *args)

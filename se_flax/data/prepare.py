@@ -22,7 +22,7 @@ def check(name: str, data_dir: str | None = None) -> str:
     else:
         builder = find_builder(name, data_dir)
         where = f'{builder.info.file_format.value} in {builder.data_dir}'
-        where += ', ships with the install' if name == sources.EMBEDDED else ''
+        where += ', ships with se_flax' if name == sources.EMBEDDED else ''
     return (
         f'{name}: {len(train):,} training and {len(evaluation):,} evaluation images, '
         f'{train.num_classes} classes, {where}'
@@ -36,7 +36,7 @@ def list_known(data_dir: str | None = None) -> list[tuple[str, str]]:
         try:
             found = check(name, data_dir).removeprefix(f'{name}: ')
         except MissingError:
-            found = f'not there: se-flax data prepare {name}'
+            found = f'not found; to prepare it: se-flax data prepare {name}'
             if name == imagenet.NAME:
                 found += ' --from DIR_WITH_THE_TWO_TARS'
             elif name.startswith(FOLDER):
@@ -57,10 +57,10 @@ def prepare(
     """
     data_dir = data_dir and os.path.expanduser(data_dir)
     if folder is not None and name not in (imagenet.NAME, FashionMnist.name):
-        raise UserError(f'{name!r} takes no --from: {imagenet.NAME} and {FashionMnist.name} do')
+        raise UserError(f'--from is for {imagenet.NAME} and {FashionMnist.name}, not for {name!r}')
     if any(options.values()) and name != imagenet.NAME:
         raise UserError(
-            f'{name!r} takes no --max-side, --quality or --allow-other-counts: {imagenet.NAME} does'
+            f'--max-side, --quality and --allow-other-counts are for {imagenet.NAME}, not {name!r}'
         )
     how = imagenet.Options(**options).checked()
     try:
@@ -91,8 +91,8 @@ def _build(name: str, data_dir: str | None, folder: str | os.PathLike | None) ->
         builder.download_and_prepare()
     except ImportError as error:
         raise UserError(
-            f'tfds needs {error.name!r} to build {name!r}, though se_flax does not need it to read '
-            f'it: install it (tensorflow takes 1.4 GB), or copy a set prepared elsewhere'
+            f'tfds needs {error.name!r} to build {name!r}: install it (tensorflow takes 1.4 GB), '
+            f'or copy a data set that was prepared elsewhere, which se_flax reads without it'
         ) from error
     except (OSError, tfds.download.DownloadError, NonMatchingChecksumError) as error:
         raise UserError(f'{name!r} cannot be built: {error}{hint}') from error

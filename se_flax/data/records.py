@@ -39,7 +39,7 @@ def open_records(paths: Paths, file_format: str) -> Records:
     try:
         return ArrayRecordDataSource([str(path) for path in paths])
     except RuntimeError as error:
-        raise UserError(f'a shard is damaged or cut short: {error}') from error
+        raise UserError(f'a shard is damaged or truncated: {error}') from error
 
 
 class TFRecords:
@@ -81,7 +81,7 @@ def scan(path: str) -> np.ndarray:
             at += 16 + length
     if at > size:
         raise UserError(
-            f'{path} is cut short or no TFRecord file: '
+            f'{path} is truncated or not a TFRecord file: '
             f'its record {len(spans) - 1} ends at byte {at} of {size}'
         )
     return np.array(spans, np.int64).reshape(-1, 2)

@@ -83,7 +83,7 @@ def open_dataset(
     """
     check_known('split', split, SPLITS)
     if eval_split and not name.startswith(FOLDER):
-        raise UserError(f'eval_split={eval_split} belongs to folder:PATH, not to {name!r}')
+        raise UserError(f'eval_split={eval_split} is for folder:PATH, not for {name!r}')
     if name == SYNTHETIC:
         return SyntheticDataset(name, split)
     if name.startswith(FOLDER):
@@ -132,13 +132,13 @@ def _open_tfds(name: str, split: str, builder: tfds.core.DatasetBuilder) -> Tfds
     absent = [path for path in paths if not path.exists()]
     if absent:
         raise MissingError(
-            f'data set {name!r} lacks {len(absent)} of its {len(paths)} {tfds_split} files, first '
-            f'{absent[0]}; delete {builder.data_dir} and prepare it again'
+            f'data set {name!r} lacks {len(absent)} of its {len(paths)} {tfds_split} files, such '
+            f'as {absent[0]}; delete {builder.data_dir} and prepare it again'
         )
     records = open_records(paths, info.file_format.value)
     if len(records) != count:
         raise UserError(
-            f'the files of {name!r} hold {len(records)} {tfds_split} records, its '
+            f'the files of {name!r} hold {len(records)} {tfds_split} records, but its '
             f'dataset_info.json says {count}; prepare it again'
         )
     shards = tuple(f'{path.name} {path.stat().length}' for path in paths)

@@ -36,9 +36,15 @@ MAX_RATIO = 8
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """The base of the transforms: the size of the output, and how `decode` reads an image file."""
+    """The base of the transforms: the size of the output, and how an image file is decoded.
 
-    image_size: int  # side S of the output, in pixels
+    Attributes:
+        image_size: side S of the output, in pixels.
+        channels: C.
+        exif_orientation, max_pixels: see `se_flax.data.decode`.
+    """
+
+    image_size: int
     _: dataclasses.KW_ONLY
     channels: int = 3
     exif_orientation: bool = False
@@ -162,6 +168,9 @@ class Squash(View):
 
     First the shorter edge is resized and then the longer one, as in the source of the twelve
     crops (`se_flax.evaluation.protocols`).
+
+    Attributes:
+        interpolation: one of INTERPOLATIONS.
     """
 
     interpolation: str = 'bilinear'

@@ -57,7 +57,7 @@ class Checkpointer:
 
     def __init__(self, directory: str | os.PathLike, *, keep: int = 2):
         if keep < 2:
-            raise UserError(f'keep={keep} checkpoints leaves none if the newest is damaged; take 2')
+            raise UserError(f'keep={keep} checkpoints leaves none if the newest is damaged; keep 2')
         self.directory = _absolute(directory)
         self.keep = keep
         self._writes = jax.process_index() == 0  # the manifests; Orbax has each process write
@@ -118,7 +118,7 @@ class Checkpointer:
             names = (f'{each.kind}-{each.folder.name}-{n}' for n in itertools.count())
             free = next(name for name in names if not (self.directory / name).exists())
             each.folder.rename(self.directory / free)
-            log.warning('kept %s as %s', each.folder, free)
+            log.warning('renamed %s to %s', each.folder, free)
         return restored
 
     def verify(self, state: Any) -> None:
@@ -180,7 +180,7 @@ def _newest_good(directory: epath.Path) -> tuple[int, list[_Refused]]:
     if any(each.kind == 'damaged' for each in refused):
         raise UserError(
             f'no good checkpoint left: {"; ".join(map(str, refused))}. '
-            f'Put a copy back, or move {directory} away to start from scratch'
+            f'Restore a copy, or move {directory} away to start from scratch'
         )
     if refused:
         log.warning('no finished checkpoint in %s: starting from scratch', directory)
@@ -193,7 +193,7 @@ def _read(folder: epath.Path, target: Any) -> tuple[Any, dict[str, Any]]:
     differing = [name for name in here | there if here.get(name) != there.get(name)]
     if differing:
         shown = ', '.join(
-            f'{name} is {there.get(name, "absent")} there and {here.get(name, "absent")} here'
+            f'{name} is {there.get(name, "absent")} there, {here.get(name, "absent")} here'
             for name in differing[:3]
         )
         raise UserError(
@@ -310,7 +310,7 @@ def _check(folder: epath.Path) -> None:
         if now is None:
             reason = 'is missing'
         elif was is None:
-            reason = 'was not there when it was saved'
+            reason = 'was added after the save'
         elif was['size'] != now['size']:
             reason = f'has {now["size"]} bytes instead of {was["size"]}'
         raise _Refused(folder, 'damaged', f'{name} {reason}')

@@ -267,7 +267,7 @@ def load_config(spec: str) -> ConfigDict:
         if not callable(get_config):
             raise UserError(f'{file} has no function get_config()')
         if argument and not inspect.signature(get_config).parameters:
-            raise UserError(f'{file} takes no argument; drop ":{argument}"')
+            raise UserError(f'{file} takes no argument; remove ":{argument}"')
         config = get_config(argument) if argument else get_config()
     except UserError:
         raise

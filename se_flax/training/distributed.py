@@ -17,7 +17,7 @@ Processes = tuple[str | None, int | None, int | None]  # coordinator, their numb
 PEER_LOST = 69  # EX_UNAVAILABLE of sysexits.h
 LOST = (
     'another process of this run is gone, or the JAX runtime failed here (see above); '
-    'the same command in every process resumes from the last checkpoint'
+    'to resume from the last checkpoint, run the same command in every process'
 )
 
 
@@ -39,7 +39,7 @@ def connect(processes: Processes, *, heartbeat_seconds: int) -> None:
     if num_processes is not None and process_id is not None and not process_id < num_processes:
         raise UserError(
             f'--process-id={process_id} must be below --num-processes={num_processes}; '
-            f'take 0 to {num_processes - 1}'
+            f'use 0 to {num_processes - 1}'
         )
     names = 'heartbeat_timeout_seconds', 'shutdown_timeout_seconds'
     timeouts: Any = dict.fromkeys(names, heartbeat_seconds)

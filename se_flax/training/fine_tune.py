@@ -50,8 +50,8 @@ def check_weights(config: ConfigDict, problems: Problems) -> None:
     if (channels := len(info.preprocessing.mean)) != config.in_channels:
         problems.add(
             ['in_channels'],
-            f'{config.init_from} has weights for {channels} channels, and '
-            f'in_channels={config.in_channels}; to sum or repeat their first kernel: '
+            f'{config.init_from} has weights for {channels} channels, but '
+            f'in_channels={config.in_channels}; to sum or repeat their first kernel, set '
             f'--config.adapt_channels=True',
         )
         return
@@ -66,7 +66,7 @@ def _check_network(config: ConfigDict, info: 'WeightsInfo', problems: Problems) 
     if info.model != config.model:
         raise UserError(
             f'{config.init_from} has weights of {info.model}, not of {config.model}; '
-            f'take --config.model={info.model}'
+            f'use --config.model={info.model}'
         )
     ours, theirs = config.model_fields.to_dict(), _fields(info)
     here, there = (make_network(info.model, **fields) for fields in (ours, theirs))

@@ -36,7 +36,7 @@ def make_schedule(
     """
     check_known('schedule', schedule, SCHEDULES)
     if not 0 <= warmup_steps < num_steps:
-        raise UserError(f'warm-up of {warmup_steps} steps must be shorter than {num_steps} steps')
+        raise UserError(f'warmup of {warmup_steps} steps must be shorter than {num_steps} steps')
     main, rest = optax.constant_schedule(learning_rate), num_steps - warmup_steps
     if schedule == 'cosine':
         main = optax.cosine_decay_schedule(learning_rate, rest)

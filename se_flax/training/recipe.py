@@ -93,7 +93,7 @@ def make_model(config: ConfigDict, num_classes: int) -> Network:
     ours |= {'dtype': jnp.dtype(config.dtype), 'bn_group_size': config.bn_group_size or None}
     if twice := ours.keys() & fields.keys():
         raise UserError(
-            f'model_fields has {", ".join(sorted(twice))}: num_classes is that of the data, '
+            f'model_fields has {", ".join(sorted(twice))}: num_classes comes from the data; '
             'in_channels, dtype and bn_group_size are fields of the config itself'
         )
     return configs.make_network(config.model, **ours, **fields)

@@ -38,7 +38,7 @@ class NonFiniteError(ArithmeticError):
     def __init__(self, what: str):
         super().__init__(
             f'{what} is not finite; no checkpoint contains it. The same command would fail again: '
-            f'take a lower learning_rate or a longer warmup, and another --workdir'
+            f'use a lower learning_rate or a longer warmup, and another --workdir'
         )
 
 
@@ -64,7 +64,9 @@ def run(
     told = workdir.told(config, plan.train_set.class_names)
     all_or_none(workdir.check, directory, told)
     if tell_all(bool(workdir.finished(directory))):
-        print(f'{directory} has a finished run, see {workdir.DONE}; for a new one set --workdir.')
+        print(
+            f'The run in {directory} is finished, see {workdir.DONE}; for a new one set --workdir.'
+        )
         return workdir.finished(directory)
     data = workdir.fingerprints(training=plan.train_set, evaluation=plan.eval_set)
     all_or_none(workdir.check_data, directory, data, allow_changes=config.allow_changed_data)
@@ -187,7 +189,7 @@ class Trainer:
 def _compiled_step(plan: recipe.Plan, mesh: Mesh, state: TrainState) -> Any:
     config = plan.config
     if jax.process_index() == 0:
-        print(f'Compiling the step of {config.model}.', flush=True)
+        print(f'Compiling the training step of {config.model}.', flush=True)
     image = (config.batch_size, config.image_size, config.image_size, config.in_channels)
     batch = {
         'image': jax.ShapeDtypeStruct(image, np.uint8, sharding=split(mesh)),

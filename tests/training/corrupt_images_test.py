@@ -42,7 +42,7 @@ def test_one_is_named_once_and_replaced(pets, tmp_path, start):
     assert code == 0
     assert len(warnings) == 1, 'met in each of many epochs, told in the first'
     assert warnings[0].startswith(f'{bad}: ')
-    assert warnings[0].endswith('it is replaced by the next one')
+    assert warnings[0].endswith('; replaced by the next image')
     assert json.loads((tmp_path / 'run/DONE').read_text())['examples'] == 10
 
 
@@ -51,7 +51,7 @@ def test_one_of_the_eval_split_is_left_out(pets, tmp_path, start):
     code, warnings, _ = start(bad)
     assert code == 0
     assert {line.partition(': ')[0] for line in warnings} == {str(bad)}
-    assert all(line.endswith('it is left out') for line in warnings)
+    assert all(line.endswith('; skipped') for line in warnings)
     assert json.loads((tmp_path / 'run/DONE').read_text())['examples'] == 9
 
 
@@ -62,7 +62,7 @@ def test_two_are_over_the_limit_and_stop_the_run(pets, tmp_path, start):
     assert 'Traceback' not in errors
     # Not the last line: threads that load ahead have OpenCV say what it thinks of the files.
     told = next(line for line in errors.splitlines() if line.startswith('error: '))
-    beginning = 'error: 2 of 20 records cannot be decoded, max_corrupt allows 1: '
+    beginning = 'error: 2 of 20 records cannot be decoded; max_corrupt allows 1: '
     assert told.startswith(beginning)
     assert set(told.removeprefix(beginning).split(', ')) == set(map(str, bad))
     assert not (tmp_path / 'run/DONE').exists()

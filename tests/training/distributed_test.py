@@ -209,7 +209,7 @@ def test_processes_told_different_things_all_stop(start_processes, tmp_path):
     ('arguments', 'message'),
     [
         (('nohost', 2, 0), 'must be HOST:PORT'),
-        (('host:9000', 2, 2), 'must be below --num-processes=2; take 0 to 1'),
+        (('host:9000', 2, 2), 'must be below --num-processes=2; use 0 to 1'),
         (('host:9000', 2, -1), 'must be at least 0'),
         ((None, 2, None), 'did not connect'),
     ],

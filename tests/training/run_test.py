@@ -55,7 +55,7 @@ def test_a_run_from_before_a_field_was_there_is_resumed(reference, tmp_path, tra
     assert train_main(workdir) == 0
     assert 'resuming from step 24' in capsys.readouterr().out
     assert train_main(workdir) == 0
-    assert 'has a finished run' in capsys.readouterr().out
+    assert 'is finished, see DONE' in capsys.readouterr().out
     del old['momentum']
     (workdir / 'config.json').write_text(json.dumps(old))
     assert train_main(workdir) == 2
@@ -162,7 +162,7 @@ def test_a_finished_run_is_left_as_it_is(reference, train_main, capfd):
     before = content()
     assert train_main(reference) == 0
     assert content() == before
-    assert f'{reference} has a finished run' in capfd.readouterr().out
+    assert f'run in {reference} is finished' in capfd.readouterr().out
 
 
 @pytest.mark.parametrize('left', [(), ('.config.json.new',)])
@@ -216,7 +216,7 @@ def test_without_a_good_checkpoint_it_stops_each_time(reference, tmp_path, train
         assert train_main(workdir) == 2
         error = capfd.readouterr().err
         assert re.search(
-            r'^error: no good checkpoint left: .*/24 .*/22 .*Put a copy back', error, re.M
+            r'^error: no good checkpoint left: .*/24 .*/22 .*Restore a copy', error, re.M
         )
         assert (workdir / 'metrics.jsonl').read_bytes() == rows
 
@@ -255,7 +255,7 @@ def test_too_many_corrupt_images_stop_the_run(tmp_path, train_main, pictures, ca
     names = [f'train/class {label}/0.png' for label in range(5)]
     assert train_main(tmp_path / 'run', *pictures(broken=names)) == 2
     error = capfd.readouterr().err
-    assert re.search(r'^error: \d of 20 records cannot be decoded, max_corrupt allows 1: ', error)
+    assert re.search(r'^error: \d of 20 records cannot be decoded; max_corrupt allows 1: ', error)
     assert sum(name in error for name in names) >= 2
 
 
@@ -265,7 +265,7 @@ def test_a_workdir_of_another_config_is_left_alone(reference, train_main, capfd)
     assert capfd.readouterr().err == (
         f'error: {reference} holds a run with another config: seed was 0, now 7; '
         'weight_decay was 0.0005, now 0.25. '
-        'Take another --workdir, or move that folder away\n'
+        'Use another --workdir, or move that folder away\n'
     )
     assert (reference / 'config.json').read_bytes() == config
     assert train_main(reference, '--config.num_threads=3') == 0  # not what, only how fast
@@ -283,14 +283,12 @@ def test_changed_data_are_told_and_taken_on_request(tmp_path, train_main, pictur
     shutil.copy(folder / '0.png', folder / '7.png')
     assert train_main(workdir, *arguments) == 2
     told = capfd.readouterr().err
-    assert (
-        f'error: the data of {workdir} have changed: training, 20 examples then and 21 now' in told
-    )
+    assert f'error: the data of {workdir} have changed: training had 20 examples, now 21' in told
     assert '--config.allow_changed_data=true' in told
     assert 'evaluation' not in told
     assert (workdir / 'data.json').read_bytes() == known
     assert train_main(workdir, *arguments, '--config.allow_changed_data=true') == 0
-    assert '20 examples then and 21 now' in caplog.text
+    assert '20 examples, now 21' in caplog.text
     (workdir / 'DONE').unlink()
     assert train_main(workdir, *arguments) == 0  # the new ones are known now
     (workdir / 'DONE').unlink()
@@ -320,7 +318,7 @@ def test_a_longer_run_is_told_how_to_start(reference, tmp_path, train_main, capf
     assert train_main(tmp_path / 'NEW', longer, *start) == 0
     assert f'Weights: {file} (se_resnet8_cifar, from se_flax); head kept.' in capfd.readouterr().out
     assert train_main(reference, longer, '--config.seed=1') == 2
-    assert 'Take another --workdir' in capfd.readouterr().err
+    assert 'Use another --workdir' in capfd.readouterr().err
 
 
 # Not finite
@@ -333,7 +331,7 @@ def test_a_step_that_is_not_finite_never_becomes_a_checkpoint(
     assert train_main(tmp_path, *huge) == 1
     error = capfd.readouterr().err
     step = int(re.search(r'^error: step (\d+), with the loss .*, is not finite', error, re.M)[1])
-    assert 'take a lower learning_rate or a longer warmup, and another --workdir' in error
+    assert 'use a lower learning_rate or a longer warmup, and another --workdir' in error
     assert newest(tmp_path) == step - 1 == read_rows(tmp_path / 'metrics.jsonl')[-1]['step']
     assert not (tmp_path / 'DONE').exists()
     for folder in (tmp_path / 'checkpoints').iterdir():

@@ -239,7 +239,7 @@ def test_restore_sets_damage_aside_and_frees_its_number(two_steps, caplog):
     for n in range(2):
         truncate(two_steps / '20' / 'commit_success.txt')
         assert restored_step(two_steps) == 10
-        assert f'as damaged-20-{n}' in caplog.text
+        assert f'to damaged-20-{n}' in caplog.text
         assert names(two_steps) == ['10', *(f'damaged-20-{i}' for i in range(n + 1))]
         Checkpointer(two_steps, keep=3).save(20, make_state(20), {'best': 20 / 3})
         assert_loads(two_steps, 20)

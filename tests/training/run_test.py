@@ -247,7 +247,7 @@ def test_a_corrupt_image_is_named_and_replaced(tmp_path, train_main, pictures, c
     arguments = pictures(broken=['train/class 3/0.png'])
     assert train_main(tmp_path / 'run', *arguments) == 0
     [warning] = [r.getMessage() for r in caplog.records if 'class 3/0.png' in r.getMessage()]
-    assert re.search(r'train/class 3/0.png: not an image .*; it is replaced', warning)
+    assert re.search(r'train/class 3/0.png: not an image .*; replaced', warning)
     assert read_rows(tmp_path / 'run' / 'metrics.jsonl')[-1]['examples'] == 10
 
 

@@ -42,6 +42,7 @@ class View:
         image_size: side S of the output, in pixels.
         channels: C.
         exif_orientation, max_pixels: see `se_flax.data.decode`.
+        interpolation: one of INTERPOLATIONS.
     """
 
     image_size: int
@@ -49,10 +50,11 @@ class View:
     channels: int = 3
     exif_orientation: bool = False
     max_pixels: int = MAX_PIXELS
+    interpolation: str = 'bilinear'
 
     def __post_init__(self):
         check_at_least('image_size', self.image_size, 1)
-        check_known('interpolation', self.interpolation, INTERPOLATIONS)  # of each subclass
+        check_known('interpolation', self.interpolation, INTERPOLATIONS)
 
     def decode(self, image: bytes | np.ndarray) -> np.ndarray:
         """Returns the pixels of an image file, see `se_flax.data.decode`."""
@@ -81,7 +83,6 @@ class TrainTransform(View):
         jitter: greatest change of a channel either way, 0 to 255; sums are rounded and clipped.
         cutout: side of a square of `fill` centered at any pixel (arXiv 1708.04552); 0 for none.
         fill: a number per channel, 0 to 255, for pixels from outside of the image.
-        interpolation: one of INTERPOLATIONS.
     """
 
     crop: str = 'inception'
@@ -93,7 +94,6 @@ class TrainTransform(View):
     jitter: float = 0
     cutout: int = 0
     fill: tuple[int, ...] = (0, 0, 0)
-    interpolation: str = 'bilinear'
 
     def __post_init__(self):
         check_known('crop', self.crop, CROPS)
@@ -143,11 +143,9 @@ class EvalTransform(View):
     Attributes:
         resize: length of the shorter edge after resizing, at least S; 0 keeps an image's size, but
             enlarges one smaller than S to S.
-        interpolation: one of INTERPOLATIONS.
     """
 
     resize: int = 0
-    interpolation: str = 'bilinear'
 
     def __post_init__(self):
         super().__post_init__()
@@ -168,12 +166,7 @@ class Squash(View):
 
     First the shorter edge is resized and then the longer one, as in the source of the twelve
     crops (`se_flax.evaluation.protocols`).
-
-    Attributes:
-        interpolation: one of INTERPOLATIONS.
     """
-
-    interpolation: str = 'bilinear'
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator | None, out: np.ndarray) -> None:
         size, least = self.image_size, min(image.shape[:2])

@@ -255,10 +255,13 @@ def make_config(spec: str, assignments: Sequence[tuple[str, str]]) -> ConfigDict
     return config
 
 
-def load_config(spec: str) -> ConfigDict:
-    """Returns `get_config()` of a file, or `get_config(ARGUMENT)` for FILE:ARGUMENT."""
+def load_config(spec: str, beside: str = '') -> ConfigDict:
+    """Returns `get_config()` of a file, or `get_config(ARGUMENT)` for FILE:ARGUMENT.
+
+    With `beside`, such as `__file__`, a relative FILE is in the folder of that file.
+    """
     file, _, argument = spec.partition(':')
-    path = pathlib.Path(file).expanduser()
+    path = pathlib.Path(beside).parent / pathlib.Path(file).expanduser()
     if not path.is_file():
         siblings = [str(p) for p in sorted((path.parent if path.suffix else path).glob('*.py'))]
         check_known('config file', file, siblings or ['configs/quickstart.py'])

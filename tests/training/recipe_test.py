@@ -112,7 +112,7 @@ def test_transforms_have_the_fields_of_the_config(field, value):
 
 def test_evaluation_has_the_fields_of_the_config():
     config = quickstart(image_size=20, eval_resize=24, interpolation='bicubic')
-    assert recipe.make_view(EvalTransform, config) == EvalTransform(20, 24, 'bicubic')
+    assert recipe.make_view(EvalTransform, config) == EvalTransform(20, 24, interpolation='bicubic')
 
 
 def test_a_network_has_the_fields_of_the_config():

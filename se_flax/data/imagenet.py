@@ -124,10 +124,9 @@ def build(folder: PathLike, data_dir: PathLike, options: Options) -> None:
             np.savez(index, train=entries['train'], validation=entries['validation'])
             atomic_write(work / INDEX, index.getvalue())
             atomic_write(work / PLAN, json.dumps(plan, indent=2).encode())
+            how = {'train': options, 'validation': Options()}
             futures = {
-                pool.submit(
-                    write_shard, path, tars[split], part, options if split == 'train' else Options()
-                ): len(part)
+                pool.submit(write_shard, path, tars[split], part, how[split]): len(part)
                 for path, split, part in shards
             }
             _wait('images written', futures)

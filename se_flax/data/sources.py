@@ -1,5 +1,6 @@
 """Opens data sets by name: tfds data sets, image folders, and the one that ships with se_flax."""
 
+import contextlib
 import dataclasses
 import difflib
 import os
@@ -97,10 +98,8 @@ def find_builder(name: str, data_dir: str | None = None) -> tfds.core.DatasetBui
     if name == EMBEDDED:
         return tfds.builder_from_directory(pathlib.Path(__file__).parent / EMBEDDED / '1.0.0')
     data_dir = data_dir and os.path.expanduser(data_dir)
-    try:
+    with contextlib.suppress(tfds.core.DatasetNotFoundError):
         return read_only_builder.builder_from_files(name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError:
-        pass
     plain_name = re.split('[/:]', name)[0]
     names = [*COMMON, *tfds.list_builders(with_community_datasets=False)]
     near = difflib.get_close_matches(plain_name, names, cutoff=0.5)

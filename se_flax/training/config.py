@@ -77,7 +77,7 @@ DATA = {
     'data': Field('', 'Data set, one of `se-flax data check` or folder:PATH.'),
     'eval_split': Field(0.0, 'Part of a folder without val to evaluate on.', **SHARE, added=True),
     'data_dir': Field('', 'Folder of tfds; empty for ~/tensorflow_datasets.', machine=True),
-    'allow_changed_data': Field(False, 'Resume although the examples have changed.', machine=True),
+    'allow_changed_data': Field(False, 'Resume even if the examples have changed.', machine=True),
     'image_size': Field(224, 'Height and width of input.', **PIXELS, above=0),
     'in_channels': Field(3, 'Channels; 1 reads images as gray.', least=1, from_weights=True),
     'exif_orientation': Field(False, 'Rotate photos by EXIF; public recipes do not.', added=True),
@@ -95,9 +95,9 @@ DATA = {
     'cutout': Field(0, 'Side of the square that is cut out; 0 for none.', 'pixels', least=0),
     'eval_resize': Field(256, 'Shorter edge before center crop; 0 keeps it.', **PIXELS, least=0),
     'interpolation': Field('bilinear', 'Resize filter.', choices=INTERPOLATIONS, from_weights=True),
-    'sampling': Field('shuffle', 'class_aware first draws a class.', choices=tuple(SAMPLINGS)),
+    'sampling': Field('shuffle', 'class_aware draws a class first.', choices=tuple(SAMPLINGS)),
     'cache': Field(False, 'Decode every image once, into memory.'),
-    'max_corrupt': Field(0.001, 'Unreadable images to replace; more fail.', 'share', least=0),
+    'max_corrupt': Field(0.001, 'Unreadable images to tolerate; more fail.', 'share', least=0),
 }
 OPTIMIZATION = {
     'batch_size': Field(256, 'Global batch, over all devices.', 'images', above=0),
@@ -118,7 +118,7 @@ OPTIMIZATION = {
     'nesterov': Field(False, 'Use Nesterov momentum.'),
     'weight_decay': Field(1e-4, 'L2 penalty of kernels, SE included.', least=0),
     'label_smoothing': Field(0.0, 'Part of the target that all classes share.', **SHARE),
-    'freeze_bn_epochs': Field(0.0, 'End of the run with BatchNorm frozen.', 'epochs', least=0),
+    'freeze_bn_epochs': Field(0.0, 'Last epochs, with BatchNorm frozen.', 'epochs', least=0),
     'ema': Field(0.0, 'Decay of the averaged weights to evaluate; 0 for none.', **SHARE),
 }
 EVALUATION = {
@@ -311,7 +311,9 @@ def assign(config: ConfigDict, name: str, text: str) -> None:
         try:
             config.model_fields.update(value)
         except TypeError:
-            raise UserError(f'config field {name} has another type than {text!r}') from None
+            raise UserError(
+                f'config field {name} cannot be {text!r}: it has another type'
+            ) from None
         return
     check_known('config field', name, [*FIELDS, 'model_fields.FIELD'])
     kind, optional = FIELDS[field].type, FIELDS[field].optional or FIELDS[field].from_weights

@@ -24,17 +24,11 @@ is cited) and the weight decay (here from the authors' issue 37). The length is 
 300 epochs".
 """
 
-import pathlib
-
-import ml_collections
-
 from se_flax.training.config import load_config
 
-TABLE2 = pathlib.Path(__file__).with_name('imagenet.py')
 
-
-def get_config(model: str = 'se_resnet50') -> ml_collections.ConfigDict:
-    c = load_config(f'{TABLE2}:{model}')
+def get_config(model: str = 'se_resnet50'):
+    c = load_config(f'imagenet.py:{model}', beside=__file__)
     if model.startswith('se_'):
         c.model_fields.se = {'use_bias': False}
 

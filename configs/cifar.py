@@ -25,8 +25,6 @@ Shake-Even is our interpretation. If a source used two GPUs, the BatchNorm group
 one GPU. The original programs decay all parameters, this one only kernels.
 """
 
-import ml_collections
-
 from se_flax.errors import check_known
 from se_flax.training.config import base_config
 
@@ -77,7 +75,7 @@ RECIPES = {
 }
 
 
-def get_config(model: str = 'se_preact_resnet110') -> ml_collections.ConfigDict:
+def get_config(model: str = 'se_preact_resnet110'):
     check_known('network of this recipe', model, [*RECIPES, *(f'se_{name}' for name in RECIPES)])
     c = base_config()
     c.model = model

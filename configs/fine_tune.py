@@ -9,12 +9,10 @@ preprocessing. Fields that are set explicitly take precedence where possible.
 No result is published; it depends on the data.
 """
 
-import ml_collections
-
 from se_flax.training.config import OF_WEIGHTS, base_config
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config():
     c = base_config()
     for name in OF_WEIGHTS:
         c[name] = None  # taken from the weights file

@@ -27,12 +27,10 @@ version drew classes evenly, the last version no longer mentions it:
 `--config.sampling=class_aware`.
 """
 
-import ml_collections
-
 from se_flax.training.config import base_config
 
 
-def get_config(model: str = 'se_resnet50') -> ml_collections.ConfigDict:
+def get_config(model: str = 'se_resnet50'):
     c = base_config()
     c.model = model
     plain = model.removeprefix('se_')

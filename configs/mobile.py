@@ -13,17 +13,11 @@ The weight decay is from version 3 of the paper. Not published: how much milder 
 (crop_area is our choice), and when the loss counts as no longer falling (drop_patience is ours).
 """
 
-import pathlib
-
-import ml_collections
-
 from se_flax.training.config import load_config
 
-TABLE2 = pathlib.Path(__file__).with_name('imagenet.py')
 
-
-def get_config(model: str = 'se_mobilenet') -> ml_collections.ConfigDict:
-    c = load_config(f'{TABLE2}:{model}')
+def get_config(model: str = 'se_mobilenet'):
+    c = load_config(f'imagenet.py:{model}', beside=__file__)
     c.crop_area = (0.25, 1.0)  # "slightly less aggressive"
 
     c.batch_size = 256

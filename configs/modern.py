@@ -9,17 +9,11 @@ Differs from imagenet.py by a cosine schedule with warmup, label smoothing, unit
 identities, and evaluation of a moving average of the weights.
 """
 
-import pathlib
-
-import ml_collections
-
 from se_flax.training.config import load_config
 
-TABLE2 = pathlib.Path(__file__).with_name('imagenet.py')
 
-
-def get_config(model: str = 'se_resnet50') -> ml_collections.ConfigDict:
-    c = load_config(f'{TABLE2}:{model}')
+def get_config(model: str = 'se_resnet50'):
+    c = load_config(f'imagenet.py:{model}', beside=__file__)
     c.model_fields.zero_init = True  # units start as identities; only ResNets have this field
     c.dtype = 'bfloat16'
 

@@ -15,17 +15,11 @@ published: how rotation and jitter are drawn (TrainTransform documents our choic
 decay (here from the authors' issue 37).
 """
 
-import pathlib
-
-import ml_collections
-
 from se_flax.training.config import load_config
 
-TABLE2 = pathlib.Path(__file__).with_name('imagenet.py')
 
-
-def get_config(model: str = 'se_resnet50') -> ml_collections.ConfigDict:
-    c = load_config(f'{TABLE2}:{model}')
+def get_config(model: str = 'se_resnet50'):
+    c = load_config(f'imagenet.py:{model}', beside=__file__)
     c.rotation = 10.0
     c.jitter = 20.0
 

@@ -22,19 +22,13 @@ images are resized for it (shorter edge 320, with which others reproduced the pa
 the released weights).
 """
 
-import pathlib
-
-import ml_collections
-
 from se_flax.errors import check_known
 from se_flax.training.config import load_config
 
-TABLE2 = pathlib.Path(__file__).with_name('imagenet.py')
 
-
-def get_config(image_size: str = '224') -> ml_collections.ConfigDict:
+def get_config(image_size: str = '224'):
     check_known('image size', image_size, ('224', '320'))
-    c = load_config(f'{TABLE2}:senet154')
+    c = load_config('imagenet.py:senet154', beside=__file__)
     c.image_size = int(image_size)
     c.eval_resize = {'224': 256, '320': 320}[image_size]
 

@@ -3,7 +3,7 @@
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,8 +65,8 @@ def open_weights(path: pathlib.Path, dtype: str | None = None) -> Trained:
         create_model(info.model, info.num_classes, **info.fields), dtype or 'float32'
     )
     p = info.preprocessing
-    options = {'channels': model.in_channels, 'exif_orientation': p.exif_orientation}
-    view = EvalTransform(p.image_size, p.resize, p.interpolation, **options)
+    options: Any = {'interpolation': p.interpolation, 'exif_orientation': p.exif_orientation}
+    view = EvalTransform(p.image_size, p.resize, channels=model.in_channels, **options)
     config = base_config()
     config.eval_batch_size = WEIGHTS_BATCH * jax.device_count()
     network = Network(model, variables, view, p.mean, p.std)

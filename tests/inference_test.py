@@ -210,7 +210,7 @@ def test_predict_reads_a_folder_and_names_what_it_cannot_read(
     ]
     assert err.splitlines()[-1] == 'error: 10 of 70 images cannot be read'
     told = [record.getMessage() for record in caplog.records]
-    assert told[0] == f'{folder}: 1 files are left out: 1 .txt'
+    assert told[0] == f'{folder}: ignored 1 files: 1 .txt'
     assert [line.partition(': ')[0] for line in told[1:]] == paths[::7]
 
     file = tmp_path / 'said.csv'
@@ -275,11 +275,14 @@ def test_mistakes_are_told_in_a_line(reference, images, tmp_path, capsys):
     for command, message in [
         (['predict', reference, 'words.png'], '1 of 1 images cannot be read'),
         (['predict', reference, 'cut.jpg', '0.png'], '1 of 2 images cannot be read'),
-        (['predict', reference, 'early'], f'no images in {folder}/early: it holds no file of .jpg'),
+        (['predict', reference, 'early'], f'no images in {folder}/early: no file ends in .jpg'),
         (['predict', reference, '0.png', '--csv=no/p.csv'], 'cannot write no/p.csv: '),
-        (['predict', reference, '4.png'], f'no image {folder}/4.png; that folder has 0.png, 1.png'),
-        (['predict', tmp_path / 'no', '0.png'], f'{folder}/no is no workdir of a run: it has no '),
-        (['evaluate', tmp_path / 'earl'], f'{folder}/earl is no workdir of a run: it has no '),
+        (['predict', reference, '4.png'], f'no image {folder}/4.png; its folder has 0.png, 1.png'),
+        (
+            ['predict', tmp_path / 'no', '0.png'],
+            f'{folder}/no is not the workdir of a run: it has no ',
+        ),
+        (['evaluate', tmp_path / 'earl'], f'{folder}/earl is not the workdir of a run: it has no '),
         (['evaluate', tmp_path / 'early'], f'no finished checkpoint in {folder}/early/checkpoints'),
         (['evaluate', reference, '--size=32', '--resize=28'], 'resize=28 is below image_size=32; '),
         (['evaluate', reference, '--crops=10'], 'crops=10 need a resize, which is 0; set it'),
@@ -305,4 +308,4 @@ def test_the_console_script_is_installed():
     command = [sys.executable, '-m', 'se_flax.cli', 'evaluate', '--workdir', 'nowhere']
     done = subprocess.run(command, text=True, capture_output=True)
     assert done.returncode == 2
-    assert done.stderr.startswith('error: nowhere is no workdir of a run')
+    assert done.stderr.startswith('error: nowhere is not the workdir of a run')

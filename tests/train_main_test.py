@@ -69,9 +69,9 @@ def fails(tmp_path, capfd):
         (['--config.data=folder:{tmp}'], r'no folder train in {tmp}; .* --config\.eval_split=0\.1'),
         (
             ['--config.data=folder:{tmp}/empty'],
-            '{tmp}/empty/train is empty: it must hold a folder of images for each class',
+            '{tmp}/empty/train has no folders: it must contain a folder of images for each class',
         ),
-        (['--workdir={tmp}/used'], r'{tmp}/used is not empty and holds no config.json; .*'),
+        (['--workdir={tmp}/used'], r'{tmp}/used is not empty but has no config.json; .*'),
         (
             ['--workdir={tmp}/used/file'],
             r'{tmp}/used/file is a file, so .* cannot be the folder .*',

@@ -61,7 +61,7 @@ def _run(directory: AnyPath) -> tuple[ml_collections.ConfigDict, list[str]]:
     ]
     rows = read_rows(directory / 'metrics.jsonl')
     if rows:
-        state = 'not finished' if finished(directory) is None else 'finished'
+        state = 'finished' if finished(directory) else 'not finished'
         parts.append(f'Step {rows[-1]["step"]:,}, {state}.')
         parts.append(_picture('Loss and top-1 accuracy by step', png(draw_curves(rows))))
     table = [['step', 'loss', 'top-1 error, %', 'top-5 error, %', 'images', 'seconds']]

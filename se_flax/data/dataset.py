@@ -7,7 +7,7 @@ import itertools
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,7 +20,6 @@ SPAN = 1024  # most examples a task: ImageNet has too many for a task each
 
 def map_examples(f: Callable[[int], T], count: int, threads: int | None = None) -> Iterator[T]:
     """Yields f(0) to f(count - 1), computed by threads (default: one per core)."""
-
     span = min(SPAN, 1 + count // 100)
 
     def of_span(start):
@@ -97,9 +96,7 @@ class DecodedDataset(Dataset):
         return self.original.fingerprint()
 
 
-def decode_all(
-    dataset: Dataset, decode: Callable[[bytes | np.ndarray], np.ndarray] = decode
-) -> Dataset:
+def decode_all(dataset: Dataset, decode: Callable[[Any], np.ndarray] = decode) -> Dataset:
     """Decodes every image once into memory; those that `decode` refuses stay encoded."""
 
     def decoded(i):

@@ -38,19 +38,15 @@ def decode(
     exif_orientation: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
-    """Decodes an image file to uint8, `[H, W, channels]`: gray, RGB, or the file's own channels.
+    """Decodes an image file, the first picture of several, to uint8 `[H, W, channels]`.
 
-    JPEG is decoded exactly (no fast DCT), by libjpeg-turbo; PNG, WebP and BMP by OpenCV; what these
-    cannot read, GIF, AVIF, JPEG 2000, TIFF and PNM by Pillow; TIFF of other than 1 or 3 channels by
-    tifffile. The format is detected from the first bytes. Of several pictures in a file the first
-    is taken. For one channel, colors become gray; for three, gray and CMYK become RGB, and alpha is
-    dropped; any other number must be the file's own. 16 bits become 8.
+    One channel is gray and three are RGB without alpha, whatever the file has; any other number
+    must be the file's own. 16 bits become 8. JPEG is decoded without the fast, inexact DCT. With
+    `exif_orientation` the image is rotated as its EXIF data specify; a TIFF of 1 or 3 channels
+    always is. An array counts as decoded.
 
-    `exif_orientation` rotates the image as its EXIF data specify; most training sets are used
-    without. (The orientation of a TIFF of 1 or 3 channels is always applied.)
-
-    Raises DecodeError for a file that is cut short, damaged or has other channels, and for one of
-    more than `max_pixels` by its header, before decoding. An array counts as decoded.
+    Raises DecodeError for a damaged file, other channels, and, before decoding, more than
+    `max_pixels`.
     """
     if isinstance(image, np.ndarray):
         pixels = image
@@ -105,7 +101,7 @@ def _as_decode_error(prefix: str = ''):
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
-        raise DecodeError(f'it is {width} x {height}, more than max_pixels={max_pixels:,} pixels')
+        raise DecodeError(f'it has {width} x {height} pixels, more than max_pixels={max_pixels:,}')
 
 
 def _decode_jpeg(image: bytes, space: str, max_pixels: int) -> np.ndarray:

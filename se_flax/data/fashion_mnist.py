@@ -1,7 +1,6 @@
-"""Fashion-MNIST (arXiv 1708.07747) as a tfds data set.
+"""Fashion-MNIST (arXiv 1708.07747) as a tfds data set, without TensorFlow.
 
-tfds's own builder of this set needs TensorFlow. This one writes the same name, version and
-features from the four files of the original, found in a folder or downloaded.
+The name, version and features are those of tfds's own builder.
 """
 
 import gzip
@@ -66,14 +65,10 @@ class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
         paths = {key: self.folder / name for key, name in names.items()}
         if not all(path.exists() for path in paths.values()):
             paths = dl_manager.download({key: URL + name for key, name in names.items()})
-        return {
-            split: self._generate_examples(
-                split, read_idx(paths[split, 'images-idx3']), read_idx(paths[split, 'labels-idx1'])
-            )
-            for split in STEMS
-        }
+        return {split: self._generate_examples(split, paths) for split in STEMS}
 
-    def _generate_examples(self, split, images, labels):
+    def _generate_examples(self, split, paths):
+        images, labels = (read_idx(paths[split, k]) for k in ('images-idx3', 'labels-idx1'))
         for i in self.choose(split, labels):
             yield i, {'image': encode_png(images[i]), 'label': int(labels[i])}
 

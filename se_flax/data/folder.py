@@ -71,21 +71,18 @@ def open_folder(
     The classes are the sorted folders of `train`, each with images at any depth; the eval images
     are in the first of FOLDERS['eval'] that exists. Without one, the share `eval_split` of each
     class, at least one image, is drawn by `seed` from `train` or `path` itself; an image that is
-    added later hardly changes the draw of the others.
-
-    Hidden names and LEFTOVERS are ignored; other files that are not images are counted in a
-    warning. Raises MissingError for a missing folder, and UserError for a class without images, or
-    one that `train` lacks.
+    added later hardly changes the draw of the others. Raises MissingError for a missing folder, and
+    UserError for a class without images, or one that `train` lacks.
     """
     if '://' in path:
-        raise UserError(f'{name}: images are read from disks and mounts, not from {path}')
+        raise UserError(f'{name}: images must be on a disk or a mount, not at {path}')
     root = pathlib.Path(path).expanduser()
     if not root.is_dir():
         raise MissingError(f'no folder {root}')
     if eval_split:
         if existing := [of for of in FOLDERS['eval'] if (root / of).is_dir()]:
             raise UserError(
-                f'eval_split={eval_split}, but {root / existing[0]} has images; take eval_split=0'
+                f'eval_split={eval_split}, but {root / existing[0]} has images; use eval_split=0'
             )
         folder = train = root / 'train' if (root / 'train').is_dir() else root
     else:
@@ -106,8 +103,8 @@ def _split_folder(root: pathlib.Path, split: str) -> pathlib.Path:
         if (root / folder).is_dir():
             return root / folder
     raise MissingError(
-        f'no folder {" or ".join(FOLDERS[split])} in {root}; to draw one tenth of the images for '
-        'evaluation: --config.eval_split=0.1'
+        f'no folder {" or ".join(FOLDERS[split])} in {root}; to hold out one tenth of the images '
+        'for evaluation, set --config.eval_split=0.1'
     )
 
 
@@ -118,7 +115,9 @@ def _class_folders(folder: pathlib.Path) -> dict[str, list[str]]:
         if path.is_dir() and not is_leftover(path.name):
             found[printable(normal(path.name))].append(path.name)
     if not found:
-        raise UserError(f'{folder} is empty: it must hold a folder of images for each class')
+        raise UserError(
+            f'{folder} has no folders: it must contain a folder of images for each class'
+        )
     return {name: sorted(found[name]) for name in sorted(found)}
 
 
@@ -173,7 +172,7 @@ def image_files(paths: Sequence[str | os.PathLike], class_names: tuple[str, ...]
         else:
             folder = pathlib.Path(path).parent
             near = [p.name for p in sorted(folder.glob('*')) if p.is_file()][:5]
-            raise MissingError(f'no image {path}; that folder has {", ".join(near) or "no files"}')
+            raise MissingError(f'no image {path}; its folder has {", ".join(near) or "no files"}')
     return FolderDataset('images', 'eval', class_names, '', [(path, 0) for path in files])
 
 
@@ -206,11 +205,11 @@ def _warn_left_out(folder: str | os.PathLike, others: collections.Counter[str]) 
     if others:
         kinds = ', '.join(f'{n:,} {kind}' for kind, n in others.most_common(5))
         where = printable(os.fspath(folder))
-        logger.warning('%s: %s files are left out: %s', where, f'{others.total():,}', kinds)
+        logger.warning('%s: ignored %s files: %s', where, f'{others.total():,}', kinds)
 
 
 def _no_images(folder: str | os.PathLike) -> UserError:
-    return UserError(f'no images in {folder}: it holds no file of {", ".join(SUFFIXES)}')
+    return UserError(f'no images in {folder}: no file ends in {", ".join(SUFFIXES)}')
 
 
 def is_leftover(name: str) -> bool:

@@ -21,7 +21,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -44,29 +44,38 @@ PLAN = 'prepared.json'  # how the data set was made; stays in it
 INDEX = 'index.npz'  # of an incomplete data set: what is in the tars
 QUALITY = 90  # default for smaller images
 PathLike = str | os.PathLike
-Tars = dict[str, pathlib.Path]  # by split
 Entries = dict[str, np.ndarray]  # ENTRY [images], by split
-Shards = list[tuple[pathlib.Path, str, np.ndarray]]  # path, split, entries
 
 
-def build(
-    folder: PathLike,
-    data_dir: PathLike,
-    *,
-    max_side: int | None = None,
-    quality: int | None = None,
-    allow_other_counts: bool = False,
-) -> None:
+class Options(NamedTuple):
+    """How to write ImageNet; images keep their bytes, but those that are not RGB JPEG become so.
+
+    With a `quality` (1 to 100; 90 if only `max_side` is given) training images are encoded again,
+    and with a `max_side` their shorter side is reduced to that many pixels. `allow_other_counts`
+    accepts tars with only a part of the images.
+    """
+
+    max_side: int | None = None
+    quality: int | None = None
+    allow_other_counts: bool = False
+
+    def checked(self) -> 'Options':
+        """Returns these with the default quality filled in; raises UserError if invalid."""
+        if self.max_side is not None:
+            check_at_least('max_side', self.max_side, 1)
+        if self.quality is None:
+            return self._replace(quality=QUALITY if self.max_side else None)
+        if not 1 <= self.quality <= 100:
+            raise UserError(f'quality={self.quality} must be 1 to 100')
+        return self
+
+
+def build(folder: PathLike, data_dir: PathLike, options: Options) -> None:
     """Makes `data_dir/imagenet2012/5.1.0` from the two tars in `folder`, or resumes that.
 
     The features are tfds's: `image` (JPEG), `label` (1000 wnids in ascending order), `file_name`.
-    Images keep their bytes, except that CMYK and other formats become RGB JPEG. With a `quality`
-    (1 to 100) training images are encoded again, and with a `max_side` as well their shorter side
-    is reduced to that many pixels.
-
-    Raises MissingError for a missing tar, and UserError for a damaged one, for other images than
-    ImageNet's (other counts may be allowed), if the build was begun with other tars or options, if
-    a folder is in the way, and if the disk is too small.
+    Raises MissingError for a missing tar, and UserError for a damaged one, one with other images
+    than ImageNet's, and if the build was begun with other tars or options.
     """
     tars = imagenet_tars.find_tars(pathlib.Path(folder))
     final = pathlib.Path(data_dir) / NAME / VERSION
@@ -75,9 +84,7 @@ def build(
     work = _incomplete(data_dir)
     plan: dict[str, Any] = {
         'from': os.path.abspath(folder),
-        'max_side': max_side,
-        'quality': quality,
-        'allow_other_counts': allow_other_counts,
+        **options._asdict(),
         'tars': {tar.name: [tar.stat().st_size, tar.stat().st_mtime_ns] for tar in tars.values()},
     }
     begun = (work / PLAN).exists()
@@ -94,7 +101,7 @@ def build(
         else:
             entries = _list_splits(tars, pool)
         for split, tar in tars.items():
-            imagenet_tars.check_counts(split, tar, entries[split], allow_other_counts)
+            imagenet_tars.check_counts(split, tar, entries[split], options.allow_other_counts)
         plan['shards'] = {split: num_shards(split, len(entries[split])) for split in tars}
         shards = [
             (path, split, part)
@@ -103,15 +110,19 @@ def build(
             if not (path := work / f'{NAME}-{split}.array_record-{i:05}-of-{count:05}').exists()
         ]
         work.parent.mkdir(parents=True, exist_ok=True)
-        _check_space(work.parent, shards, plan)
+        # The size of images that are encoded again is unknown.
+        kept = [part for _, split, part in shards if split != 'train' or not options.quality]
+        needed = sum(int(part['size'].sum()) for part in kept) / 1e9
+        if needed > (free := shutil.disk_usage(work.parent).free / 1e9):
+            raise UserError(f'{work.parent} has {free:.1f} GB free, but {needed:.1f} GB are needed')
         with _lock(work):
             index = io.BytesIO()
             np.savez(index, train=entries['train'], validation=entries['validation'])
             atomic_write(work / INDEX, index.getvalue())
             atomic_write(work / PLAN, json.dumps(plan, indent=2).encode())
-            encodings = {'train': (max_side, quality), 'validation': (None, None)}
+            how = {'train': options, 'validation': Options()}
             futures = {
-                pool.submit(write_shard, path, tars[split], part, *encodings[split]): len(part)
+                pool.submit(write_shard, path, tars[split], part, how[split]): len(part)
                 for path, split, part in shards
             }
             _wait('images', futures)
@@ -128,15 +139,6 @@ def build(
         pool.shutdown(cancel_futures=True)  # running tasks finish
 
 
-def full_encoding(max_side: int | None, quality: int | None) -> tuple[int | None, int | None]:
-    """Returns both, with the default quality for smaller images; raises UserError if invalid."""
-    if max_side is not None:
-        check_at_least('max_side', max_side, 1)
-    if quality is not None and not 1 <= quality <= 100:
-        raise UserError(f'quality={quality} must be 1 to 100')
-    return max_side, QUALITY if max_side and quality is None else quality
-
-
 def read_plan(folder: PathLike) -> dict[str, Any]:
     """Reads how a data set was made; one that another program made keeps all bytes."""
     path = pathlib.Path(folder) / PLAN
@@ -149,14 +151,14 @@ def check_made_with(folder: PathLike, wanted: dict[str, Any]) -> None:
     for tar, size_and_time in wanted.get('tars', {}).items():
         if made['tars'][tar] != size_and_time:
             raise UserError(
-                f'{folder} was made with another {tar}, of other size or time; delete the folder '
-                f'to start over'
+                f'{folder} was made from another {tar}, of different size or time; to start over, '
+                f'delete the folder'
             )
     for option in ('max_side', 'quality'):
         if made[option] != wanted[option]:
             raise UserError(
-                f'{folder} was made with {option}={made[option]}, not {wanted[option]}; take that, '
-                f'another --data-dir, or delete the folder to start over'
+                f'{folder} was made with {option}={made[option]}, not {wanted[option]}; use that '
+                f'or another --data-dir, or delete the folder to start over'
             )
 
 
@@ -232,9 +234,9 @@ def serialize(image: bytes, label: int, name: bytes) -> bytes:
 
 
 def write_shard(
-    shard: pathlib.Path, tar: pathlib.Path, entries: np.ndarray, *encoding: int | None
+    shard: pathlib.Path, tar: pathlib.Path, entries: np.ndarray, options: Options
 ) -> None:
-    """Writes images to an ArrayRecord file; `encoding` is `encode`'s max_side and quality."""
+    """Writes images to an ArrayRecord file."""
     temporary = shard.with_name(f'.{shard.name}.new')
     # JPEG does not compress further, and reads faster uncompressed; tfds groups by one, too.
     writer = ArrayRecordWriter(str(temporary), 'group_size:1,uncompressed')
@@ -242,9 +244,9 @@ def write_shard(
         for name, label, offset, size in entries.tolist():
             image = os.pread(file.fileno(), size, offset)
             try:
-                image = encode(image, *encoding)
+                image = encode(image, options.max_side, options.quality)
             except (ValueError, cv2.error, MemoryError) as error:  # DecodeError, or of an encoder
-                raise UserError(f'{name.decode()} of {tar} is no image: {error}') from error
+                raise UserError(f'{name.decode()} of {tar} is not an image: {error}') from error
             writer.write(serialize(image, label, name))
     writer.close()
     sync(temporary)
@@ -279,7 +281,7 @@ def _start_worker() -> None:
     threading.Thread(target=die_with_parent, daemon=True).start()
 
 
-def _list_splits(tars: Tars, pool: concurrent.futures.Executor) -> Entries:
+def _list_splits(tars: dict[str, pathlib.Path], pool: concurrent.futures.Executor) -> Entries:
     list_images, train = imagenet_tars.list_images, tars['train']
     validation = pool.submit(list_images, 'validation', tars['validation'])
     training = [
@@ -292,17 +294,6 @@ def _list_splits(tars: Tars, pool: concurrent.futures.Executor) -> Entries:
         'train': shuffle(np.concatenate([np.empty(0, ENTRY), *images])),
         'validation': shuffle(validation.result()),
     }
-
-
-def _check_space(folder: pathlib.Path, shards: Shards, plan: dict[str, Any]) -> None:
-    """Checks the space for images that keep their bytes; the size of others is unknown."""
-    kept = [part for _, split, part in shards if split != 'train' or not plan['quality']]
-    needed = sum(int(part['size'].sum()) for part in kept)
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise UserError(
-            f'{folder} has {free / 1e9:.1f} GB free, and {needed / 1e9:.1f} GB are to be written'
-        )
 
 
 def _write_metadata(work: pathlib.Path, entries: Entries, plan: dict[str, Any]) -> None:

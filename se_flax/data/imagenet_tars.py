@@ -1,7 +1,6 @@
 """Lists the images in ImageNet's two tars by name, label and byte offset, without reading them.
 
-The training tar holds a tar for each class. The validation tar holds the images themselves; their
-labels are a list that ships with tfds.
+The training tar holds a tar for each class, the validation tar the images themselves.
 """
 
 import functools
@@ -53,11 +52,11 @@ def list_tar(tar: pathlib.Path, start: int = 0, end: int | None = None) -> list[
             with tarfile.open(fileobj=file, mode='r:') as archive:
                 members = [member for member in archive if member.isfile()]
         except tarfile.TarError as error:
-            raise UserError(f'{tar} is damaged, cut short or not a tar: {error}') from error
+            raise UserError(f'{tar} is damaged, truncated or not a tar: {error}') from error
         # tarfile takes damage and the end of the file for the end of the archive, a block of zeros.
         at, end = archive.offset, end or tar.stat().st_size
         if at + BLOCK > end or os.pread(file.fileno(), BLOCK, at) != bytes(BLOCK):
-            raise UserError(f'{tar} is damaged or cut short: no end of the archive at byte {at:,}')
+            raise UserError(f'{tar} is damaged or truncated: no end of archive at byte {at:,}')
     return members
 
 
@@ -70,7 +69,9 @@ def list_images(
         name = pathlib.PurePosixPath(member.name).name
         match = FILE_NAMES[split].fullmatch(name)
         if not match or match[1] not in labels_of(split):
-            raise UserError(f'{tar} holds {member.name}, which is no image of the {split} split')
+            raise UserError(
+                f'{tar} holds {member.name}, which is not an image of the {split} split'
+            )
         entries.append((name, labels_of(split)[match[1]], member.offset_data, member.size))
     return np.array(entries, ENTRY)
 
@@ -97,7 +98,7 @@ def check_counts(split: str, tar: pathlib.Path, entries: np.ndarray, allow_other
         raise UserError(f'{tar} holds no images')
     if counts != COUNTS[split] and not allow_others:
         raise UserError(
-            f'{tar} holds {counts[0]:,} images of {counts[1]:,} classes, and ImageNet has '
-            f'{COUNTS[split][0]:,} of {COUNTS[split][1]:,}; for a deliberate part of it, add '
+            f'{tar} holds {counts[0]:,} images of {counts[1]:,} classes, but ImageNet has '
+            f'{COUNTS[split][0]:,} of {COUNTS[split][1]:,}; to use only a part of it, add '
             f'--allow-other-counts'
         )

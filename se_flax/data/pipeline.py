@@ -5,9 +5,9 @@ random numbers keyed by (seed, i). Global batch k holds positions `[k B, (k + 1)
 of P makes the p-th contiguous P-th of it. To resume is therefore to start at k, and the numbers of
 processes, threads and workers do not change a pixel.
 
-One task makes a chunk of a batch, up to 128 images. Memory, for each worker, is constant: `max(2
-num_threads, chunks of 2 batches)` chunks, 19 MB each at 224 pixels; one more batch while its chunks
-are joined; and `40 N` bytes of epochs' orders, 51 MB for ImageNet (benchmarks/results/input.md).
+One task makes a chunk of a batch, up to 128 images. Each worker keeps `max(2 num_threads, chunks of
+2 batches)` chunks, 19 MB each at 224 pixels, and `40 N` bytes of epochs' orders, 51 MB for ImageNet
+(benchmarks/results/input.md).
 """
 
 import functools
@@ -49,22 +49,17 @@ def train_batches(
 ) -> Iterator[Batch]:
     """Makes this process's part of batches `start_step` to `num_steps - 1`.
 
-    A batch is `{'image': uint8 [b, S, S, C], 'label': int32 [b]}`, where `b` is the global
-    `batch_size / process_count`. A batch may hold the end of an epoch and the start of the next.
-    `sampling` is a key of `se_flax.data.sampling.SAMPLINGS`.
+    A batch is `{'image': uint8 [b, S, S, C], 'label': int32 [b]}` with `b = batch_size /
+    process_count`; it may hold the end of an epoch and the start of the next. `num_threads`
+    (default: one per core) decode; `num_workers` processes with as many threads each do so instead.
 
-    Threads (default: one per core) decode. Where Python itself is the limit, `num_workers`
-    processes with that many threads each do so instead.
-
-    A corrupt record is logged once and replaced by the next readable one. More than the share
-    `max_corrupt` of them, counted by process since its start, stop the run; one never does.
-
-    Raises UserError if `process_count` does not divide `batch_size`, for an unknown `sampling`,
-    and, while iterating, for too many corrupt records, with their names.
+    A corrupt record is logged once and replaced by the next readable one. Raises UserError if
+    `process_count` does not divide `batch_size`, for a `sampling` that is not in SAMPLINGS, and,
+    while iterating, for more corrupt records than the share `max_corrupt`; one is always allowed.
     """
-    part = (batch_size, process_index, process_count)
-    loader = _TrainLoader(dataset, transform, *part, max_corrupt, sampling=sampling, seed=seed)
-    batches = loader.run(start_step, num_steps, num_threads, num_workers)
+    part = batch_size, process_index, process_count
+    loader = _TrainLoader(sampling, seed, dataset, transform, part, max_corrupt)
+    batches = loader.run(range(start_step, num_steps), num_threads, num_workers)
     return ({'image': batch['image'], 'label': batch['label']} for batch in batches)
 
 
@@ -80,13 +75,13 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Makes this process's part of the batches that hold each example once, in order.
 
-    A batch is that of `train_batches` and a `'mask': bool [b]`, False for padding and for corrupt
-    records. Each process makes `ceil(N / batch_size)` batches of one shape. If `max_corrupt` is
-    None, any number of records may be corrupt. Raises as `train_batches` does.
+    Like `train_batches`, but a batch also has a `'mask': bool [b]`, False for padding and corrupt
+    records. Each process makes `ceil(N / batch_size)` batches of one shape. With `max_corrupt=None`
+    any number of records may be corrupt.
     """
-    part = (batch_size, process_index, process_count)
-    loader = _Loader(dataset, transform, *part, max_corrupt)
-    return loader.run(0, -(-len(dataset) // batch_size), num_threads)
+    part = batch_size, process_index, process_count
+    loader = _Loader(dataset, transform, part, max_corrupt)
+    return loader.run(range(-(-len(dataset) // batch_size)), num_threads)
 
 
 Chunk = tuple[Batch, dict[int, str]]  # rows of a batch; why an example is corrupt, by position
@@ -95,20 +90,15 @@ Chunk = tuple[Batch, dict[int, str]]  # rows of a batch; why an example is corru
 class _Loader:
     """Makes this process's batches of the examples in order; a call makes one chunk."""
 
-    consequence = 'left out'  # of being corrupt
+    consequence = 'skipped'  # for being corrupt
 
     def __init__(
-        self,
-        dataset: Dataset,
-        transform: Any,  # a View that can be called
-        batch_size: int,
-        process_index: int,
-        process_count: int,
-        max_corrupt: float | None,
+        self, dataset: Dataset, transform: Any, part: tuple[int, ...], max_corrupt: float | None
     ):
-        check_multiple('batch_size', batch_size, 'process_count', process_count)
-        self.dataset, self.transform, self.batch_size = dataset, transform, batch_size
-        self.rows = batch_size // process_count
+        self.dataset, self.transform = dataset, transform
+        self.batch_size, process_index, process_count = part
+        check_multiple('batch_size', self.batch_size, 'process_count', process_count)
+        self.rows = self.batch_size // process_count
         self.first = process_index * self.rows
         self.chunks = -(-self.rows // CHUNK)  # of a batch
         self.allowed = len(dataset)  # corrupt records
@@ -146,15 +136,13 @@ class _Loader:
         batch['mask'][row] = True
         return True
 
-    def run(
-        self, start_step: int, num_steps: int, num_threads: int | None, num_workers: int = 0
-    ) -> Iterator[Batch]:
+    def run(self, steps: range, num_threads: int | None, num_workers: int = 0) -> Iterator[Batch]:
         """Yields batches made ahead; logs each corrupt record once, stops if there are too many."""
-        if num_steps <= start_step:
+        if not steps:
             return
         num_threads = num_threads or len(os.sched_getaffinity(0))
         ahead = grain.ReadOptions(num_threads, max(2 * num_threads, 2 * self.chunks))
-        numbers = grain.MapDataset.range(start_step * self.chunks, num_steps * self.chunks)
+        numbers = grain.MapDataset.range(steps.start * self.chunks, steps.stop * self.chunks)
         chunks = numbers.map(self).to_iter_dataset(ahead)
         if num_workers:
             if not flags.FLAGS.is_parsed():  # Grain reads its flags, even without absl's app.run
@@ -166,11 +154,11 @@ class _Loader:
                 if index not in met:
                     met.append(index)
                     key = self.dataset.key(index)
-                    logger.warning('%s: %s; it is %s', key, reason, self.consequence)
+                    logger.warning('%s: %s; %s', key, reason, self.consequence)
             if len(met) > self.allowed:
                 keys = ', '.join(map(self.dataset.key, met[:20]))
                 raise UserError(
-                    f'{len(met)} of {len(self.dataset)} records cannot be decoded, max_corrupt '
+                    f'{len(met)} of {len(self.dataset)} records cannot be decoded; max_corrupt '
                     f'allows {self.allowed}: {keys}{", ..." if len(met) > 20 else ""}'
                 )
             yield batch
@@ -179,11 +167,11 @@ class _Loader:
 class _TrainLoader(_Loader):
     """Makes batches of sampled examples, with random transforms."""
 
-    consequence = 'replaced by the next one'
+    consequence = 'replaced by the next image'
 
-    def __init__(self, *args: Any, sampling: str, seed: int):
-        super().__init__(*args)
-        self.sampler, self.seed = make_sampler(sampling, self.dataset, seed), seed
+    def __init__(self, sampling: str, seed: int, dataset: Dataset, *args: Any):
+        super().__init__(dataset, *args)
+        self.sampler, self.seed = make_sampler(sampling, dataset, seed), seed
 
     def fill(self, chunk: Chunk, positions: range) -> None:
         bits = np.random.Philox(key=(self.seed, 0))

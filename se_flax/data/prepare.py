@@ -1,6 +1,7 @@
 """Behind `se-flax data check NAME` and `se-flax data prepare NAME`."""
 
 import os
+from typing import Any
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
@@ -21,7 +22,7 @@ def check(name: str, data_dir: str | None = None) -> str:
     else:
         builder = find_builder(name, data_dir)
         where = f'{builder.info.file_format.value} in {builder.data_dir}'
-        where += ', ships with the install' if name == sources.EMBEDDED else ''
+        where += ', ships with se_flax' if name == sources.EMBEDDED else ''
     return (
         f'{name}: {len(train):,} training and {len(evaluation):,} evaluation images, '
         f'{train.num_classes} classes, {where}'
@@ -35,7 +36,7 @@ def list_known(data_dir: str | None = None) -> list[tuple[str, str]]:
         try:
             found = check(name, data_dir).removeprefix(f'{name}: ')
         except MissingError:
-            found = f'not there: se-flax data prepare {name}'
+            found = f'not found; to prepare it: se-flax data prepare {name}'
             if name == imagenet.NAME:
                 found += ' --from DIR_WITH_THE_TWO_TARS'
             elif name.startswith(FOLDER):
@@ -45,47 +46,35 @@ def list_known(data_dir: str | None = None) -> list[tuple[str, str]]:
 
 
 def prepare(
-    name: str,
-    data_dir: str | None = None,
-    folder: str | os.PathLike | None = None,
-    *,
-    max_side: int | None = None,
-    quality: int | None = None,
-    allow_other_counts: bool = False,
+    name: str, data_dir: str | None = None, folder: str | os.PathLike | None = None, **options: Any
 ) -> str:
     """Builds the data set `name` if it is not there; returns `check`'s description of it.
 
     It is written below `data_dir` (default: where tfds looks), and renamed once it is complete.
-    `imagenet2012` is made by `imagenet.build` from the two tars in `folder`; `fashion_mnist` from
-    the four files in `folder`, or a download; other names by tfds. Raises UserError if `name`
-    cannot be built, and MissingError for a missing folder or missing tars.
+    `imagenet2012` is made from the two tars in `folder`, with `se_flax.data.imagenet.Options`;
+    `fashion_mnist` from the four files in `folder`, or a download; other names by tfds. Raises
+    UserError if `name` cannot be built, and MissingError for a missing folder or tar.
     """
     data_dir = data_dir and os.path.expanduser(data_dir)
     if folder is not None and name not in (imagenet.NAME, FashionMnist.name):
-        raise UserError(f'{name!r} takes no --from: {imagenet.NAME} and {FashionMnist.name} do')
-    if (max_side or quality or allow_other_counts) and name != imagenet.NAME:
+        raise UserError(f'--from is for {imagenet.NAME} and {FashionMnist.name}, not for {name!r}')
+    if any(options.values()) and name != imagenet.NAME:
         raise UserError(
-            f'{name!r} takes no --max-side, --quality or --allow-other-counts: {imagenet.NAME} does'
+            f'--max-side, --quality and --allow-other-counts are for {imagenet.NAME}, not {name!r}'
         )
-    max_side, quality = imagenet.full_encoding(max_side, quality)
+    how = imagenet.Options(**options).checked()
     try:
         description = check(name, data_dir)
     except MissingError:
         if name.startswith(FOLDER) or (name == imagenet.NAME and folder is None):
             raise
     else:
-        if quality:
-            folder = find_builder(name, data_dir).data_dir
-            imagenet.check_made_with(folder, {'max_side': max_side, 'quality': quality})
+        if how.quality:
+            imagenet.check_made_with(find_builder(name, data_dir).data_dir, how._asdict())
         return description
     if name == imagenet.NAME and folder is not None:
-        imagenet.build(
-            os.path.expanduser(folder),
-            data_dir or tfds.core.constants.DATA_DIR,
-            max_side=max_side,
-            quality=quality,
-            allow_other_counts=allow_other_counts,
-        )
+        data_dir = data_dir or tfds.core.constants.DATA_DIR
+        imagenet.build(os.path.expanduser(folder), data_dir, how)
     else:
         _build(name, data_dir, folder)
     return check(name, data_dir)
@@ -102,8 +91,8 @@ def _build(name: str, data_dir: str | None, folder: str | os.PathLike | None) ->
         builder.download_and_prepare()
     except ImportError as error:
         raise UserError(
-            f'tfds needs {error.name!r} to build {name!r}, though se_flax does not need it to read '
-            f'it: install it (tensorflow takes 1.4 GB), or copy a set prepared elsewhere'
+            f'tfds needs {error.name!r} to build {name!r}: install it (tensorflow takes 1.4 GB), '
+            f'or copy a data set that was prepared elsewhere, which se_flax reads without it'
         ) from error
     except (OSError, tfds.download.DownloadError, NonMatchingChecksumError) as error:
         raise UserError(f'{name!r} cannot be built: {error}{hint}') from error

@@ -1,8 +1,4 @@
-"""Random access to the records of a tfds data set: `len(records)`, `records[i] -> bytes`.
-
-tfds writes ArrayRecord files, which have an index, or TFRecord files, whose headers are read once.
-Both are read in place and from any thread.
-"""
+"""Random access, from any thread, to the records that tfds writes as ArrayRecord or TFRecord."""
 
 import bisect
 import concurrent.futures
@@ -43,15 +39,11 @@ def open_records(paths: Paths, file_format: str) -> Records:
     try:
         return ArrayRecordDataSource([str(path) for path in paths])
     except RuntimeError as error:
-        raise UserError(f'a shard is damaged or cut short: {error}') from error
+        raise UserError(f'a shard is damaged or truncated: {error}') from error
 
 
 class TFRecords:
-    """Records of TFRecord shards; each is one `pread` at a position known from the headers.
-
-    A file holds records of 8 bytes of length, 4 of checksum, the data, and 4 of checksum
-    (https://www.tensorflow.org/tutorials/load_data/tfrecord). Checksums are not compared.
-    """
+    """Records of TFRecord shards; each is one `pread` at a position known from the headers."""
 
     def __init__(self, paths: Paths):
         self._paths = [os.fspath(path) for path in paths]
@@ -74,7 +66,11 @@ class TFRecords:
 
 
 def scan(path: str) -> np.ndarray:
-    """Finds the records of a TFRecord file: int64 `[records, 2]`, offset and length in bytes."""
+    """Finds the records of a TFRecord file: int64 `[records, 2]`, offset and length in bytes.
+
+    A record is 8 bytes of length, 4 of checksum, the data, and 4 of checksum
+    (https://www.tensorflow.org/tutorials/load_data/tfrecord). Checksums are not compared.
+    """
     spans, at = [], 0
     with open(path, 'rb', buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
@@ -85,7 +81,7 @@ def scan(path: str) -> np.ndarray:
             at += 16 + length
     if at > size:
         raise UserError(
-            f'{path} is cut short or no TFRecord file: '
+            f'{path} is truncated or not a TFRecord file: '
             f'its record {len(spans) - 1} ends at byte {at} of {size}'
         )
     return np.array(spans, np.int64).reshape(-1, 2)

@@ -23,9 +23,8 @@ def shuffle(dataset: Dataset, seed: int) -> Callable[[int], int]:
 def class_aware(dataset: Dataset, seed: int) -> Callable[[int], int]:
     """Takes each class once per pass over the classes, and the images of a class in turn.
 
-    Class-aware sampling (Shen, Lin and Huang, "Relay Backpropagation", ECCV 2016). Pass p over the
-    classes is visit p of each, and visits `[r n, (r + 1) n)` of a class of n images take each once.
-    Reads every label first and leaves out unreadable examples; UserError if all are unreadable.
+    Class-aware sampling (Shen, Lin and Huang, "Relay Backpropagation", ECCV 2016). Reads every
+    label first and leaves out unreadable examples; UserError if all are unreadable.
     """
     labels = dataset.labels()
     readable = np.flatnonzero(labels >= 0)

@@ -1,5 +1,6 @@
 """Opens data sets by name: tfds data sets, image folders, and the one that ships with se_flax."""
 
+import contextlib
 import dataclasses
 import difflib
 import os
@@ -74,19 +75,16 @@ def open_dataset(
 ) -> Dataset:
     """Opens one split, 'train' or 'eval', of a data set.
 
-    `name` is 'fashion_mnist_mini' (ships with se_flax), 'synthetic', 'folder:PATH' (`open_folder`),
-    or a tfds data set such as 'imagenet2012' or 'imagenet_resized/64x64', prepared as ArrayRecord
-    or TFRecord files below `data_dir` (default: where tfds looks, TFDS_DATA_DIR or
-    `~/tensorflow_datasets`). The eval split of a tfds data set is 'validation', else 'test'; its
-    features are an Image `image` and a ClassLabel `label`. From a folder without eval images, the
-    share `eval_split` is drawn by `seed`.
-
-    Raises UserError for an unknown name or split, and MissingError, with the command that prepares
-    it, for a missing data set.
+    `name` is 'fashion_mnist_mini' (ships with se_flax), 'synthetic', 'folder:PATH' (`open_folder`,
+    which takes `eval_split` and `seed`), or a tfds data set such as 'imagenet2012' or
+    'imagenet_resized/64x64' with an Image `image` and a ClassLabel `label`, prepared as ArrayRecord
+    or TFRecord files below `data_dir` (default: TFDS_DATA_DIR or `~/tensorflow_datasets`). Its eval
+    split is 'validation', else 'test'. Raises MissingError, with the command that prepares it, for
+    a missing data set.
     """
     check_known('split', split, SPLITS)
     if eval_split and not name.startswith(FOLDER):
-        raise UserError(f'eval_split={eval_split} belongs to folder:PATH, not to {name!r}')
+        raise UserError(f'eval_split={eval_split} is for folder:PATH, not for {name!r}')
     if name == SYNTHETIC:
         return SyntheticDataset(name, split)
     if name.startswith(FOLDER):
@@ -100,10 +98,8 @@ def find_builder(name: str, data_dir: str | None = None) -> tfds.core.DatasetBui
     if name == EMBEDDED:
         return tfds.builder_from_directory(pathlib.Path(__file__).parent / EMBEDDED / '1.0.0')
     data_dir = data_dir and os.path.expanduser(data_dir)
-    try:
+    with contextlib.suppress(tfds.core.DatasetNotFoundError):
         return read_only_builder.builder_from_files(name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError:
-        pass
     plain_name = re.split('[/:]', name)[0]
     names = [*COMMON, *tfds.list_builders(with_community_datasets=False)]
     near = difflib.get_close_matches(plain_name, names, cutoff=0.5)
@@ -135,13 +131,13 @@ def _open_tfds(name: str, split: str, builder: tfds.core.DatasetBuilder) -> Tfds
     absent = [path for path in paths if not path.exists()]
     if absent:
         raise MissingError(
-            f'data set {name!r} lacks {len(absent)} of its {len(paths)} {tfds_split} files, first '
-            f'{absent[0]}; delete {builder.data_dir} and prepare it again'
+            f'data set {name!r} lacks {len(absent)} of its {len(paths)} {tfds_split} files, such '
+            f'as {absent[0]}; delete {builder.data_dir} and prepare it again'
         )
     records = open_records(paths, info.file_format.value)
     if len(records) != count:
         raise UserError(
-            f'the files of {name!r} hold {len(records)} {tfds_split} records, its '
+            f'the files of {name!r} hold {len(records)} {tfds_split} records, but its '
             f'dataset_info.json says {count}; prepare it again'
         )
     shards = tuple(f'{path.name} {path.stat().length}' for path in paths)

@@ -41,7 +41,8 @@ class View:
     Attributes:
         image_size: side S of the output, in pixels.
         channels: C.
-        exif_orientation, max_pixels: see `se_flax.data.decode.decode`.
+        exif_orientation, max_pixels: see `se_flax.data.decode`.
+        interpolation: one of INTERPOLATIONS.
     """
 
     image_size: int
@@ -49,13 +50,14 @@ class View:
     channels: int = 3
     exif_orientation: bool = False
     max_pixels: int = MAX_PIXELS
+    interpolation: str = 'bilinear'
 
     def __post_init__(self):
         check_at_least('image_size', self.image_size, 1)
-        check_known('interpolation', self.interpolation, INTERPOLATIONS)  # of each subclass
+        check_known('interpolation', self.interpolation, INTERPOLATIONS)
 
     def decode(self, image: bytes | np.ndarray) -> np.ndarray:
-        """Returns the pixels of an image file; raises as `se_flax.data.decode.decode` does."""
+        """Returns the pixels of an image file, see `se_flax.data.decode`."""
         orient, most = self.exif_orientation, self.max_pixels
         return decode(image, self.channels, exif_orientation=orient, max_pixels=most)
 
@@ -64,27 +66,23 @@ class View:
 class TrainTransform(View):
     """Random crop, then flip, rotation, jitter and cutout; what is off draws no numbers.
 
-    `rotation=10, jitter=20` are those of the paper's released networks
-    (https://github.com/hujie-frank/SENet, README), which publish only these ranges. Our reading is
-    that the crop is rotated (as in fb.resnet.torch), that one number is added to a whole channel,
-    and that both are uniform. Raises UserError for an unknown choice or an invalid range.
+    The paper's released networks publish only the ranges `rotation=10, jitter=20`
+    (https://github.com/hujie-frank/SENet, README). Our reading is that the crop is rotated (as in
+    fb.resnet.torch), that one number is added to a whole channel, and that both are uniform.
 
     Attributes:
         crop: 'inception' resizes a random box to S x S (arXiv 1409.4842, section 6);
             'pad' shifts the image by up to `pad` pixels each way (arXiv 1512.03385, section 4.2);
-            'none' takes the center. The last two first resize the shorter edge to S and take the
-            center, if the size is another one.
-        crop_area: least and greatest share of the image in an 'inception' crop.
-        crop_aspect: least and greatest width / height of the crop, log-uniform.
-        pad: pixels of 'pad'; pixels from outside of the image are `fill`.
-        flip: mirror left to right with probability 0.5.
-        rotation: greatest angle either way, 0 to 180 degrees, uniform; around the center of the
-            crop, bilinear, corners from outside of the crop are `fill`.
-        jitter: greatest number that is added to or subtracted from a channel, 0 to 255, uniform
-            for each channel; sums are rounded and clipped.
+            'none' takes the center. The last two resize an image of another size like EvalTransform
+            with `resize=S`.
+        crop_area: range of the crop's share of the image.
+        crop_aspect: range of the crop's width / height, log-uniform.
+        pad: pixels.
+        flip: mirrors left to right with probability 0.5.
+        rotation: greatest angle either way, 0 to 180 degrees, around the center; bilinear.
+        jitter: greatest change of a channel either way, 0 to 255; sums are rounded and clipped.
         cutout: side of a square of `fill` centered at any pixel (arXiv 1708.04552); 0 for none.
-        fill: a number per channel, 0 to 255.
-        interpolation: one of INTERPOLATIONS.
+        fill: a number per channel, 0 to 255, for pixels from outside of the image.
     """
 
     crop: str = 'inception'
@@ -96,13 +94,12 @@ class TrainTransform(View):
     jitter: float = 0
     cutout: int = 0
     fill: tuple[int, ...] = (0, 0, 0)
-    interpolation: str = 'bilinear'
 
     def __post_init__(self):
         check_known('crop', self.crop, CROPS)
         super().__post_init__()
-        for name in ('pad', 'cutout'):
-            check_at_least(name, getattr(self, name), 0)
+        check_at_least('pad', self.pad, 0)
+        check_at_least('cutout', self.cutout, 0)
         for name, most in (('rotation', 180), ('jitter', 255)):
             if not 0 <= getattr(self, name) <= most:
                 raise UserError(f'{name}={getattr(self, name)} must be 0 to {most}')
@@ -143,16 +140,12 @@ class TrainTransform(View):
 class EvalTransform(View):
     """The center of the resized image; draws nothing.
 
-    Raises UserError for an unknown `interpolation` and a `resize` below `image_size`.
-
     Attributes:
         resize: length of the shorter edge after resizing, at least S; 0 keeps an image's size, but
             enlarges one smaller than S to S.
-        interpolation: one of INTERPOLATIONS.
     """
 
     resize: int = 0
-    interpolation: str = 'bilinear'
 
     def __post_init__(self):
         super().__post_init__()
@@ -172,13 +165,8 @@ class Squash(View):
     """The whole image resized to a square, from which a protocol takes its crops.
 
     First the shorter edge is resized and then the longer one, as in the source of the twelve
-    crops (`se_flax.evaluation.protocols`). Raises UserError for an unknown `interpolation`.
-
-    Attributes:
-        interpolation: one of INTERPOLATIONS.
+    crops (`se_flax.evaluation.protocols`).
     """
-
-    interpolation: str = 'bilinear'
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator | None, out: np.ndarray) -> None:
         size, least = self.image_size, min(image.shape[:2])
@@ -196,8 +184,8 @@ def inception_crop(
 ) -> tuple[int, int, int, int]:
     """Draws `(top, left, height, width)` of a box inside the image.
 
-    Its share of the area is uniform, its width / height log-uniform, up to the rounding of the
-    sides. After ten tries, the greatest central box of allowed aspect is taken (as in torchvision).
+    The share of the area is uniform, width / height log-uniform, up to rounding. After ten tries,
+    the greatest central box of allowed aspect is taken (as in torchvision).
     """
     low, high = math.log(aspect[0]), math.log(aspect[1])
     for _ in range(10):

@@ -57,7 +57,7 @@ class Checkpointer:
 
     def __init__(self, directory: str | os.PathLike, *, keep: int = 2):
         if keep < 2:
-            raise UserError(f'keep={keep} checkpoints leaves none if the newest is damaged; take 2')
+            raise UserError(f'keep={keep} checkpoints leaves none if the newest is damaged; keep 2')
         self.directory = _absolute(directory)
         self.keep = keep
         self._writes = jax.process_index() == 0  # the manifests; Orbax has each process write
@@ -72,8 +72,8 @@ class Checkpointer:
     def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
         """Writes `state` and the JSON-able `progress` durably, then removes the oldest steps.
 
-        Raises UserError for a leaf or progress that cannot be restored exactly, CheckpointError if
-        the step is not above the newest one or writing fails; then nothing of the step is left.
+        Raises UserError for what cannot be restored exactly, and CheckpointError if the step is not
+        above the newest one or writing fails, which leaves nothing of the step.
         """
         if step <= (newest := max(self.steps(), default=-1)):
             raise CheckpointError(f'step {step} must be above {newest}, the newest checkpoint')
@@ -107,8 +107,8 @@ class Checkpointer:
         """Returns state and progress of the newest good step, or None if no save has finished.
 
         `target` gives structure, shapes, dtypes and shardings. Newer damaged or incomplete steps
-        are logged and renamed, which frees their numbers. Raises UserError if no step is good and
-        one is damaged (then none is renamed), or if the leaves differ from those of `target`.
+        are logged and renamed. Raises UserError if no step is good and one is damaged, or if the
+        leaves differ from those of `target`.
         """
         # One process reads and hashes each file, the others rely on it.
         newest, refused = on_first(_newest_good, self.directory) or (-1, [])
@@ -118,7 +118,7 @@ class Checkpointer:
             names = (f'{each.kind}-{each.folder.name}-{n}' for n in itertools.count())
             free = next(name for name in names if not (self.directory / name).exists())
             each.folder.rename(self.directory / free)
-            log.warning('kept %s as %s', each.folder, free)
+            log.warning('renamed %s to %s', each.folder, free)
         return restored
 
     def verify(self, state: Any) -> None:
@@ -180,7 +180,7 @@ def _newest_good(directory: epath.Path) -> tuple[int, list[_Refused]]:
     if any(each.kind == 'damaged' for each in refused):
         raise UserError(
             f'no good checkpoint left: {"; ".join(map(str, refused))}. '
-            f'Put a copy back, or move {directory} away to start from scratch'
+            f'Restore a copy, or move {directory} away to start from scratch'
         )
     if refused:
         log.warning('no finished checkpoint in %s: starting from scratch', directory)
@@ -193,7 +193,7 @@ def _read(folder: epath.Path, target: Any) -> tuple[Any, dict[str, Any]]:
     differing = [name for name in here | there if here.get(name) != there.get(name)]
     if differing:
         shown = ', '.join(
-            f'{name} is {there.get(name, "absent")} there and {here.get(name, "absent")} here'
+            f'{name} is {there.get(name, "absent")} there, {here.get(name, "absent")} here'
             for name in differing[:3]
         )
         raise UserError(
@@ -310,7 +310,7 @@ def _check(folder: epath.Path) -> None:
         if now is None:
             reason = 'is missing'
         elif was is None:
-            reason = 'was not there when it was saved'
+            reason = 'was added after the save'
         elif was['size'] != now['size']:
             reason = f'has {now["size"]} bytes instead of {was["size"]}'
         raise _Refused(folder, 'damaged', f'{name} {reason}')

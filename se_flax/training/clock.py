@@ -44,10 +44,10 @@ class Clock(contextlib.AbstractContextManager):
         self._spent[kind] += time.perf_counter() - begin
 
     def read(self, steps: int, batch_size: int) -> dict[str, float]:
-        """Returns the speed over the `steps` since the last reading.
+        """Returns the speed since the last reading, `steps` ago.
 
-        `data_wait` is the share of time spent waiting for data, 0 to 1; `host_ms` the milliseconds
-        per step spent waiting neither for data nor for the device.
+        `data_wait` is the share of time spent waiting for data, `host_ms` the milliseconds per step
+        spent waiting neither for data nor for the device.
         """
         data, device, pause = self._spent.values()
         elapsed = time.perf_counter() - self._begin - pause

@@ -56,17 +56,17 @@ class Field(NamedTuple):
 
 DTYPES = ('float32', 'bfloat16', 'float64')
 # What several fields have in common.
+SECONDS: Any = {'unit': 'seconds', 'machine': True}
 SHARE: Any = {'unit': 'share', 'least': 0, 'below': 1}
 STEPS: Any = {'unit': 'steps', 'least': 1, 'optional': True, 'type_': int}
 EPOCHS: Any = {'unit': 'epochs', 'above': 0, 'optional': True, 'type_': float}
 CHANNELS: Any = {'per_channel': True, 'from_weights': True}
+PIXELS: Any = {'unit': 'pixels', 'from_weights': True}
 
 MODEL = {
     'seed': Field(0, 'Seed of every random choice.', least=0, below=2**32),  # all JAX keeps
     'model': Field('se_resnet50', 'Network, one of `se-flax models`.', from_weights=True),
-    'model_fields': Field(
-        {}, 'Fields of the network, such as se.reduction.', from_weights=True, type_=ConfigDict
-    ),
+    'model_fields': Field({}, 'Fields of the network.', from_weights=True, type_=ConfigDict),
     'init_from': Field('', 'Weights file to fine-tune; empty for random parameters.'),
     'keep_head': Field(False, "Keep init_from's head even if class names differ.", added=True),
     'adapt_channels': Field(False, "Sum or repeat init_from's first kernel to fit in_channels."),
@@ -77,8 +77,8 @@ DATA = {
     'data': Field('', 'Data set, one of `se-flax data check` or folder:PATH.'),
     'eval_split': Field(0.0, 'Part of a folder without val to evaluate on.', **SHARE, added=True),
     'data_dir': Field('', 'Folder of tfds; empty for ~/tensorflow_datasets.', machine=True),
-    'allow_changed_data': Field(False, 'Resume although the examples have changed.', machine=True),
-    'image_size': Field(224, 'Height and width of input.', 'pixels', above=0, from_weights=True),
+    'allow_changed_data': Field(False, 'Resume even if the examples have changed.', machine=True),
+    'image_size': Field(224, 'Height and width of input.', **PIXELS, above=0),
     'in_channels': Field(3, 'Channels; 1 reads images as gray.', least=1, from_weights=True),
     'exif_orientation': Field(False, 'Rotate photos by EXIF; public recipes do not.', added=True),
     'max_pixels': Field(MAX_PIXELS, 'Largest image to read.', 'pixels', above=0, added=True),
@@ -93,13 +93,11 @@ DATA = {
     'rotation': Field(0.0, 'Largest rotation either way, up to 180.', 'degrees', least=0),
     'jitter': Field(0.0, 'Largest change of a channel either way, up to 255.', least=0),
     'cutout': Field(0, 'Side of the square that is cut out; 0 for none.', 'pixels', least=0),
-    'eval_resize': Field(
-        256, 'Shorter edge before center crop; 0 keeps it.', 'pixels', least=0, from_weights=True
-    ),
+    'eval_resize': Field(256, 'Shorter edge before center crop; 0 keeps it.', **PIXELS, least=0),
     'interpolation': Field('bilinear', 'Resize filter.', choices=INTERPOLATIONS, from_weights=True),
-    'sampling': Field('shuffle', 'class_aware first draws a class.', choices=tuple(SAMPLINGS)),
+    'sampling': Field('shuffle', 'class_aware draws a class first.', choices=tuple(SAMPLINGS)),
     'cache': Field(False, 'Decode every image once, into memory.'),
-    'max_corrupt': Field(0.001, 'Unreadable images to replace; more fail.', 'share', least=0),
+    'max_corrupt': Field(0.001, 'Unreadable images to tolerate; more fail.', 'share', least=0),
 }
 OPTIMIZATION = {
     'batch_size': Field(256, 'Global batch, over all devices.', 'images', above=0),
@@ -109,9 +107,7 @@ OPTIMIZATION = {
     'num_steps': Field(None, 'Length of the run; takes precedence over num_epochs.', **STEPS),
     'schedule': Field('constant', 'Learning rate schedule.', choices=SCHEDULES),
     'learning_rate': Field(0.1, 'Peak of the schedule.', above=0),
-    'base_batch_size': Field(
-        0, 'Batch size of learning_rate, which is scaled to batch_size; 0 for none.', least=0
-    ),
+    'base_batch_size': Field(0, 'Batch size from which the rate is scaled; 0: none.', least=0),
     'warmup': Field(0.0, 'Part of the run in which the rate rises from 0.', **SHARE),
     'warmup_factor': Field(0.0, 'Constant rate of the warmup; 0 for a rise.', 'share', least=0),
     'drop_epochs': Field((), 'Drops of schedule=step.', 'epochs'),
@@ -122,7 +118,7 @@ OPTIMIZATION = {
     'nesterov': Field(False, 'Use Nesterov momentum.'),
     'weight_decay': Field(1e-4, 'L2 penalty of kernels, SE included.', least=0),
     'label_smoothing': Field(0.0, 'Part of the target that all classes share.', **SHARE),
-    'freeze_bn_epochs': Field(0.0, 'End of the run with BatchNorm frozen.', 'epochs', least=0),
+    'freeze_bn_epochs': Field(0.0, 'Last epochs, with BatchNorm frozen.', 'epochs', least=0),
     'ema': Field(0.0, 'Decay of the averaged weights to evaluate; 0 for none.', **SHARE),
 }
 EVALUATION = {
@@ -138,19 +134,13 @@ EVALUATION = {
 }
 MACHINE = {
     'num_threads': Field(0, 'Threads that load data; 0 is one per core.', least=0, machine=True),
-    'num_workers': Field(
-        0, 'Processes that load data; 0 is best up to tens of cores.', least=0, machine=True
-    ),
+    'num_workers': Field(0, 'Loading processes; 0 suits tens of cores.', least=0, machine=True),
     'compilation_cache': Field(
         '~/.cache/se_flax', 'Folder that keeps compiled programs; empty for none.', machine=True
     ),
     'shard_optimizer': Field(False, 'Split the optimizer state over the devices.', machine=True),
-    'heartbeat_seconds': Field(
-        30, 'Silence until another process counts as lost.', 'seconds', least=1, machine=True
-    ),
-    'watchdog_seconds': Field(
-        300.0, 'Time until a warning names what hangs; 0: never.', 'seconds', least=0, machine=True
-    ),
+    'heartbeat_seconds': Field(30, 'Silence until a process counts as lost.', **SECONDS, least=1),
+    'watchdog_seconds': Field(300.0, 'Time until hangs are logged; 0: never.', **SECONDS, least=0),
 }
 
 GROUPS = {
@@ -200,8 +190,7 @@ def describe_fields() -> str:
 def parse_args(argv: Sequence[str], default: str) -> tuple[ConfigDict, AnyPath, Processes | None]:
     """Returns the locked config, the workdir, and the processes for `distributed.connect`, if any.
 
-    `argv` has no program name; `default` is the config file. Unlike the flags of ml_collections,
-    a UserError lists everything wrong.
+    `argv` has no program name; `default` is the config file. A UserError lists everything wrong.
     """
     parser = argparse.ArgumentParser(
         prog='train_main.py',
@@ -266,10 +255,13 @@ def make_config(spec: str, assignments: Sequence[tuple[str, str]]) -> ConfigDict
     return config
 
 
-def load_config(spec: str) -> ConfigDict:
-    """Returns `get_config()` of a file, or `get_config(ARGUMENT)` for FILE:ARGUMENT."""
+def load_config(spec: str, beside: str = '') -> ConfigDict:
+    """Returns `get_config()` of a file, or `get_config(ARGUMENT)` for FILE:ARGUMENT.
+
+    With `beside`, such as `__file__`, a relative FILE is in the folder of that file.
+    """
     file, _, argument = spec.partition(':')
-    path = pathlib.Path(file).expanduser()
+    path = pathlib.Path(beside).parent / pathlib.Path(file).expanduser()
     if not path.is_file():
         siblings = [str(p) for p in sorted((path.parent if path.suffix else path).glob('*.py'))]
         check_known('config file', file, siblings or ['configs/quickstart.py'])
@@ -278,7 +270,7 @@ def load_config(spec: str) -> ConfigDict:
         if not callable(get_config):
             raise UserError(f'{file} has no function get_config()')
         if argument and not inspect.signature(get_config).parameters:
-            raise UserError(f'{file} takes no argument; drop ":{argument}"')
+            raise UserError(f'{file} takes no argument; remove ":{argument}"')
         config = get_config(argument) if argument else get_config()
     except UserError:
         raise
@@ -319,7 +311,9 @@ def assign(config: ConfigDict, name: str, text: str) -> None:
         try:
             config.model_fields.update(value)
         except TypeError:
-            raise UserError(f'config field {name} has another type than {text!r}') from None
+            raise UserError(
+                f'config field {name} cannot be {text!r}: it has another type'
+            ) from None
         return
     check_known('config field', name, [*FIELDS, 'model_fields.FIELD'])
     kind, optional = FIELDS[field].type, FIELDS[field].optional or FIELDS[field].from_weights
@@ -340,7 +334,7 @@ def check_config(
 
 
 def check_fields(config: ConfigDict, problems: Problems) -> None:
-    """Checks the names and types of the fields; raises UserError at once for another object."""
+    """Checks the names and types of the fields; raises UserError if `config` is no ConfigDict."""
     if not isinstance(config, ConfigDict):
         raise UserError(f'got {type(config).__name__}; {_NOT_A_CONFIG}')
     for name in config:

@@ -17,7 +17,7 @@ Processes = tuple[str | None, int | None, int | None]  # coordinator, their numb
 PEER_LOST = 69  # EX_UNAVAILABLE of sysexits.h
 LOST = (
     'another process of this run is gone, or the JAX runtime failed here (see above); '
-    'the same command in every process resumes from the last checkpoint'
+    'to resume from the last checkpoint, run the same command in every process'
 )
 
 
@@ -26,7 +26,7 @@ def connect(processes: Processes, *, heartbeat_seconds: int) -> None:
 
     Defaults are JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, then those of Cloud
     TPU, SLURM, Open MPI or Kubernetes. A process counts as lost after `heartbeat_seconds` of
-    silence. Raises UserError for a missing or wrong value, or if the processes do not connect.
+    silence.
     """
     coordinator, num_processes, process_id = processes
     coordinator = coordinator or os.environ.get('JAX_COORDINATOR_ADDRESS')
@@ -39,21 +39,17 @@ def connect(processes: Processes, *, heartbeat_seconds: int) -> None:
     if num_processes is not None and process_id is not None and not process_id < num_processes:
         raise UserError(
             f'--process-id={process_id} must be below --num-processes={num_processes}; '
-            f'take 0 to {num_processes - 1}'
+            f'use 0 to {num_processes - 1}'
         )
+    names = 'heartbeat_timeout_seconds', 'shutdown_timeout_seconds'
+    timeouts: Any = dict.fromkeys(names, heartbeat_seconds)
     try:
-        jax.distributed.initialize(
-            coordinator,
-            num_processes,
-            process_id,
-            heartbeat_timeout_seconds=heartbeat_seconds,
-            shutdown_timeout_seconds=heartbeat_seconds,
-        )
+        jax.distributed.initialize(coordinator, num_processes, process_id, **timeouts)
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f'the processes of this run did not meet: {reason} Give --coordinator=HOST:PORT '
-            f'--num-processes=N --process-id=I, or start it by SLURM, Open MPI or on a TPU pod'
+            f'the processes of this run did not connect: {reason} Set --coordinator=HOST:PORT '
+            f'--num-processes=N --process-id=I, or start it with SLURM, Open MPI or on a TPU pod'
         ) from error
     _report_aborts()
 
@@ -80,7 +76,7 @@ def all_or_none(act: Callable[..., Result], *args: Any, **kwargs: Any) -> Result
     if failure:
         raise failure
     if failed.any():
-        raise UserError(f'process {failed.argmax()} failed, its output says why')
+        raise UserError(f'process {failed.argmax()} failed; see its output')
     return result
 
 

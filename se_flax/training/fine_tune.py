@@ -23,10 +23,7 @@ TRAINING_ONLY = {'zero_init', 'dropout', 'bn_momentum', 'bn_frozen', 'backward'}
 
 
 def fill_from_weights(config: ConfigDict) -> ConfigDict:
-    """Replaces each None by the value in the weights of `init_from`; `image_size` scales `resize`.
-
-    Raises UserError, or MissingError, for a file that cannot be read.
-    """
+    """Replaces each None by the value in `init_from`; an own `image_size` scales `eval_resize`."""
     unknown = [name for name in OF_WEIGHTS if config[name] is None]
     if not config.init_from or not unknown:
         return config
@@ -53,8 +50,8 @@ def check_weights(config: ConfigDict, problems: Problems) -> None:
     if (channels := len(info.preprocessing.mean)) != config.in_channels:
         problems.add(
             ['in_channels'],
-            f'{config.init_from} has weights for {channels} channels, and '
-            f'in_channels={config.in_channels}; to sum or repeat their first kernel: '
+            f'{config.init_from} has weights for {channels} channels, but '
+            f'in_channels={config.in_channels}; to sum or repeat their first kernel, set '
             f'--config.adapt_channels=True',
         )
         return
@@ -69,7 +66,7 @@ def _check_network(config: ConfigDict, info: 'WeightsInfo', problems: Problems) 
     if info.model != config.model:
         raise UserError(
             f'{config.init_from} has weights of {info.model}, not of {config.model}; '
-            f'take --config.model={info.model}'
+            f'use --config.model={info.model}'
         )
     ours, theirs = config.model_fields.to_dict(), _fields(info)
     here, there = (make_network(info.model, **fields) for fields in (ours, theirs))
@@ -91,10 +88,7 @@ def other_view(config: ConfigDict) -> list[str]:
 
 
 def keeps_head(config: ConfigDict, class_names: Sequence[str]) -> bool:
-    """Returns whether a run starts with the head of its weights: with `keep_head`, or equal names.
-
-    With `keep_head`, another number of classes raises UserError.
-    """
+    """Returns whether a run starts with its weights' head: with `keep_head` or equal names."""
     info = _read_info(config)
     if config.keep_head and info.num_classes != len(class_names):
         raise UserError(
@@ -106,9 +100,9 @@ def keeps_head(config: ConfigDict, class_names: Sequence[str]) -> bool:
 
 def start_message(config: ConfigDict, class_names: Sequence[str]) -> str:
     """Returns a line on where the weights come from and whether their head is kept."""
-    info = _read_info(config)
-    new = f'new head: {info.num_classes:,} -> {len(class_names):,} classes'
-    head = 'head kept' if keeps_head(config, class_names) else new
+    info, head = _read_info(config), 'head kept'
+    if not keeps_head(config, class_names):
+        head = f'new head: {info.num_classes:,} -> {len(class_names):,} classes'
     return f'Weights: {config.init_from} ({info.model}, from {info.lineage}); {head}.'
 
 
@@ -119,10 +113,7 @@ def _read_info(config: ConfigDict) -> 'WeightsInfo':
 
 
 def start_from(config: ConfigDict, state: TrainState, class_names: Sequence[str]) -> TrainState:
-    """Returns the state with the weights of `init_from`; the head only if `keeps_head`.
-
-    Raises UserError if anything else does not fit.
-    """
+    """Returns the state with the weights of `init_from`; the head only if `keeps_head`."""
     from se_flax.weights import load_weights
 
     channels = config.in_channels if config.adapt_channels else None

@@ -28,8 +28,7 @@ class Run(Protocol):
 def train(run: Run, state: TrainState, start: int) -> TrainState:
     """Trains from step `start` to `run.num_steps` and returns the last state.
 
-    The last step is always evaluated and saved, a restored state not again. Raises Preempted after
-    the save that `stop_requested` asked for.
+    Always evaluates and saves the last step. Raises Preempted once saved if `stop_requested`.
     """
     pending = None  # number and metrics of the newest step, still on the device
     with jax.transfer_guard('disallow'):

@@ -29,8 +29,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
     """Appends rows to `workdir/metrics.jsonl`, one JSON object per line, and to TensorBoard.
 
     Opening it atomically removes a torn last line and the rows after `resume_step` (0 for a new
-    run), and makes `tensorboard` of the others. Raises UserError if another line is not a row. A
-    row survives a killed process after `write`, and a power cut after `flush`.
+    run). A row survives a killed process after `write`, and a power cut after `flush`.
     """
 
     def __init__(self, workdir: str | os.PathLike, *, resume_step: int):
@@ -50,10 +49,9 @@ class MetricsWriter(contextlib.AbstractContextManager):
             self.flush()
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Appends a row of `step`, `split` and the split's FIELDS, and adds the time.
+        """Appends a row of `step`, `split` and the split's FIELDS, all finite, and adds the time.
 
-        Does nothing if the split has a row of this step or a later one, so a restored step may be
-        evaluated again. Raises ValueError if a field is missing, unknown or not finite.
+        Does nothing if the split has a row of this step or a later one.
         """
         step, split = int(row['step']), row['split']
         if row.keys() != {'step', 'split', *FIELDS[split]}:
@@ -76,10 +74,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Returns the rows of a `metrics.jsonl`, if any, without a torn last line.
-
-    Raises UserError if any other line is not a row.
-    """
+    """Returns the rows of a `metrics.jsonl`, if any; UserError if any but the last is no row."""
     return [row for _, row in _parse(as_path(path))]
 
 

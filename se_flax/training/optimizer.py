@@ -25,10 +25,10 @@ def make_schedule(
 ) -> optax.Schedule:
     """Returns the learning rate as a function of the number of steps done.
 
-    It rises linearly from 0 to `learning_rate` at step `warmup_steps`, or is `warmup_factor` of it
-    until then, unless 0. After that it is 'constant'; or, for 'step', multiplied by `drop_factor`
-    at each of `drop_steps` of the run (section 5.1); or falls to 0 at `num_steps`, 'cosine' or
-    'linear'. `make_optimizer` scales 'plateau', constant here.
+    In the warmup it rises linearly from 0, or is constant with a `warmup_factor`. Then it is
+    'constant', is multiplied by `drop_factor` at each of `drop_steps` ('step', section 5.1), or
+    falls to 0 at `num_steps` ('cosine', 'linear'). 'plateau' is constant here, and scaled by
+    `make_optimizer`.
 
     >>> rate = make_schedule('step', 0.6, 100, drop_steps=(30, 60, 90))
     >>> [round(float(rate(step)), 4) for step in (29, 30, 60, 99)]
@@ -36,7 +36,7 @@ def make_schedule(
     """
     check_known('schedule', schedule, SCHEDULES)
     if not 0 <= warmup_steps < num_steps:
-        raise UserError(f'warm-up of {warmup_steps} steps must be shorter than {num_steps} steps')
+        raise UserError(f'warmup of {warmup_steps} steps must be shorter than {num_steps} steps')
     main, rest = optax.constant_schedule(learning_rate), num_steps - warmup_steps
     if schedule == 'cosine':
         main = optax.cosine_decay_schedule(learning_rate, rest)
@@ -79,15 +79,12 @@ def make_optimizer(
 
 
 class Plateau(NamedTuple):
-    """Scalars of the optimizer's state, so that checkpoints have them and resumed runs drop alike.
+    """Scalars of the optimizer's state, so that they are in checkpoints."""
 
-    Factor of the rate, best loss so far, evaluations since then, drops so far.
-    """
-
-    scale: jax.Array
-    best: jax.Array
-    waited: jax.Array
-    drops: jax.Array
+    scale: jax.Array  # factor of the rate
+    best: jax.Array  # lowest loss so far
+    waited: jax.Array  # evaluations since then
+    drops: jax.Array  # so far
 
 
 def scale_by_plateau() -> optax.GradientTransformation:

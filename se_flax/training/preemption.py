@@ -12,10 +12,9 @@ EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[int], bool]]:
-    """Yields a function of the step that returns whether SIGTERM or Ctrl-C asked to stop.
+    """Yields `step -> whether SIGTERM or Ctrl-C asked to stop`; a second Ctrl-C interrupts at once.
 
-    A Ctrl-C after that interrupts at once. A signal to one process stops all, at the same step.
-    Only for the main thread.
+    A signal to one process stops all, at the same step. Only for the main thread.
     """
     received = []
 

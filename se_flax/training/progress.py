@@ -20,8 +20,7 @@ class Progress(Display):
     """Shows the rows of a run as they come, by default on stdout.
 
     On a terminal the newest train row is one live line whose ETA counts down, below evaluations and
-    all that is printed. Elsewhere each row is a line. The ETA covers training only, at the row's
-    speed.
+    all that is printed. Elsewhere each row is a line. The ETA does not include evaluations.
     """
 
     def __init__(self, plan: Plan, console: Console | None = None):

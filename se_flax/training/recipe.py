@@ -15,19 +15,16 @@ from se_flax.data import Dataset, EvalTransform, TrainTransform, decode_all, ope
 from se_flax.errors import Problems, UserError
 from se_flax.models import Network
 from se_flax.parallel import data_mesh
+from se_flax.training import config as configs
 from se_flax.training import fine_tune
-from se_flax.training.config import (
-    INTERVALS,
-    check_fields,
-    check_values,
-    make_network,
-    network_errors,
-)
 from se_flax.training.optimizer import make_optimizer, make_schedule
 from se_flax.training.state import TrainState, make_init
 from se_flax.training.step import TrainStep, make_train_step
 
 View = TypeVar('View', TrainTransform, EvalTransform)
+# Fields that `make_train_step` and `make_optimizer` take under the same name.
+OF_STEP = ('mean', 'std', 'label_smoothing', 'seed', 'accumulate', 'remat', 'shard_optimizer')
+OF_SGD = ('momentum', 'nesterov', 'weight_decay')
 
 
 class Plan(NamedTuple):
@@ -55,10 +52,10 @@ class Plan(NamedTuple):
 def make_plan(config: ConfigDict, num_devices: int) -> Plan:
     """Makes what a config names, without compiling; a UserError lists everything wrong."""
     problems = Problems()
-    check_fields(config, problems)
+    configs.check_fields(config, problems)
     of_weights = 'init_from', 'image_size', 'in_channels', 'adapt_channels'
     config = problems.check(of_weights, fine_tune.fill_from_weights, config) or config
-    check_values(config, num_devices, problems)
+    configs.check_values(config, num_devices, problems)
     network = 'model', 'model_fields', 'image_size', 'in_channels', 'dtype', 'bn_group_size'
     problems.check(network, _check_model, config)
     if config.get('init_from'):
@@ -78,7 +75,7 @@ def make_plan(config: ConfigDict, num_devices: int) -> Plan:
         train_set, eval_set = (decode_all(s, eval_view.decode) for s in (train_set, eval_set))
     steps_per_epoch = len(train_set) / config.batch_size
     num_steps = total_steps(config, steps_per_epoch)
-    every = {what: interval(config, what, steps_per_epoch) for what in INTERVALS}
+    every = {what: interval(config, what, steps_per_epoch) for what in configs.INTERVALS}
     model = make_model(config, train_set.num_classes)
     schedule, optimizer = make_training(config, num_steps, steps_per_epoch)
     images = train_set, eval_set, train_view, eval_view
@@ -96,17 +93,17 @@ def make_model(config: ConfigDict, num_classes: int) -> Network:
     ours |= {'dtype': jnp.dtype(config.dtype), 'bn_group_size': config.bn_group_size or None}
     if twice := ours.keys() & fields.keys():
         raise UserError(
-            f'model_fields has {", ".join(sorted(twice))}: num_classes is that of the data, '
+            f'model_fields has {", ".join(sorted(twice))}: num_classes comes from the data; '
             'in_channels, dtype and bn_group_size are fields of the config itself'
         )
-    return make_network(config.model, **ours, **fields)
+    return configs.make_network(config.model, **ours, **fields)
 
 
 def _check_model(config: ConfigDict) -> None:
     model = make_model(config, num_classes=10)  # the data are not open yet
     shape = (1, config.image_size, config.image_size, config.in_channels)
     image = jax.ShapeDtypeStruct(shape, model.dtype)
-    with network_errors(config.model, config.model_fields.to_dict()):
+    with configs.network_errors(config.model, config.model_fields.to_dict()):
         # Tracing checks the fields.
         jax.eval_shape(lambda image: model.init(jax.random.key(0), image), image)
 
@@ -121,22 +118,10 @@ def make_start(
 
 def make_step(plan: Plan, mesh: Mesh | None = None) -> TrainStep:
     """Returns the training step; `mesh` is that of the batch, default `data_mesh()`."""
-    config = plan.config
-    return make_train_step(
-        plan.model,
-        plan.optimizer,
-        plan.schedule,
-        mean=config.mean,
-        std=config.std,
-        label_smoothing=config.label_smoothing,
-        seed=config.seed,
-        average=config.ema,
-        frozen_from=plan.frozen_from,
-        accumulate=config.accumulate,
-        remat=config.remat,
-        shard_optimizer=config.shard_optimizer,
-        mesh=mesh or data_mesh(),
-    )
+    options = {name: plan.config[name] for name in OF_STEP}
+    options |= {'average': plan.config.ema, 'frozen_from': plan.frozen_from}
+    network = plan.model, plan.optimizer, plan.schedule
+    return make_train_step(*network, **options, mesh=mesh or data_mesh())
 
 
 def _open_split(config: ConfigDict, split: str) -> Dataset:
@@ -181,14 +166,8 @@ def make_training(
         drop_steps=[round(epoch * steps_per_epoch) for epoch in config.drop_epochs],
         drop_factor=config.drop_factor,
     )
-    optimizer = make_optimizer(
-        schedule,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
-        plateau=config.schedule == 'plateau',
-    )
-    return schedule, optimizer
+    sgd = {name: config[name] for name in OF_SGD}
+    return schedule, make_optimizer(schedule, **sgd, plateau=config.schedule == 'plateau')
 
 
 def frozen_from(config: ConfigDict, num_steps: int, steps_per_epoch: float) -> int | None:

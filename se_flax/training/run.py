@@ -19,21 +19,15 @@ from se_flax.data import train_batches
 from se_flax.evaluation.evaluator import Evaluator, Network
 from se_flax.parallel import data_mesh, shard_batch, split
 from se_flax.storage import AnyPath, as_path, atomic_write
-from se_flax.training import workdir
+from se_flax.training import curves, fine_tune, memory, optimizer, recipe, summary, workdir
 from se_flax.training.checkpoint import Checkpointer
 from se_flax.training.clock import Clock
-from se_flax.training.curves import draw_curves, save
 from se_flax.training.distributed import all_or_none, broadcast, on_first
-from se_flax.training.fine_tune import start_from, start_message
 from se_flax.training.loop import train
-from se_flax.training.memory import IN_TRAINING, check_step
 from se_flax.training.metrics_log import MetricsWriter, read_rows
-from se_flax.training.optimizer import observe
 from se_flax.training.progress import Progress
-from se_flax.training.recipe import Plan, make_plan, make_start, make_step
 from se_flax.training.state import TrainState
 from se_flax.training.step import jit_train_step
-from se_flax.training.summary import doubts, run_summary
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +38,7 @@ class NonFiniteError(ArithmeticError):
     def __init__(self, what: str):
         super().__init__(
             f'{what} is not finite; no checkpoint contains it. The same command would fail again: '
-            f'take a lower learning_rate or a longer warmup, and another --workdir'
+            f'use a lower learning_rate or a longer warmup, and another --workdir'
         )
 
 
@@ -65,17 +59,19 @@ def run(
         jax.config.update('jax_compilation_cache_dir', os.path.expanduser(cache))
     directory = as_path(directory)
     mesh = data_mesh()
-    plan = all_or_none(make_plan, config, mesh.size)
+    plan = all_or_none(recipe.make_plan, config, mesh.size)
     config = plan.config
     saved = workdir.saved_config(config, plan.train_set.class_names)
     all_or_none(workdir.check, directory, saved)
-    if broadcast(workdir.finished(directory) is not None):
-        print(f'{directory} has a finished run, see {workdir.DONE}; for a new one set --workdir.')
-        return workdir.result(directory)
+    if broadcast(bool(workdir.finished(directory))):
+        print(
+            f'The run in {directory} is finished, see {workdir.DONE}; for a new one set --workdir.'
+        )
+        return workdir.finished(directory)
     data = workdir.fingerprints(training=plan.train_set, evaluation=plan.eval_set)
     all_or_none(workdir.check_data, directory, data, allow_changes=config.allow_changed_data)
 
-    init = make_start(config, plan.model, plan.optimizer, mesh)
+    init = recipe.make_start(config, plan.model, plan.optimizer, mesh)
     key = jax.random.key(config.seed)
     abstract = jax.eval_shape(init, key)
     # Compiled before the workdir is claimed: a batch that does not fit in memory leaves no trace.
@@ -88,7 +84,7 @@ def run(
     state, best = checkpoints.restore(abstract) or (init(key), {})
     start = int(state.step)
     if config.init_from and not start:
-        state = start_from(config, state, plan.train_set.class_names)
+        state = fine_tune.start_from(config, state, plan.train_set.class_names)
     if jax.process_index() == 0:
         _describe(plan, state, directory)
     print(f'Workdir: {directory}, {f"resuming from step {start}" if start else "a new run"}.')
@@ -97,14 +93,14 @@ def run(
         state = train(trainer, state, start)
     checkpoints.verify(state)
     on_first(_conclude, directory, trainer.best)
-    return workdir.result(directory)
+    return workdir.finished(directory)
 
 
 @dataclasses.dataclass
 class Trainer:
     """The run that `loop.train` drives: its data, compiled step, files and clock."""
 
-    plan: Plan
+    plan: recipe.Plan
     mesh: Mesh
     directory: AnyPath
     checkpoints: Checkpointer
@@ -170,13 +166,9 @@ class Trainer:
         if result['top1'] > self.best.get('top1', -1):
             self.best = {'top1': result['top1'], 'step': i}
         with jax.transfer_guard('allow'):  # the loss is on the host
-            opt_state = observe(
-                state.opt_state,
-                result['loss'],
-                patience=config.drop_patience,
-                factor=config.drop_factor,
-                max_drops=config.max_drops,
-            )
+            drops = {'patience': config.drop_patience, 'factor': config.drop_factor}
+            drops |= {'max_drops': config.max_drops}
+            opt_state = optimizer.observe(state.opt_state, result['loss'], **drops)
         return state.replace(opt_state=opt_state)
 
     def save(self, i: int, state: TrainState) -> None:
@@ -194,36 +186,36 @@ class Trainer:
             self.progress.show(row)
 
 
-def _compiled_step(plan: Plan, mesh: Mesh, state: TrainState) -> Any:
+def _compiled_step(plan: recipe.Plan, mesh: Mesh, state: TrainState) -> Any:
     config = plan.config
     if jax.process_index() == 0:
-        print(f'Compiling the step of {config.model}.', flush=True)
+        print(f'Compiling the training step of {config.model}.', flush=True)
     image = (config.batch_size, config.image_size, config.image_size, config.in_channels)
     batch = {
         'image': jax.ShapeDtypeStruct(image, np.uint8, sharding=split(mesh)),
         'label': jax.ShapeDtypeStruct(image[:1], np.int32, sharding=split(mesh)),
     }
-    jitted: Any = jit_train_step(make_step(plan, mesh), mesh, state)
+    jitted: Any = jit_train_step(recipe.make_step(plan, mesh), mesh, state)
     step = jitted.lower(state, batch).compile()
-    all_or_none(check_step, step, IN_TRAINING)
+    all_or_none(memory.check_step, step, memory.IN_TRAINING)
     return step
 
 
-def _describe(plan: Plan, state: TrainState, directory: AnyPath) -> None:
+def _describe(plan: recipe.Plan, state: TrainState, directory: AnyPath) -> None:
     config = plan.config
-    for doubt in doubts(plan):
+    for doubt in summary.doubts(plan):
         log.warning('%s', doubt)
     table = parameter_overview.get_parameter_overview(state.params)
     atomic_write(directory / workdir.PARAMETERS, f'{table}\n'.encode())
-    print(run_summary(plan, state, jax.devices()))
+    print(summary.run_summary(plan, state, jax.devices()))
     print(f'Parameters: {len(jax.tree.leaves(state.params))} arrays, see {workdir.PARAMETERS}.')
     if config.init_from and not state.step:
-        print(start_message(config, plan.train_set.class_names))
+        print(fine_tune.start_message(config, plan.train_set.class_names))
 
 
 def _conclude(directory: AnyPath, best: dict[str, Any]) -> None:
     history = read_rows(directory / 'metrics.jsonl')
-    save(draw_curves(history), directory / 'curves.png')
+    curves.save(curves.draw_curves(history), directory / 'curves.png')
     last = next(row for row in reversed(history) if row['split'] == 'eval')
     result = {name: last[name] for name in ('step', 'loss', 'top1', 'top5', 'examples')}
     workdir.finish(directory, result | {'best': best})

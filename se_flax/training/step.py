@@ -44,12 +44,10 @@ def make_train_step(
     Args:
         schedule: the learning rate of `tx`, for the metrics.
         mean, std: one number per channel, of pixels from 0 to 255.
-        seed: of dropout and Shake-Shake, folded with the step and, if accumulating, with the device
-            and the microbatch.
+        seed: of dropout and Shake-Shake, folded with the step.
         average: decay of an AveragedState's average; 0 for a TrainState.
         frozen_from: first step with BatchNorm's parameters and running statistics frozen.
-        accumulate: microbatches per device, one after another. They hold whole BatchNorm groups, so
-            the step equals the large batch's up to rounding. Needs the `mesh` of the batch.
+        accumulate: microbatches per device, of whole BatchNorm groups; needs the batch's `mesh`.
         remat: stores only the outputs of convolutions and matrix products for the backward pass.
         shard_optimizer: the optimizer's arrays are split over the devices, see `make_init`.
     """

@@ -30,15 +30,15 @@ def check(workdir: AnyPath, ours: Mapping[str, Any]) -> None:
         _check_folder(workdir)
         # A `claim` that was killed leaves only the temporary file of `atomic_write`.
         if workdir.is_dir() and {p.name for p in workdir.iterdir()} - {f'.{CONFIG}.new'}:
-            raise UserError(f'{workdir} is not empty and holds no {CONFIG}; take another --workdir')
+            raise UserError(f'{workdir} is not empty but has no {CONFIG}; use another --workdir')
         return
     theirs = ADDED | _read(workdir)
     names = sorted((ours.keys() | theirs.keys()) - set(MACHINE_FIELDS))
     differing = [name for name in names if ours.get(name) != theirs.get(name)]
     if not differing:
         return
-    each = [f'{n} is {theirs.get(n)!r} there and {ours.get(n)!r} now' for n in differing]
-    advice = 'Take another --workdir, or move that folder away'
+    each = [f'{n} was {theirs.get(n)!r}, now {ours.get(n)!r}' for n in differing]
+    advice = 'Use another --workdir, or move that folder away'
     if {'num_epochs', 'num_steps'}.issuperset(differing):
         advice = (
             'The learning rate depends on the length of a run, so it cannot be extended. To train '
@@ -56,7 +56,7 @@ def _check_folder(workdir: AnyPath) -> None:
     if not parent.is_dir():
         raise UserError(f'{parent} is a file, so {workdir} cannot be the folder of a run')
     if not os.access(parent, os.W_OK):
-        raise UserError(f'{parent} is not writable; take another --workdir')
+        raise UserError(f'{parent} is not writable; use another --workdir')
 
 
 def fingerprints(**sets: Dataset) -> dict[str, dict[str, Any]]:
@@ -69,7 +69,7 @@ def check_data(workdir: AnyPath, ours: Mapping[str, Any], *, allow_changes: bool
     path = workdir / DATA
     theirs = json.loads(path.read_text()) if path.exists() else {}  # older runs have none
     changed = [
-        f'{name}, {theirs[name]["examples"]:,} examples then and {now["examples"]:,} now'
+        f'{name} had {theirs[name]["examples"]:,} examples, now {now["examples"]:,}'
         for name, now in ours.items()
         if theirs.get(name, now) != now
     ]
@@ -78,8 +78,8 @@ def check_data(workdir: AnyPath, ours: Mapping[str, Any], *, allow_changes: bool
     text = f'the data of {workdir} have changed: {"; ".join(changed)}'
     if not allow_changes:
         raise UserError(
-            f'{text}. The order of all examples would change: restore the old ones, take another '
-            f'--workdir, or resume nevertheless with --config.allow_changed_data=true'
+            f'{text}. The order of all examples would change: restore the old ones, use another '
+            f'--workdir, or resume anyway with --config.allow_changed_data=true'
         )
     log.warning('%s', text)
 
@@ -96,18 +96,14 @@ def claim(workdir: AnyPath, ours: Mapping[str, Any], data: Mapping[str, Any]) ->
 
 
 def finish(workdir: AnyPath, result: Mapping[str, Any]) -> None:
-    """Writes DONE, the last file of a run: the result as JSON."""
+    """Writes DONE, the last file of a run: its result."""
     atomic_write(workdir / DONE, (json.dumps(result, sort_keys=True) + '\n').encode())
 
 
-def finished(workdir: AnyPath) -> dict[str, Any] | None:
-    """Returns the result of a finished run, else None."""
-    return result(workdir) if (workdir / DONE).exists() else None
-
-
-def result(workdir: AnyPath) -> dict[str, Any]:
-    """Returns the result of a finished run."""
-    return json.loads((workdir / DONE).read_text())
+def finished(workdir: AnyPath) -> dict[str, Any]:
+    """Returns the result of a finished run, else {}."""
+    done = workdir / DONE
+    return json.loads(done.read_text()) if done.exists() else {}
 
 
 def read_config(workdir: AnyPath) -> tuple[ConfigDict, tuple[str, ...]]:
@@ -123,6 +119,6 @@ def _read(workdir: AnyPath) -> dict[str, Any]:
     path = workdir / CONFIG
     if not path.exists():
         near = [p.parent for p in sorted(workdir.parent.glob(f'*/{CONFIG}'))]
-        hint = f'; there is {", ".join(map(str, near[:5]))}' if near else ''
-        raise MissingError(f'{workdir} is no workdir of a run: it has no {CONFIG}{hint}')
+        hint = f'; did you mean {" or ".join(map(str, near[:5]))}?' if near else ''
+        raise MissingError(f'{workdir} is not the workdir of a run: it has no {CONFIG}{hint}')
     return read_json(path)

@@ -37,7 +37,7 @@ def all_finite(tree: Any) -> jax.Array:
     """Returns whether all values are finite, a scalar.
 
     The arrays of one parameter (gradient, momentum, value) are tested together, where its update
-    reads them anyway; the rest is reduced as one array, which the barrier keeps together.
+    reads them anyway; the barrier keeps the rest one reduction.
     """
     named = collections.defaultdict(list)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

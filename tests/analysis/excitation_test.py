@@ -23,7 +23,7 @@ from se_flax.parallel import data_mesh
 from se_flax.progress import Progress
 
 FIELDS = {'width': 16, 'stem_strides': 2}
-VIEW = EvalTransform(28, 0, 'bilinear')
+VIEW = EvalTransform(28, interpolation='bilinear')
 
 
 def shapes(name, size):

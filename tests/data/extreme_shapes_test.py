@@ -20,12 +20,12 @@ image = np.full((height, width, 3), 7, np.uint8)
 out = np.zeros((224, 224, 3), np.uint8)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for view in (
-    EvalTransform(224, 256, interpolation),
-    EvalTransform(224, 0, interpolation),
+    EvalTransform(224, 256, interpolation=interpolation),
+    EvalTransform(224, 0, interpolation=interpolation),
     TrainTransform(224, interpolation=interpolation),
     TrainTransform(224, 'pad', pad=4, interpolation=interpolation),
     TrainTransform(224, 'none', interpolation=interpolation),
-    Squash(224, interpolation),
+    Squash(224, interpolation=interpolation),
 ):
     view(image, np.random.default_rng(0), out)
     assert (out == 7).mean() > 0.9, view  # 'pad' brings in black

@@ -44,13 +44,13 @@ def test_missing_folders_and_images_are_named(image_folder):
     with pytest.raises(MissingError, match='no folder val or valid or .* or eval in /'):
         open_dataset(f'folder:{image_folder}', 'eval')
     (image_folder / 'val').mkdir()
-    with pytest.raises(UserError, match='val is empty: it must hold a folder of images for each'):
+    with pytest.raises(UserError, match='val has no folders: it must contain a folder of images'):
         open_dataset(f'folder:{image_folder}', 'eval')
     (image_folder / 'val' / 'dogs').mkdir()
     with pytest.raises(UserError, match=r"unknown class in .*val 'dogs': did you mean dog\?"):
         open_dataset(f'folder:{image_folder}', 'eval')
     (image_folder / 'val' / 'dogs').rename(image_folder / 'val' / 'dog')
-    with pytest.raises(UserError, match=r'no images in .*val/dog: it holds no file of \.jpg'):
+    with pytest.raises(UserError, match=r'no images in .*val/dog: no file ends in \.jpg'):
         open_dataset(f'folder:{image_folder}', 'eval')
 
 
@@ -102,8 +102,7 @@ def test_other_files_are_counted_in_one_warning(image_folder, caplog):
     where, _, told = record.getMessage().partition(': ')
     assert where == str(image_folder / 'train')
     assert told == (
-        '5 files are left out: 2 .txt, 1 without a suffix, 1 .heic, '
-        '1 beside the folders of the classes'
+        'ignored 5 files: 2 .txt, 1 without a suffix, 1 .heic, 1 beside the folders of the classes'
     )
 
 
@@ -142,7 +141,7 @@ def test_names_that_are_no_utf8_are_escaped(image_folder):
 
 def test_an_address_is_no_folder():
     for address in ('gs://bucket/photos', 's3://bucket'):
-        with pytest.raises(UserError, match=f'disks and mounts, not from {address}'):
+        with pytest.raises(UserError, match=f'a disk or a mount, not at {address}'):
             open_dataset(f'folder:{address}', 'train')
 
 
@@ -181,7 +180,7 @@ def test_the_share_is_the_same_in_a_copy_and_hardly_changes_with_more_images(cla
 
 
 def test_a_share_that_cannot_be_drawn(classes, image_folder):
-    with pytest.raises(MissingError, match=r'no folder train in .*: --config\.eval_split=0\.1'):
+    with pytest.raises(MissingError, match=r'no folder train in .*set --config\.eval_split=0\.1'):
         open_dataset(f'folder:{classes}', 'train')
     with pytest.raises(UserError, match=r'eval_split=0\.1, but .*val has images'):
         open_dataset(f'folder:{image_folder}', 'train', eval_split=0.1)
@@ -189,5 +188,5 @@ def test_a_share_that_cannot_be_drawn(classes, image_folder):
         shutil.rmtree(classes / name)
     with pytest.raises(UserError, match='no class has two images'):
         open_dataset(f'folder:{classes}', 'eval', eval_split=0.1)
-    with pytest.raises(UserError, match=r'eval_split=0\.1 belongs to folder:PATH'):
+    with pytest.raises(UserError, match=r'eval_split=0\.1 is for folder:PATH'):
         open_dataset('fashion_mnist_mini', 'eval', eval_split=0.1)

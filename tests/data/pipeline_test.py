@@ -174,15 +174,15 @@ def test_corrupt_record_is_replaced_by_the_next(caplog):
     assert got == [{5: 6, 299: 0}.get(i, i) for i in whole]
     messages = sorted(record.getMessage() for record in caplog.records)
     assert messages == [
-        'numbered/train/299: bit rot; it is replaced by the next one',
-        'numbered/train/5: bit rot; it is replaced by the next one',
+        'numbered/train/299: bit rot; replaced by the next image',
+        'numbered/train/5: bit rot; replaced by the next image',
     ]
 
 
 def test_corrupt_record_is_masked_in_eval(caplog):
     (batch,) = evaluate(Numbered(30, bad=[4]), 32)
     assert np.flatnonzero(~batch['mask']).tolist() == [4, 30, 31]
-    assert 'numbered/train/4: bit rot; it is left out' in caplog.text
+    assert 'numbered/train/4: bit rot; skipped' in caplog.text
 
 
 def test_corrupt_records_of_each_chunk_are_named(caplog):

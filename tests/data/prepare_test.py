@@ -138,7 +138,7 @@ def test_a_set_of_tfds_by_name(tmp_path, monkeypatch, name, splits, suffix, clas
 
 
 def test_what_needs_no_preparing(image_folder):
-    assert 'ships with the install' in prepare('fashion_mnist_mini')
+    assert 'ships with se_flax' in prepare('fashion_mnist_mini')
     assert prepare('synthetic') == (
         'synthetic: 4,096 training and 512 evaluation images, 10 classes, made on the fly'
     )
@@ -160,8 +160,10 @@ def test_what_cannot_be_prepared(tmp_path):
 def test_known_data_sets_are_listed_with_what_is_there(array_record_dir, capsys):
     rows = dict(list_known(array_record_dir))
     assert rows['fashion_mnist'].startswith('60 training and 20 evaluation images, 10 classes')
-    assert rows['fashion_mnist_mini'].endswith('ships with the install')
-    assert rows['cifar10'] == 'not there: se-flax data prepare cifar10'
-    assert rows['imagenet2012'].startswith('not there: se-flax data prepare imagenet2012 --from ')
+    assert rows['fashion_mnist_mini'].endswith('ships with se_flax')
+    assert rows['cifar10'] == 'not found; to prepare it: se-flax data prepare cifar10'
+    assert rows['imagenet2012'].startswith(
+        'not found; to prepare it: se-flax data prepare imagenet2012 --from '
+    )
     assert cli.main(['data', 'check', '--data-dir', str(array_record_dir)]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(rows)

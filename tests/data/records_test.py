@@ -54,7 +54,7 @@ def test_a_cut_shard_is_named(shards, tmp_path):
     paths, file_format = shards
     data = paths[3].read_bytes()
     paths[3].write_bytes(data[: len(data) * 2 // 3])
-    with pytest.raises(UserError, match='cut short'):
+    with pytest.raises(UserError, match='truncated'):
         open_records(paths, file_format)
 
 
@@ -65,7 +65,7 @@ def test_noise_is_no_tfrecord(tmp_path_factory, data):
         return
     path = tmp_path_factory.getbasetemp() / 'noise'
     path.write_bytes(data)
-    with pytest.raises(UserError, match='noise is cut short or no TFRecord file: its record 0'):
+    with pytest.raises(UserError, match='noise is truncated or not a TFRecord file: its record 0'):
         TFRecords([path])
 
 

@@ -201,7 +201,7 @@ def test_what_cannot_be_decoded_is_left_out(caplog):
     got = joined(results)
     np.testing.assert_array_equal(np.flatnonzero(~got['mask']), [DAMAGED, 21, 22, 23])
     assert summary(results)['examples'] == 20
-    assert 'noise/eval/3: cut short; it is left out' in caplog.text
+    assert 'noise/eval/3: cut short; skipped' in caplog.text
 
 
 def test_many_crops_need_the_memory_of_one_and_no_collectives():

@@ -23,6 +23,7 @@ from se_flax.training.config import (
     load_config,
     parse_args,
 )
+from se_flax.training.recipe import OF_SGD, OF_STEP
 from se_flax.training.run import run
 
 pytestmark = pytest.mark.quick
@@ -159,6 +160,7 @@ def test_every_field_is_used():
     sources = [path for path in sources if path.name != 'config.py']
     used = set(re.findall(r'\bconfig\.(\w+)', ' '.join(path.read_text() for path in sources)))
     named = {f'{what}_every_{unit}' for what in INTERVALS for unit in ('steps', 'epochs')}
+    named |= {*OF_STEP, *OF_SGD}
     named |= {'eval_resize', *(field.name for field in dataclasses.fields(TrainTransform))}
     assert set(FIELDS) - used - named == set()  # recipe_test checks those that are named
 

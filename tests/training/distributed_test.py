@@ -201,17 +201,17 @@ def test_processes_told_different_things_all_stop(start_processes, tmp_path):
     """Process 0 claims the workdir; what the other was told differs from that."""
     processes = start_processes(2, 1, f'--workdir={tmp_path / "run"}', each=('seed=0', 'seed=1'))
     end(processes, 2)
-    assert 'error: process 1 failed, its output says why' in output(processes[0])
-    assert 'seed is 0 there and 1 now' in output(processes[1])
+    assert 'error: process 1 failed; see its output' in output(processes[0])
+    assert 'seed was 0, now 1' in output(processes[1])
 
 
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
         (('nohost', 2, 0), 'must be HOST:PORT'),
-        (('host:9000', 2, 2), 'must be below --num-processes=2; take 0 to 1'),
+        (('host:9000', 2, 2), 'must be below --num-processes=2; use 0 to 1'),
         (('host:9000', 2, -1), 'must be at least 0'),
-        ((None, 2, None), 'did not meet'),
+        ((None, 2, None), 'did not connect'),
     ],
 )
 def test_wrong_flags_are_told(arguments, message, monkeypatch):

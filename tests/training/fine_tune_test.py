@@ -109,7 +109,7 @@ def test_a_file_without_a_head_takes_a_new_one(weights):
 def test_other_channels_are_adapted_when_asked_alone(weights):
     path, variables = weights
     gray = {'in_channels': 1, 'mean': (15.0,), 'std': (50.0,)}
-    with pytest.raises(UserError, match=r'3 channels, and in_channels=1; .*adapt_channels=True'):
+    with pytest.raises(UserError, match=r'3 channels, but in_channels=1; .*adapt_channels=True'):
         check(config_for(path, **gray))
     config = config_for(path, **gray, adapt_channels=True)
     check(config)
@@ -142,7 +142,7 @@ def test_weights_that_do_not_fit_are_refused_all_at_once(weights, tmp_path):
     path, _ = weights
     check(config_for(path))
     check(config_for(path, model_fields={'width': 16, 'dropout': 0.5}))  # nothing of evaluation
-    with pytest.raises(UserError, match=r'not of resnet8_cifar; take --config.model=se_resnet8_'):
+    with pytest.raises(UserError, match=r'not of resnet8_cifar; use --config.model=se_resnet8_'):
         check(config_for(path, model='resnet8_cifar'))
     with pytest.raises(MissingError, match='nine.safetensors'):
         check(config_for(tmp_path / 'nine.safetensors'))

@@ -46,14 +46,14 @@ def test_train_evaluate_predict_and_fine_tune(photos, tmp_path, train_main, capf
     ]
     fields = [f'--config.{field}' for field in fields]
     assert train_main(tmp_path / 'run', *fields) == 0
-    met = named(caplog, 'it is replaced by the next one') | named(caplog, 'it is left out')
+    met = named(caplog, '; replaced by the next image') | named(caplog, '; skipped')
     out, err = capfd.readouterr()
     assert 'Traceback' not in out + err
     assert json.loads((tmp_path / 'run/config.json').read_text())['class_names'] == ['café', 'tea']
     assert open_run(tmp_path / 'run').network.view.exif_orientation
 
     assert cli.main(['evaluate', '--workdir', str(tmp_path / 'run')]) == 0
-    met |= named(caplog, 'it is left out')
+    met |= named(caplog, '; skipped')
     out, err = capfd.readouterr()
     result = json.loads((tmp_path / 'run/DONE').read_text())
     assert f'{result["examples"]} images of folder:' in out
@@ -62,7 +62,7 @@ def test_train_evaluate_predict_and_fine_tune(photos, tmp_path, train_main, capf
     file = tmp_path / 'said.csv'
     command = ['predict', '--workdir', str(tmp_path / 'run'), str(root), '--csv', str(file)]
     assert cli.main(command) == 2
-    assert named(caplog, 'it is left out') == set(unreadable)
+    assert named(caplog, '; skipped') == set(unreadable)
     with file.open(newline='') as rows:
         assert len(list(csv.DictReader(rows))) == len(READABLE)
     out, err = capfd.readouterr()
@@ -85,7 +85,7 @@ def test_too_many_end_a_run_in_a_line(photos, tmp_path, train_main, capfd):
     assert train_main(tmp_path / 'run', *fields) == 2
     told = [line for line in capfd.readouterr().err.splitlines() if line.startswith('error: ')]
     assert len(told) == 1
-    assert 'records cannot be decoded, max_corrupt allows 1: ' in told[0]
+    assert 'records cannot be decoded; max_corrupt allows 1: ' in told[0]
     assert set(told[0].split(': ')[-1].split(', ')) - {'...'} <= set(unreadable)
 
 

@@ -128,8 +128,8 @@ def test_the_rate_scales_with_the_batch_only_where_the_config_says_so(batch_size
 @pytest.mark.parametrize(
     ('warmup', 'num_steps', 'message'),
     [
-        (10, 10, 'warm-up of 10 steps must be shorter than 10 steps'),
-        (-1, 10, 'warm-up of -1 steps must be shorter than 10 steps'),
+        (10, 10, 'warmup of 10 steps must be shorter than 10 steps'),
+        (-1, 10, 'warmup of -1 steps must be shorter than 10 steps'),
     ],
 )
 def test_a_warmup_without_a_run_after_it(warmup, num_steps, message):

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec
 from se_flax import nn
 from se_flax.models import create_model, list_models
 from se_flax.nn import conv, pool
+from se_flax.nn.squeeze_excite import SQUEEZE
 from se_flax.parallel import data_mesh
 
 BATCH = 8  # an image for each device
@@ -143,6 +144,7 @@ def stock(monkeypatch):
         monkeypatch.setattr(conv, '_cpu_form', lambda kernel, groups: conv._stock)
         monkeypatch.setattr(conv, '_blocks', conv._stock)
         monkeypatch.setattr(pool, '_max_pool', pool._stock)
+        monkeypatch.setitem(SQUEEZE, 'max', lambda x: x.max((-3, -2), keepdims=True))
         monkeypatch.setattr(nn, 'relu_of_sum', jax.nn.relu)
         monkeypatch.setattr(nn.batch_norm, '_of_groups', nn.batch_norm._of_groups.fun)
         monkeypatch.setattr(nn.batch_norm, '_of_images', nn.batch_norm._of_images.fun)
@@ -174,12 +176,10 @@ def test_derivatives_of_every_kind_are_the_stock_operations(name, stock):
             np.testing.assert_allclose(a, b, rtol=0, atol=tolerance, err_msg=what)
 
 
-def check_lowering(table, w, x):
-    """Asserts that derivatives of each direction lower for each platform."""
-    for what in ('vmap of grad', 'forward over reverse'):
-        traced = jax.jit(table[what]).trace(w, x)
-        for platform in ('cpu', 'cuda', 'tpu'):
-            assert 'stablehlo' in traced.lower(lowering_platforms=(platform,)).as_text()
+def lower(f, w, x):
+    """Lowers a function for each platform, in one module, with all forms that a layer has."""
+    traced = jax.jit(f).trace(w, x)
+    return traced.lower(lowering_platforms=('cpu', 'cuda', 'tpu')).as_text()
 
 
 @pytest.mark.parametrize('name', CASES)
@@ -191,7 +191,8 @@ def test_gradients_leak_nothing_and_lower_on_every_platform(name):
         table = transforms(f)
         with jax.checking_leaks():
             jax.make_jaxpr(table['grad'])(w, x)
-        check_lowering(table, w, x)
+        for what in ('vmap of grad', 'forward over reverse'):
+            assert 'stablehlo' in lower(table[what], w, x)
 
 
 ONE_EACH = {'stage_sizes': (1, 1, 1)}
@@ -224,4 +225,6 @@ def test_networks_lower_on_every_platform(name):
         rngs = {'shake': jax.random.key(0), 'dropout': jax.random.key(1)}
         return model.apply(variables, x, train=True, rngs=rngs, mutable=['batch_stats'])[0]
 
-    check_lowering(transforms(logits), variables, x)
+    # Reverse mode, forward mode over it, and a batch of both: a rule of each kind.
+    of_each = jax.vmap(transforms(logits)['forward over reverse'], (None, 0))
+    assert 'stablehlo' in lower(lambda w, x: of_each(w, x[:, None]), variables, x)

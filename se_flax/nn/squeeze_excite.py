@@ -7,15 +7,37 @@ from typing import overload
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 
 from se_flax.errors import UserError, check_known
 from se_flax.nn.batch_norm import Affine
 from se_flax.nn.conv import he_normal
 
+
+@jax.custom_jvp
+def _max(x):
+    return x.max((-3, -2), keepdims=True)
+
+
+@_max.defjvp
+def _max_jvp(primals, tangents):
+    """Takes the tangent at the first place of the maximum.
+
+    JAX's own rule looks for places that equal the maximum. XLA may compute a map twice and round
+    it differently, so that none does: the gradient is then 0 / 0.
+    """
+    (x,), (dx,) = primals, tangents
+    height, width = x.shape[-3:-1]
+    first = jnp.argmax(lax.collapse(x, x.ndim - 3, x.ndim - 1), axis=-2)[..., None, None, :]
+    place = jnp.arange(height * width).reshape(height, width, 1)
+    dz = jnp.where(lax.expand_dims(place, range(x.ndim - 3)) == first, dx, 0)
+    return _max(x), dz.sum((-3, -2), keepdims=True)
+
+
 # The choices of the block's fields; users may add their own.
 SQUEEZE: dict[str | None, Callable[[jax.Array], jax.Array]] = {
     'mean': lambda x: x.mean((-3, -2), keepdims=True),
-    'max': lambda x: x.max((-3, -2), keepdims=True),
+    'max': _max,
     None: lambda x: x,  # NoSqueeze (Table 16): the gates keep H and W
 }
 EXCITE: dict[str, Callable[[jax.Array], jax.Array]] = {

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from se_flax.errors import UserError
-from se_flax.nn import Affine, BatchNorm, SqueezeExcite
+from se_flax.nn import Affine, BatchNorm, Conv, SqueezeExcite
 from se_flax.nn.squeeze_excite import hidden_width
 
 NUMPY_SQUEEZE = {
@@ -120,6 +120,36 @@ def test_behind_batch_norm_the_map_need_not_be_there(squeeze, use_running_averag
         )
     # The map of no squeeze is gated in its own dtype either way.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-9), lazy, plain)
+
+
+class Unit(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        norm = BatchNorm(use_running_average=False, dtype=x.dtype)
+        y = norm.affine(Conv(16, dtype=x.dtype)(x))
+        return nn.relu(SqueezeExcite(4, squeeze='max')(y).map() + x)
+
+
+def test_the_gradient_of_the_maximum_is_there_however_xla_rounds():
+    """At this level XLA computes the map twice and rounds it differently."""
+    with jax.enable_x64(True):
+        x = np.random.default_rng(0).normal(size=(32, 28, 28, 16))
+        variables = jax.eval_shape(Unit().init, jax.random.key(0), x)
+        params = init(Unit(), x)
+
+        @partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+        def gradients(params, x):
+            def loss(params, x):
+                rest = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), variables)
+                y, _ = Unit().apply({**rest, 'params': params}, x, mutable=['batch_stats'])
+                return (y**2).mean()
+
+            return jax.grad(loss, (0, 1))(params, x)
+
+        want = gradients(params, x)
+        got = gradients(*jax.tree.map(lambda v: v.astype(jnp.float32), (params, x)))
+    for a, b in zip(*map(jax.tree.leaves, (got, want)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * np.abs(b).max())  # float32 rounding
 
 
 @given(st.integers(1, 2048), st.integers(1, 32), st.sampled_from([1, 2, 8]))

@@ -5,6 +5,7 @@ A tolerance has to hold on any processor (`.ci/processors`). An identity is comp
 """
 
 import fcntl
+import gc
 import os
 import pathlib
 import runpy
@@ -15,6 +16,8 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+# Compiling takes longer than running. JAX reads this when it first compiles, here and in children.
+os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 ROOT = pathlib.Path(__file__).parents[1]
@@ -32,6 +35,13 @@ FIELDS = (
 
 def pytest_addoption(parser):
     parser.addoption('--update-golden', action='store_true', help='rewrite tests/golden')
+
+
+def pytest_collection_finish():
+    """Keeps the garbage collector from searching the imported modules while JAX traces."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture(scope='session')
@@ -54,14 +64,22 @@ def environ():
     return os.environ | jax_variables
 
 
-@pytest.fixture
-def own_cache():
-    """A run in this process may say where XLA keeps what it compiles; afterwards nobody has."""
+@pytest.fixture(scope='module', autouse=True)
+def _programs(shared_folder):
+    """All workers share what they compile; a module's tracing is of no use to the next one."""
+    jax.config.update('jax_compilation_cache_dir', str(shared_folder / 'programs'))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
-    compilation_cache.reset_cache()  # else a compilation before this one has settled that none is
     yield
+    jax.clear_caches()  # gigabytes
+
+
+@pytest.fixture
+def own_cache(shared_folder):
+    """A run in this process may choose its own compilation cache, as it does for a user."""
     jax.config.update('jax_compilation_cache_dir', None)
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
+    compilation_cache.reset_cache()  # else the first compilation would have settled it
+    yield
+    jax.config.update('jax_compilation_cache_dir', str(shared_folder / 'programs'))
     compilation_cache.reset_cache()
 
 

@@ -40,9 +40,14 @@ def read_and_call(path, images):
     return np.load(got)
 
 
-@pytest.mark.parametrize('folded', [False, True])
 @pytest.mark.parametrize(
-    ('name', 'size'), [('se_resnet8_cifar', 32), ('se_mobilenet', 64), ('se_shufflenet', 64)]
+    ('name', 'size', 'folded'),
+    [
+        ('se_resnet8_cifar', 32, False),
+        ('se_resnet8_cifar', 32, True),
+        ('se_mobilenet', 64, True),
+        ('se_shufflenet', 64, False),
+    ],
 )
 def test_another_process_has_the_same_logits(name, size, folded, tmp_path):
     model = create_model(name, num_classes=7)

@@ -49,7 +49,7 @@ def test_equals_caffes_rule(size, window, strides, padding, ceil):
     strides=st.integers(1, 3),
     padding=st.integers(0, 1),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_maximum_hands_its_gradient_to_the_first_place_as_xla_does(size, window, strides, padding):
     rng = np.random.default_rng(0)
     x = rng.integers(0, 4, size=(2, *size, 3)).astype('f')  # many ties
@@ -80,7 +80,7 @@ def test_windows_that_hang_over_have_a_gradient():
     padding=st.integers(0, 1),
     count_pad=st.booleans(),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_mean_counts_the_padding_or_not(size, window, strides, padding, count_pad):
     padding = min(padding, window - 1)  # a window of padding alone has no mean
     x = np.random.default_rng(0).normal(size=(2, *size, 3))

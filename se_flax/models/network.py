@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
-from typing import Any, ClassVar, Literal, NamedTuple, overload
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,19 +67,19 @@ def _float_dtype(dtype):
 class Network(nn.Module):
     """Base class: `[B, H, W, in_channels]` float images to `[B, num_classes]` logits.
 
-    Logits are float32 or wider. Impossible fields and other or too small images raise UserError
-    before anything is compiled. Networks with equal fields are equal and hash alike, so they can be
-    static arguments of `jax.jit`.
+    Logits are float32 or wider. Impossible fields and images raise UserError before anything is
+    compiled. Networks with equal fields are equal and hash alike, so they can be static arguments
+    of `jax.jit`.
 
     Attributes:
-        num_classes: width of the head; 0 for no head: the network returns the head's input, the
-            pooled features `[B, C]` before dropout, in float32 or wider.
+        num_classes: width of the head; 0 for no head: the network returns the pooled features
+            `[B, C]` before dropout, in float32 or wider.
         in_channels: channels of the images.
         se: makes the SE block, such as `partial(SqueezeExcite, reduction=8)`; None for no SE.
         bn_group_size: images that share BatchNorm statistics; None is the global batch.
         bn_momentum: weight of the old running statistics in each step.
-        bn_frozen: normalizes by the running statistics in training, too. An array chooses at run
-            time; the caller then decides what becomes of the statistics.
+        bn_frozen: normalizes by the running statistics in training, too. With an array, which
+            chooses at run time, the caller decides what becomes of the statistics.
         dtype: of the maps; parameters and statistics are float32 or wider.
         dropout: rate before the head.
         folded: no BatchNorm, for inference only; `fold_batch_norm` makes the parameters.
@@ -123,38 +123,31 @@ class Network(nn.Module):
         """Yields (stride, map) on the way to the head; only the last map of a stride counts."""
         raise NotImplementedError
 
-    @overload
-    def __call__(
-        self, images: jax.Array, *, train: bool = False, head: Literal[True] = True
-    ) -> jax.Array: ...
-    @overload
-    def __call__(
-        self, images: jax.Array, *, train: bool = False, head: Literal[False]
-    ) -> dict[str, jax.Array]: ...
-    @nn.compact
-    def __call__(self, images, *, train=False, head=True):
-        """Returns logits, or without `head` what `features` returns."""
-        check_images(images, self.in_channels, self.smallest)
-        maps = {}
-        for stride, x in self.trunk(images, train):
-            maps[f'C{stride.bit_length() - 1}'] = x
-        return self.classify(x, train) if head else maps
+    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        """Returns the logits."""
+        return self._run(images, train, head=True)
 
     def features(self, images: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
-        """Returns the last map of each stride, for detection, segmentation and retrieval.
+        """Returns the last map of each stride, `[B, H / stride, W / stride, C]` in `dtype`.
 
-        Each is `[B, H / stride, W / stride, C]` in `dtype`, rounded as the convolutions and pools
-        do. The names are FPN's (arXiv 1612.03144): 'C3' has stride `2^3` in every network.
+        The names are FPN's (arXiv 1612.03144): 'C3' has stride `2^3` in every network.
 
         >>> from se_flax import create_model
-        >>> model = create_model('se_resnet20_cifar', num_classes=0)
-        >>> images = jnp.ones((1, 32, 32, 3))
+        >>> model, images = create_model('se_resnet20_cifar'), jnp.ones((1, 32, 32, 3))
         >>> variables = model.init(jax.random.key(0), images)
         >>> maps = model.apply(variables, images, method='features')
         >>> jax.tree.map(jnp.shape, maps)
         {'C0': (1, 32, 32, 16), 'C1': (1, 16, 16, 32), 'C2': (1, 8, 8, 64)}
         """
-        return self(images, train=train, head=False)
+        return self._run(images, train, head=False)
+
+    @nn.compact
+    def _run(self, images, train, head):
+        check_images(images, self.in_channels, self.smallest)
+        maps = {}
+        for stride, x in self.trunk(images, train):
+            maps[f'C{stride.bit_length() - 1}'] = x
+        return self.classify(x, train) if head else maps
 
     def layers(self, train: bool) -> Layers:
         conv = partial(Conv, dtype=self.dtype)
@@ -219,15 +212,18 @@ class ResidualNetwork(Network):
         se = self.se if stage in self.se_stages else None
         return super().layers(train)._replace(se=se, placement=self.placement)
 
-    def stack(self, x: jax.Array, stride: int, unit: Layer, train: bool) -> Maps:
+    def stack(
+        self, x: jax.Array, stride: int, unit: Layer, train: bool, halve_first: bool = False
+    ) -> Maps:
         """Applies all units to a map of that stride, and yields (stride, map) after each.
 
-        Stage 2 has `width` filters; each further stage doubles them and halves the map.
+        Stage 2 has `width` filters; each further stage doubles them and halves the map, with
+        `halve_first` stage 2 as well.
         """
         for stage, size in enumerate(self.stage_sizes, start=2):
             layers = self.layers(train, stage)
             for i in range(size):
-                strides = 2 if stage > 2 and i == 0 else 1
+                strides = 2 if i == 0 and (stage > 2 or halve_first) else 1
                 name = f'stage{stage}_block{i + 1}'
                 x = unit(layers, self.width << stage - 2, strides, name=name)(x)
                 stride *= strides

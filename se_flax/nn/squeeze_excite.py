@@ -28,8 +28,6 @@ EXCITE: dict[str, Callable[[jax.Array], jax.Array]] = {
 def hidden_width(channels: int, reduction: int, multiple: int) -> int:
     """Returns `channels // reduction`, or with `multiple` > 1 timm's `make_divisible` of it.
 
-    That is the nearest multiple, at least one, and the next one if that would lose over 10 %.
-
     >>> hidden_width(608, 16, 1), hidden_width(64, 16, 8), hidden_width(256, 16, 8)
     (38, 8, 16)
     """

@@ -75,7 +75,7 @@ def create_model(
     """
     module = models.create_model(name, num_classes, **fields)
     if not isinstance(rngs, nnx.Rngs):
-        raise UserError(f'rngs is of type {type(rngs).__name__}; take nnx.Rngs(0)')
+        raise UserError(f'rngs must be an nnx.Rngs, such as nnx.Rngs(0), not {type(rngs).__name__}')
     if variables is None:
         size = models.model_info(name).input_size
         images = jnp.zeros((1, size, size, module.in_channels), module.dtype)

@@ -112,9 +112,9 @@ class Network(nn.Module):
                 raise UserError(f'{field.name}={value!r} must be a sequence of integers')
         super().__post_init__()
         if not (self.se is None or callable(self.se)):
-            raise UserError(f'se={self.se!r} must be None or make a block, such as SqueezeExcite')
+            raise UserError(f'se={self.se!r} must be None or a callable, such as SqueezeExcite')
         if not 0 <= self.bn_momentum <= 1:
-            raise UserError(f'bn_momentum={self.bn_momentum} must be 0 to 1')
+            raise UserError(f'bn_momentum={self.bn_momentum} must be between 0 and 1')
         if not 0 <= self.dropout < 1:
             raise UserError(f'dropout={self.dropout} must be at least 0 and below 1')
         object.__setattr__(self, 'dtype', _float_dtype(self.dtype))
@@ -153,7 +153,7 @@ class Network(nn.Module):
         conv = partial(Conv, dtype=self.dtype)
         if self.folded:
             if train:
-                raise UserError('a network with folded=True has no BatchNorm to train: train=False')
+                raise UserError('folded=True leaves no BatchNorm to train: use train=False')
             norm = partial(FoldedNorm, dtype=self.dtype)
             return Layers(conv, norm, partial(norm, scaled=False), self.se)
         norm = partial(

@@ -81,8 +81,8 @@ class SqueezeExcite(nn.Module):
         channels = x.shape[-1]
         if not 1 <= self.reduction <= channels:
             raise UserError(
-                f'reduction={self.reduction} must lie between 1 and the {channels} channels; '
-                f'take {min(max(self.reduction, 1), channels)}'
+                f'reduction={self.reduction} must be between 1 and the number of channels, '
+                f'{channels}'
             )
         # Gates are [B, C], so float32 is free; without a squeeze they are maps in x's dtype.
         wide = jnp.promote_types(x.dtype, jnp.float32)

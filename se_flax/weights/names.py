@@ -70,16 +70,6 @@ def _rows() -> dict[tuple[str, str], list[tuple[re.Pattern[str], str]]]:
     return rows
 
 
-def norm_of(conv: str) -> str:
-    """Returns the path of the BatchNorm behind a convolution.
-
-    >>> norm_of('stage2_block1/conv_proj')
-    'stage2_block1/norm_proj'
-    """
-    parent, slash, name = conv.rpartition('/')
-    return f'{parent}{slash}{name.replace("conv", "norm", 1)}'
-
-
 def traits_of(model: nn.Module) -> dict[str, Any]:
     """Returns the choices that differ between code bases and leave no mark on the parameters."""
     if isinstance(model, PreActResNet) and model.bottleneck:

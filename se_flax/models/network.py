@@ -51,19 +51,6 @@ def _same_partial(function, args, keywords):
     return partial(function, *args, **dict(keywords))
 
 
-def _comparable(value):
-    if isinstance(value, partial):
-        return _same_partial(value.func, value.args, tuple(sorted(value.keywords.items())))
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _float_dtype(dtype):
-    with contextlib.suppress(TypeError):  # not the name of a dtype
-        if jnp.issubdtype(dtype, jnp.floating):
-            return jnp.dtype(dtype)
-    raise UserError(f'dtype={dtype!r} must be a float dtype, such as float32')
-
-
 class Network(nn.Module):
     """Base class: `[B, H, W, in_channels]` float images to `[B, num_classes]` logits.
 
@@ -104,7 +91,11 @@ class Network(nn.Module):
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            value = _comparable(getattr(self, field.name))
+            value = getattr(self, field.name)
+            if isinstance(value, partial):
+                keywords = tuple(sorted(value.keywords.items()))
+                value = _same_partial(value.func, value.args, keywords)
+            value = tuple(value) if isinstance(value, list) else value
             object.__setattr__(self, field.name, value)
             if field.type in (int, int | None) and value is not None:
                 check_at_least(field.name, value, 0 if field.name == 'num_classes' else 1)
@@ -117,7 +108,12 @@ class Network(nn.Module):
             raise UserError(f'bn_momentum={self.bn_momentum} must be between 0 and 1')
         if not 0 <= self.dropout < 1:
             raise UserError(f'dropout={self.dropout} must be at least 0 and below 1')
-        object.__setattr__(self, 'dtype', _float_dtype(self.dtype))
+        floating = False
+        with contextlib.suppress(TypeError):  # not the name of a dtype
+            floating = jnp.issubdtype(self.dtype, jnp.floating)
+        if not floating:
+            raise UserError(f'dtype={self.dtype!r} must be a float dtype, such as float32')
+        object.__setattr__(self, 'dtype', jnp.dtype(self.dtype))
 
     def trunk(self, x: jax.Array, train: bool) -> Maps:
         """Yields (stride, map) on the way to the head; only the last map of a stride counts."""

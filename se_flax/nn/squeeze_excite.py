@@ -82,7 +82,7 @@ class SqueezeExcite(nn.Module):
         if not 1 <= self.reduction <= channels:
             raise UserError(
                 f'reduction={self.reduction} must be between 1 and the number of channels, '
-                f'{channels}'
+                f'{channels}; use {min(max(self.reduction, 1), channels)}'
             )
         # Gates are [B, C], so float32 is free; without a squeeze they are maps in x's dtype.
         wide = jnp.promote_types(x.dtype, jnp.float32)

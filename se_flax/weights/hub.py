@@ -77,8 +77,9 @@ def _fetch(repo_id: str, name: str, cache_dir: str | pathlib.Path | None) -> pat
 
 def _preprocessing(config: pathlib.Path) -> Preprocessing:
     """From timm's config: the shorter edge is the size over `crop_pct`, rounded down."""
+    text = read_bytes(config)
     try:
-        entry = json.loads(read_bytes(config))['pretrained_cfg']
+        entry = json.loads(text)['pretrained_cfg']
         size = entry['input_size'][-1]
         view = {
             'image_size': size,
@@ -87,8 +88,6 @@ def _preprocessing(config: pathlib.Path) -> Preprocessing:
             'mean': [255 * v for v in entry['mean']],
             'std': [255 * v for v in entry['std']],
         }
-        return parse_preprocessing(view)
-    except UserError:
-        raise
     except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
         raise UserError(f'{config} is not a valid timm config: {error!r}') from None
+    return parse_preprocessing(view)

@@ -66,7 +66,17 @@ def read_state_dict(
     name: str, state_dict: Mapping[str, Any], fields: Mapping[str, Any], key: str | None = None
 ) -> tuple[WeightsInfo, dict[str, Any]]:
     network = type(create_model(name, **without_lists(fields)))
-    arrays = to_arrays(state_dict, key)
+    if not isinstance(state_dict, Mapping):
+        raise UserError(
+            f'a state dict must be a mapping of names to tensors, not {type(state_dict).__name__}'
+        )
+    if odd := [key for key in state_dict if not isinstance(key, str)]:
+        raise UserError(f'the keys of a state dict must be strings, not {odd[0]!r}')
+    arrays = {
+        tensor: _array(tensor, value)
+        for tensor, value in find_state_dict(state_dict, key).items()
+        if tensor.rpartition('.')[2] != 'num_batches_tracked'  # a counter that nothing here needs
+    }
     return fill_network(name, detect(name, network, arrays), arrays, fields)
 
 
@@ -93,24 +103,6 @@ def fill_network(
     small = model_info(name).input_size == CIFAR.image_size
     view = for_channels(CIFAR if small else naming.preprocessing, model.in_channels)
     return WeightsInfo(name, num_classes, naming.lineage, view, fields), fill(tensors)
-
-
-def _module(key: str) -> str:
-    return key.rpartition('.')[0]
-
-
-def to_arrays(state_dict: Mapping[str, Any], key: str | None = None) -> dict[str, np.ndarray]:
-    if not isinstance(state_dict, Mapping):
-        raise UserError(
-            f'a state dict must be a mapping of names to tensors, not {type(state_dict).__name__}'
-        )
-    if odd := [key for key in state_dict if not isinstance(key, str)]:
-        raise UserError(f'the keys of a state dict must be strings, not {odd[0]!r}')
-    return {
-        name: _array(name, value)
-        for name, value in find_state_dict(state_dict, key).items()
-        if name.rpartition('.')[2] != 'num_batches_tracked'  # a counter that nothing here needs
-    }
 
 
 def _array(key: str, value: Any) -> np.ndarray:
@@ -149,7 +141,7 @@ def find_state_dict(checkpoint: Mapping[str, Any], key: str | None = None) -> di
     taken |= {
         name
         for name in values.keys() - tensors
-        if name.startswith(prefix) and _namings_with(_module(name.removeprefix(prefix)))
+        if name.startswith(prefix) and _namings_with(name.removeprefix(prefix).rpartition('.')[0])
     }
     return {name.removeprefix(prefix): values[name] for name in values if name in taken}
 
@@ -224,7 +216,7 @@ def _votes(modules: Iterable[str]) -> Counter[Naming]:
 
 def detect(name: str, network: type[Network], names: Iterable[str]) -> Naming:
     """Returns whose names these are; UserError unless they are those of such a network."""
-    modules = {_module(key) for key in names}
+    modules = {key.rpartition('.')[0] for key in names}
     votes = _votes(modules)
     best = max(NAMINGS, key=votes.__getitem__)
     if votes[best] <= len(modules) / 2:

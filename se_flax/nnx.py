@@ -28,7 +28,7 @@ class Network(nnx.bridge.ToNNX):
             setattr(self, name, nnx.data(value))
 
     def __call__(  # type: ignore[override]  # the bridge takes any arguments
-        self, images: jax.Array, *, train: bool = False, head: bool = True
+        self, images: jax.Array, *, train: bool = False, method: str = '__call__'
     ) -> Any:
         """Returns what Linen's network does for `[B, H, W, in_channels]` float images.
 
@@ -36,19 +36,19 @@ class Network(nnx.bridge.ToNNX):
         Otherwise nothing changes.
         """
         if not train:
-            return super().__call__(images, rngs=nnx.Rngs(), mutable=False, head=head)
+            return super().__call__(images, rngs=nnx.Rngs(), mutable=False, method=method)
         # The bridge replaces the Variables that it updates, which `nnx.jit(graph_updates=False)`
         # would not see. So it updates a copy, from which they are updated in place.
         copy = nnx.clone(self)
         logits = super(Network, copy).__call__(
-            images, train=True, mutable=['batch_stats'], head=head
+            images, train=True, mutable=['batch_stats'], method=method
         )
         nnx.update(self, nnx.state(copy, (nnx.BatchStat, nnx.RngState)))
         return logits
 
     def features(self, images: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
         """Returns the last map of each stride, see `se_flax.models.Network.features`."""
-        return self(images, train=train, head=False)
+        return self(images, train=train, method='features')
 
 
 def create_model(
@@ -65,11 +65,9 @@ def create_model(
         name, num_classes, **fields: as for `se_flax.create_model`.
         rngs: draws the initial parameters, and in training dropout and Shake-Shake's mixtures.
             `nnx.Rngs(0)` seeds all, `nnx.Rngs(params=0, dropout=1, shake=2)` each separately.
-        variables: Linen's `params` and `batch_stats` to start from, such as `load_weights` and
-            `from_torch` of `se_flax.weights` return.
+        variables: Linen's `params` and `batch_stats` to start from, such as `load_weights` returns.
 
-    Raises UserError as `se_flax.create_model` does, for `rngs` of another type, and for variables
-    of another network, with the first paths that are wrong.
+    Raises UserError as `se_flax.create_model` does, and for variables of another network.
 
     >>> model = create_model('se_resnet8_cifar', num_classes=100, rngs=nnx.Rngs(0))
     >>> model.head['kernel'].shape, model(jnp.ones((2, 32, 32, 3))).shape
@@ -77,7 +75,7 @@ def create_model(
     """
     module = models.create_model(name, num_classes, **fields)
     if not isinstance(rngs, nnx.Rngs):
-        raise UserError(f'rngs is of type {type(rngs).__name__}; take nnx.Rngs(0)')
+        raise UserError(f'rngs must be an nnx.Rngs, such as nnx.Rngs(0), not {type(rngs).__name__}')
     if variables is None:
         size = models.model_info(name).input_size
         images = jnp.zeros((1, size, size, module.in_channels), module.dtype)

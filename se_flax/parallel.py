@@ -18,7 +18,7 @@ def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding that has a whole copy on each device, for state and metrics."""
+    """Returns the sharding with a whole copy on each device, for state and metrics."""
     return NamedSharding(mesh, PartitionSpec())
 
 

@@ -183,7 +183,7 @@ def test_variables_go_to_a_file_and_back(tmp_path):
         (
             'params/head/bias',
             np.ones(3),
-            r'1 mis-shaped \(params/head/bias is \[3\], params/head/bias needs \[10\]\)',
+            r'1 with the wrong shape \(params/head/bias is \[3\], params/head/bias needs \[10\]\)',
         ),
     ],
 )
@@ -201,7 +201,9 @@ def test_mistakes_are_reported():
         create_model('se_resnet50', rngs=nnx.Rngs(0), stage_size=(1, 1))
     with pytest.raises(TypeError, match="missing .* 'rngs'"):
         create_model(NAME)
-    with pytest.raises(UserError, match=r'rngs is of type int; take nnx.Rngs\(0\)'):
+    with pytest.raises(
+        UserError, match=r'rngs must be an nnx.Rngs, such as nnx.Rngs\(0\), not int'
+    ):
         create_model(NAME, rngs=0)
     with pytest.raises(UserError, match='to a float dtype first'):
         create_model(NAME, rngs=nnx.Rngs(0))(jnp.zeros((1, 32, 32, 3), jnp.uint8))

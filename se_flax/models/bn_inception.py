@@ -1,7 +1,5 @@
 """BN-Inception (arXiv 1502.03167), as the authors released it in Caffe."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -11,55 +9,48 @@ from se_flax.models.network import Layers, Maps, Network
 from se_flax.models.registry import register_pair
 from se_flax.nn import avg_pool, max_pool
 
+# Fields of the InceptionModules; those without a 1x1 branch and a projection halve the map.
+MODULES = {
+    '3a': (64, (64, 64), (64, 96, 96), 'mean', 32),
+    '3b': (64, (64, 96), (64, 96, 96), 'mean', 64),
+    '3c': (None, (128, 160), (64, 96, 96), 'max', None),
+    '4a': (224, (64, 96), (96, 128, 128), 'mean', 128),
+    '4b': (192, (96, 128), (96, 128, 128), 'mean', 128),
+    '4c': (160, (128, 160), (128, 160, 160), 'mean', 128),
+    '4d': (96, (128, 192), (160, 192, 192), 'mean', 128),
+    '4e': (None, (128, 192), (192, 256, 256), 'max', None),
+    '5a': (352, (192, 320), (160, 224, 224), 'mean', 128),
+    '5b': (352, (192, 320), (192, 224, 224), 'max', 128),
+}
 
-class Widths(NamedTuple):
-    """Channels of a module's branches; without 1x1 and projection the module halves the map."""
 
+class InceptionModule(nn.Module):
+    """Up to four branches, one of them of the pooled input, concatenated, then SE."""
+
+    layers: Layers
     conv1x1: int | None
     conv3x3: tuple[int, int]
     double3x3: tuple[int, int, int]
     pool: str
     projection: int | None
 
-
-MODULES = {
-    '3a': Widths(64, (64, 64), (64, 96, 96), 'mean', 32),
-    '3b': Widths(64, (64, 96), (64, 96, 96), 'mean', 64),
-    '3c': Widths(None, (128, 160), (64, 96, 96), 'max', None),
-    '4a': Widths(224, (64, 96), (96, 128, 128), 'mean', 128),
-    '4b': Widths(192, (96, 128), (96, 128, 128), 'mean', 128),
-    '4c': Widths(160, (128, 160), (128, 160, 160), 'mean', 128),
-    '4d': Widths(96, (128, 192), (160, 192, 192), 'mean', 128),
-    '4e': Widths(None, (128, 192), (192, 256, 256), 'max', None),
-    '5a': Widths(352, (192, 320), (160, 224, 224), 'mean', 128),
-    '5b': Widths(352, (192, 320), (192, 224, 224), 'max', 128),
-}
-
-
-class InceptionModule(nn.Module):
-    """Up to four branches including the pooled input, concatenated, then SE."""
-
-    layers: Layers
-    widths: Widths
-
     @nn.compact
     def __call__(self, x):
         def conv(name, x, features, kernel_size, strides=1):
             return nn.relu(self.layers.conv_norm(name, x, features, kernel_size, strides))
 
-        w = self.widths
-        strides = 1 if w.projection else 2
-        branches = [conv('_1x1', x, w.conv1x1, 1)] if w.conv1x1 else []
-        y = conv('_3x3_reduce', x, w.conv3x3[0], 1)
-        branches.append(conv('_3x3', y, w.conv3x3[1], 3, strides))
-        y = conv('_double3x3_reduce', x, w.double3x3[0], 1)
-        y = conv('_double3x3_1', y, w.double3x3[1], 3)
-        branches.append(conv('_double3x3_2', y, w.double3x3[2], 3, strides))
+        strides = 1 if self.projection else 2
+        branches = [conv('_1x1', x, self.conv1x1, 1)] if self.conv1x1 else []
+        y = conv('_3x3_reduce', x, self.conv3x3[0], 1)
+        branches.append(conv('_3x3', y, self.conv3x3[1], 3, strides))
+        y = conv('_double3x3_reduce', x, self.double3x3[0], 1)
+        y = conv('_double3x3_1', y, self.double3x3[1], 3)
+        branches.append(conv('_double3x3_2', y, self.double3x3[2], 3, strides))
         if strides == 2:
             branches.append(max_pool(x, ceil=True))
         else:
-            y = avg_pool(x, padding=1) if w.pool == 'mean' else max_pool(x, 3, 1, padding=1)
-            branches.append(conv('_pool_proj', y, w.projection, 1))
+            y = avg_pool(x, padding=1) if self.pool == 'mean' else max_pool(x, 3, 1, padding=1)
+            branches.append(conv('_pool_proj', y, self.projection, 1))
         return self.layers.recalibrate(jnp.concatenate(branches, -1))
 
 
@@ -81,8 +72,8 @@ class BNInception(Network):
         yield 4, x
         x, stride = max_pool(x, ceil=True), 8
         for name, widths in MODULES.items():
-            stride *= 1 if widths.projection else 2
-            x = InceptionModule(layers, widths, name=f'inception_{name}')(x)
+            stride *= 1 if widths[-1] else 2
+            x = InceptionModule(layers, *widths, name=f'inception_{name}')(x)
             yield stride, x
 
 

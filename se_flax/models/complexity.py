@@ -17,10 +17,9 @@ class Counts(NamedTuple):
 
 
 def count(model: nn.Module, input_size: int) -> Counts:
-    """Counts parameters, and the multiply-adds of one evaluation of one square image.
+    """Counts parameters, and the multiply-adds of evaluating one square image.
 
-    Multiply-adds are those of convolutions and matrix products, like the paper's "FLOPs". They
-    do not depend on the platform, as XLA's own form of a convolution is counted.
+    Multiply-adds are those of convolutions and matrix products, like the paper's "FLOPs".
 
     >>> from se_flax.nn import Conv
     >>> count(Conv(8, kernel_size=3, strides=2), 32)

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
-from typing import Any, ClassVar, Literal, NamedTuple, overload
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,35 +51,22 @@ def _same_partial(function, args, keywords):
     return partial(function, *args, **dict(keywords))
 
 
-def _comparable(value):
-    if isinstance(value, partial):
-        return _same_partial(value.func, value.args, tuple(sorted(value.keywords.items())))
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _float_dtype(dtype):
-    with contextlib.suppress(TypeError):  # not the name of a dtype
-        if jnp.issubdtype(dtype, jnp.floating):
-            return jnp.dtype(dtype)
-    raise UserError(f'dtype={dtype!r} must be a float dtype, such as float32')
-
-
 class Network(nn.Module):
     """Base class: `[B, H, W, in_channels]` float images to `[B, num_classes]` logits.
 
-    Logits are float32 or wider. Impossible fields and other or too small images raise UserError
-    before anything is compiled. Networks with equal fields are equal and hash alike, so they can be
-    static arguments of `jax.jit`.
+    Logits are float32 or wider. Impossible fields and images raise UserError before anything is
+    compiled. Networks with equal fields are equal and hash alike, so they can be static arguments
+    of `jax.jit`.
 
     Attributes:
-        num_classes: width of the head; 0 for no head: the network returns the head's input, the
-            pooled features `[B, C]` before dropout, in float32 or wider.
+        num_classes: width of the head; 0 for no head: the network returns the pooled features
+            `[B, C]` before dropout, in float32 or wider.
         in_channels: channels of the images.
         se: makes the SE block, such as `partial(SqueezeExcite, reduction=8)`; None for no SE.
         bn_group_size: images that share BatchNorm statistics; None is the global batch.
         bn_momentum: weight of the old running statistics in each step.
-        bn_frozen: normalizes by the running statistics in training, too. An array chooses at run
-            time; the caller then decides what becomes of the statistics.
+        bn_frozen: normalizes by the running statistics in training, too. With an array, which
+            chooses at run time, the caller decides what becomes of the statistics.
         dtype: of the maps; parameters and statistics are float32 or wider.
         dropout: rate before the head.
         folded: no BatchNorm, for inference only; `fold_batch_norm` makes the parameters.
@@ -104,7 +91,11 @@ class Network(nn.Module):
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            value = _comparable(getattr(self, field.name))
+            value = getattr(self, field.name)
+            if isinstance(value, partial):
+                keywords = tuple(sorted(value.keywords.items()))
+                value = _same_partial(value.func, value.args, keywords)
+            value = tuple(value) if isinstance(value, list) else value
             object.__setattr__(self, field.name, value)
             if field.type in (int, int | None) and value is not None:
                 check_at_least(field.name, value, 0 if field.name == 'num_classes' else 1)
@@ -112,55 +103,53 @@ class Network(nn.Module):
                 raise UserError(f'{field.name}={value!r} must be a sequence of integers')
         super().__post_init__()
         if not (self.se is None or callable(self.se)):
-            raise UserError(f'se={self.se!r} must be None or make a block, such as SqueezeExcite')
+            raise UserError(f'se={self.se!r} must be None or a callable, such as SqueezeExcite')
         if not 0 <= self.bn_momentum <= 1:
-            raise UserError(f'bn_momentum={self.bn_momentum} must be 0 to 1')
+            raise UserError(f'bn_momentum={self.bn_momentum} must be between 0 and 1')
         if not 0 <= self.dropout < 1:
             raise UserError(f'dropout={self.dropout} must be at least 0 and below 1')
-        object.__setattr__(self, 'dtype', _float_dtype(self.dtype))
+        floating = False
+        with contextlib.suppress(TypeError):  # not the name of a dtype
+            floating = jnp.issubdtype(self.dtype, jnp.floating)
+        if not floating:
+            raise UserError(f'dtype={self.dtype!r} must be a float dtype, such as float32')
+        object.__setattr__(self, 'dtype', jnp.dtype(self.dtype))
 
     def trunk(self, x: jax.Array, train: bool) -> Maps:
         """Yields (stride, map) on the way to the head; only the last map of a stride counts."""
         raise NotImplementedError
 
-    @overload
-    def __call__(
-        self, images: jax.Array, *, train: bool = False, head: Literal[True] = True
-    ) -> jax.Array: ...
-    @overload
-    def __call__(
-        self, images: jax.Array, *, train: bool = False, head: Literal[False]
-    ) -> dict[str, jax.Array]: ...
+    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        """Returns the logits."""
+        return self._run(images, train, head=True)
+
+    def features(self, images: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
+        """Returns the last map of each stride, `[B, H / stride, W / stride, C]` in `dtype`.
+
+        The names are FPN's (arXiv 1612.03144): 'C3' has stride `2^3` in every network.
+
+        >>> from se_flax import create_model
+        >>> model, images = create_model('se_resnet20_cifar'), jnp.ones((1, 32, 32, 3))
+        >>> variables = model.init(jax.random.key(0), images)
+        >>> maps = model.apply(variables, images, method='features')
+        >>> jax.tree.map(jnp.shape, maps)
+        {'C0': (1, 32, 32, 16), 'C1': (1, 16, 16, 32), 'C2': (1, 8, 8, 64)}
+        """
+        return self._run(images, train, head=False)
+
     @nn.compact
-    def __call__(self, images, *, train=False, head=True):
-        """Returns logits, or without `head` what `features` returns."""
+    def _run(self, images, train, head):
         check_images(images, self.in_channels, self.smallest)
         maps = {}
         for stride, x in self.trunk(images, train):
             maps[f'C{stride.bit_length() - 1}'] = x
         return self.classify(x, train) if head else maps
 
-    def features(self, images: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
-        """Returns the last map of each stride, for detection, segmentation and retrieval.
-
-        Each is `[B, H / stride, W / stride, C]` in `dtype`, rounded as the convolutions and pools
-        do. The names are FPN's (arXiv 1612.03144): 'C3' has stride `2^3` in every network.
-
-        >>> from se_flax import create_model
-        >>> model = create_model('se_resnet20_cifar', num_classes=0)
-        >>> images = jnp.ones((1, 32, 32, 3))
-        >>> variables = model.init(jax.random.key(0), images)
-        >>> maps = model.apply(variables, images, method='features')
-        >>> jax.tree.map(jnp.shape, maps)
-        {'C0': (1, 32, 32, 16), 'C1': (1, 16, 16, 32), 'C2': (1, 8, 8, 64)}
-        """
-        return self(images, train=train, head=False)
-
     def layers(self, train: bool) -> Layers:
         conv = partial(Conv, dtype=self.dtype)
         if self.folded:
             if train:
-                raise UserError('a network with folded=True has no BatchNorm to train: train=False')
+                raise UserError('folded=True leaves no BatchNorm to train: use train=False')
             norm = partial(FoldedNorm, dtype=self.dtype)
             return Layers(conv, norm, partial(norm, scaled=False), self.se)
         norm = partial(
@@ -219,15 +208,18 @@ class ResidualNetwork(Network):
         se = self.se if stage in self.se_stages else None
         return super().layers(train)._replace(se=se, placement=self.placement)
 
-    def stack(self, x: jax.Array, stride: int, unit: Layer, train: bool) -> Maps:
+    def stack(
+        self, x: jax.Array, stride: int, unit: Layer, train: bool, halve_first: bool = False
+    ) -> Maps:
         """Applies all units to a map of that stride, and yields (stride, map) after each.
 
-        Stage 2 has `width` filters; each further stage doubles them and halves the map.
+        Stage 2 has `width` filters; each further stage doubles them and halves the map, with
+        `halve_first` stage 2 as well.
         """
         for stage, size in enumerate(self.stage_sizes, start=2):
             layers = self.layers(train, stage)
             for i in range(size):
-                strides = 2 if stage > 2 and i == 0 else 1
+                strides = 2 if i == 0 and (stage > 2 or halve_first) else 1
                 name = f'stage{stage}_block{i + 1}'
                 x = unit(layers, self.width << stage - 2, strides, name=name)(x)
                 stride *= strides

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import ClassVar
 
 import jax
 from flax import linen as nn
@@ -22,20 +21,22 @@ class PreActUnit(nn.Module):
     filters: int
     strides: int
 
-    convs: ClassVar[Sequence[tuple[int, int]]]  # channels per filter, kernel size
+    bottleneck: bool
 
     @nn.compact
     def __call__(self, x):
         layers = self.layers
+        # Channels per filter and kernel size.
+        convs = [(1, 1), (1, 3), (4, 1)] if self.bottleneck else [(1, 3), (1, 3)]
 
         def act(i, x):
             return nn.relu(layers.norm(name=f'norm{i}')(x))
 
         activated = act(1, x)
         y = layers.squeeze_excite('pre', activated)
-        for i, (expansion, kernel_size) in enumerate(self.convs, start=1):
+        for i, (expansion, kernel_size) in enumerate(convs, start=1):
             y = act(i, y) if i > 1 else y
-            y = layers.squeeze_excite('inside_3x3', y) if i == len(self.convs) else y
+            y = layers.squeeze_excite('inside_3x3', y) if i == len(convs) else y
             strides = self.strides if i == 1 else 1
             filters = expansion * self.filters
             y = layers.conv(filters, kernel_size, strides, name=f'conv{i}')(y)
@@ -45,23 +46,11 @@ class PreActUnit(nn.Module):
         return layers.squeeze_excite('post', y + layers.squeeze_excite('identity', x))
 
 
-class PreActBasicBlock(PreActUnit):
-    """3x3, 3x3, to `filters` channels."""
-
-    convs = ((1, 3), (1, 3))
-
-
-class PreActBottleneck(PreActUnit):
-    """1x1, 3x3, 1x1, to `4 filters` channels."""
-
-    convs = ((1, 1), (1, 3), (4, 1))
-
-
 class PreActResNet(ResidualNetwork):
     """Pre-activated ResNet for 32x32 images: stages 2, 3 and 4 after a 3x3 stem."""
 
     stage_sizes: Sequence[int] = (18, 18, 18)
-    block: type[PreActUnit] = PreActBasicBlock
+    bottleneck: bool = False
     width: int = 16  # filters of stage 2; each further stage doubles them
     se_stages: Sequence[int] = (2, 3, 4)
 
@@ -70,7 +59,8 @@ class PreActResNet(ResidualNetwork):
     def trunk(self, x: jax.Array, train: bool) -> Maps:
         layers = self.layers(train)
         x = layers.conv(16, 3, name='conv_stem')(x)  # 16 in the wide networks as well
-        for stride, y in self.stack(x, 1, self.block, train):
+        unit = partial(PreActUnit, bottleneck=self.bottleneck)
+        for stride, y in self.stack(x, 1, unit, train):
             yield stride, y
         yield stride, nn.relu(layers.norm(name='norm_final')(y))
 
@@ -78,5 +68,5 @@ class PreActResNet(ResidualNetwork):
 # Depths 6n + 2 and 9n + 2; the wide one, 6n + 4, counts its projections too.
 _preact = partial(register_pair, module=PreActResNet, input_size=32, num_classes=10)
 _preact('preact_resnet110')
-_preact('preact_resnet164', block=PreActBottleneck)
+_preact('preact_resnet164', bottleneck=True)
 _preact('wrn16_8', stage_sizes=(2, 2, 2), width=128)

@@ -70,7 +70,7 @@ def register(
 ) -> None:
     """Gives `module(**fields)` a name; ValueError if the name is taken."""
     if name in _ENTRIES:
-        raise ValueError(f'model {name!r} is registered already')
+        raise ValueError(f'model {name!r} is already registered')
     _ENTRIES[name] = partial(module, num_classes=num_classes, **fields), input_size
 
 

@@ -96,8 +96,7 @@ class ResNet(ResidualNetwork):
         stem_strides: 1, 2 or 4, of the stem's first convolution; None is 1 for 'cifar', else 2.
         pool: of the stem: 'caffe' (unpadded, rounding up) or 'padded' (torchvision, timm).
         stride_in: the convolution of a Bottleneck that halves the map: '1x1' (Caffe) or '3x3'.
-        groups: of a Bottleneck's 3x3.
-        group_width: channels per group in stage 2 if `width` is 64.
+        groups, group_width: of a Bottleneck's 3x3; channels per group in stage 2 if `width` is 64.
         projection_size: kernel size of the shortcuts that halve the map; 3 in SENet-154.
         zero_init: initializes the last BatchNorm scale of each unit to 0 (arXiv 1706.02677). Not
             for gates that are 0 at 0 (tanh, ReLU), which would never open.
@@ -124,8 +123,8 @@ class ResNet(ResidualNetwork):
                 closed = not EXCITE[excite](jnp.zeros(()))
             if closed:
                 raise UserError(
-                    f'zero_init=True with excite={excite!r}: map and gate of each unit start at 0 '
-                    f'and would stay there, with no gradient; take zero_init=False'
+                    f'zero_init=True does not work with excite={excite!r}: the map and the gate of '
+                    'each unit start at 0 and get no gradient; use zero_init=False'
                 )
 
     @property

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,42 +13,28 @@ from se_flax.nn import relu_of_sum, shake
 
 
 class ShakeBranch(nn.Module):
-    """One of a unit's two branches, with SE on it before the mixing."""
+    """One of a unit's two branches, with SE on it before the mixing.
+
+    ReLU, 3x3, ReLU, 3x3; or, as a bottleneck, 1x1, grouped 3x3, 1x1, all with `filters` channels
+    (ResNeXt's form C).
+    """
 
     layers: Layers
     filters: int
     strides: int
-
-    pre_activated: ClassVar[bool]  # the ReLU is in the branch instead of after the sum
-
-
-class BasicBranch(ShakeBranch):
-    """ReLU, 3x3, ReLU, 3x3."""
-
-    pre_activated = True
+    bottleneck: bool
 
     @nn.compact
     def __call__(self, x):
-        layers = self.layers
-        y = nn.relu(layers.conv_norm(1, nn.relu(x), self.filters, 3, self.strides))
-        y = layers.squeeze_excite('inside_3x3', y)
-        return layers.squeeze_excite('standard', layers.conv_norm(2, y, self.filters, 3))
-
-
-class BottleneckBranch(ShakeBranch):
-    """1x1, grouped 3x3, 1x1, all with `filters` channels (ResNeXt's form C)."""
-
-    groups: int = 4
-
-    pre_activated = False
-
-    @nn.compact
-    def __call__(self, x):
-        layers = self.layers
-        y = nn.relu(layers.conv_norm(1, x, self.filters))
-        y = nn.relu(layers.conv_norm(2, y, self.filters, 3, self.strides, groups=self.groups))
-        y = layers.squeeze_excite('inside_3x3', y)
-        return layers.squeeze_excite('standard', layers.conv_norm(3, y, self.filters))
+        conv_norm, squeeze_excite = self.layers.conv_norm, self.layers.squeeze_excite
+        if self.bottleneck:
+            y = nn.relu(conv_norm(1, x, self.filters))
+            y = nn.relu(conv_norm(2, y, self.filters, 3, self.strides, groups=4))
+            y = conv_norm(3, squeeze_excite('inside_3x3', y), self.filters)
+        else:
+            y = nn.relu(conv_norm(1, nn.relu(x), self.filters, 3, self.strides))
+            y = conv_norm(2, squeeze_excite('inside_3x3', y), self.filters, 3)
+        return squeeze_excite('standard', y)
 
 
 class ShakeUnit(nn.Module):
@@ -58,7 +43,7 @@ class ShakeUnit(nn.Module):
     layers: Layers
     filters: int
     strides: int
-    branch: type[ShakeBranch]
+    bottleneck: bool
     backward: str
     train: bool
 
@@ -66,17 +51,17 @@ class ShakeUnit(nn.Module):
     def __call__(self, x):
         layers = self.layers
         y = layers.squeeze_excite('pre', x)
-        branch = partial(self.branch, layers, self.filters, self.strides)
+        branch = partial(ShakeBranch, layers, self.filters, self.strides, self.bottleneck)
         key = self.make_rng('shake') if self.train else None
         y = shake(branch(name='branch1')(y), branch(name='branch2')(y), key, self.backward)
         y += layers.squeeze_excite('identity', self.shortcut(x))
-        return layers.squeeze_excite('post', y if self.branch.pre_activated else relu_of_sum(y))
+        return layers.squeeze_excite('post', relu_of_sum(y) if self.bottleneck else y)
 
     def shortcut(self, x):
         if x.shape[-1] == self.filters:
             return x
         layers, half, s = self.layers, self.filters // 2, self.strides
-        if not self.branch.pre_activated:
+        if self.bottleneck:
             return layers.conv_norm('_proj', x, self.filters, 1, s)
         x = nn.relu(x)
         # The second path is shifted by a pixel to the lower right, so that a stride of 2 does not
@@ -95,7 +80,7 @@ class ShakeResNet(ResidualNetwork):
     """
 
     stage_sizes: Sequence[int] = (4, 4, 4)
-    branch: type[ShakeBranch] = BasicBranch
+    bottleneck: bool = False  # with ReLUs after the sums, not in the branches
     stem: int = 16  # channels
     width: int = 96  # channels of stage 2; each further stage doubles them
     backward: str = 'shake'  # or 'even', see `se_flax.nn.shake`
@@ -106,15 +91,15 @@ class ShakeResNet(ResidualNetwork):
     def trunk(self, x: jax.Array, train: bool) -> Maps:
         layers = self.layers(train)
         x = layers.conv_norm('_stem', x, self.stem, 3)
-        x = x if self.branch.pre_activated else nn.relu(x)
-        unit = partial(ShakeUnit, branch=self.branch, backward=self.backward, train=train)
+        x = nn.relu(x) if self.bottleneck else x
+        unit = partial(ShakeUnit, bottleneck=self.bottleneck, backward=self.backward, train=train)
         for stride, y in self.stack(x, 1, unit, train):
             yield stride, y
-        if self.branch.pre_activated:
+        if not self.bottleneck:
             yield stride, nn.relu(y)
 
 
 _shake = partial(register_pair, module=ShakeResNet, input_size=32)
 _shake('shake_shake26_2x96d', num_classes=10)
-_even: dict[str, Any] = {'branch': BottleneckBranch, 'stem': 64, 'width': 256, 'backward': 'even'}
-_shake('shake_even29_2x4x64d', num_classes=100, stage_sizes=(3, 3, 3), **_even)
+_even = partial(_shake, bottleneck=True, stem=64, width=256, backward='even')
+_even('shake_even29_2x4x64d', num_classes=100, stage_sizes=(3, 3, 3))

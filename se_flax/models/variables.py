@@ -36,7 +36,7 @@ def variable_shapes(model: Network) -> dict[str, tuple[int, ...]]:
 
 
 def misfits(shapes: dict[str, tuple[int, ...]], tensors: Iterable[Tensor]) -> str:
-    """Describes missing, unexpected, doubled and mis-shaped variables; '' if there are none."""
+    """Describes missing, unexpected, duplicate and mis-shaped variables; '' if none."""
     tensors = list(tensors)
     names: dict[str | None, list[str]] = {}
     for t in tensors:
@@ -45,8 +45,8 @@ def misfits(shapes: dict[str, tuple[int, ...]], tensors: Iterable[Tensor]) -> st
     found = {
         'missing': [path for path in shapes if path not in names],
         'unexpected': [t.name for t in tensors if t.path not in shapes],
-        'for one place': [' and '.join(several) for several in shared],
-        'mis-shaped': [
+        'with the same path': [' and '.join(several) for several in shared],
+        'with the wrong shape': [
             f'{t.name} is {list(t.array.shape)}, {t.path} needs {list(shapes[t.path])}'
             for t in tensors
             if t.path in shapes and t.array.shape != shapes[t.path]

@@ -13,10 +13,10 @@ from se_flax.errors import check_multiple
 
 
 class Affine(struct.PyTreeNode):
-    """The map `x * factor + offset`, not yet computed, so that a gate can be folded into it.
+    """The map `x * factor + offset`, not yet computed.
 
-    Multiplying by a gate changes only the coefficients, and the mean of the map follows from that
-    of x. SE behind BatchNorm therefore needs no pass of its own over the map, forward or backward.
+    A gate changes only the coefficients, and the map's mean follows from x's. SE behind BatchNorm
+    therefore needs no pass of its own over the map, forward or backward.
 
     Attributes:
         x: `[B, ..., C]`.
@@ -39,7 +39,6 @@ class Affine(struct.PyTreeNode):
 
     @property
     def mean(self) -> jax.Array:
-        """The mean of the map over its positions."""
         x_mean = self.x_mean if self.factor is None else self.x_mean * self.factor
         return x_mean + self.offset
 
@@ -61,13 +60,13 @@ def _of_groups(moments, size: int):
     return tuple(_means(jnp.stack(moments), size))
 
 
+def _means(x, size):
+    return x.reshape(*x.shape[:-2], -1, size, x.shape[-1]).mean(-2)
+
+
 @_of_groups.defjvp
 def _of_groups_jvp(size, primals, tangents):
     return _of_groups(*primals, size), tuple(_means(v, size) for v in tangents[0])
-
-
-def _means(x, size):
-    return x.reshape(*x.shape[:-2], -1, size, x.shape[-1]).mean(-2)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -85,12 +84,11 @@ def _of_images_jvp(size, primals, tangents):
 class BatchNorm(nn.Module):
     """Normalizes each channel by its statistics over a group of images (arXiv 1502.03167).
 
-    `y = scale (x - mean) / sqrt(var + epsilon) + bias`, from `[B, ..., C]` to the same shape in
-    `dtype`. Images `[0, group_size)`, `[group_size, 2 group_size)`, ... have their own statistics,
-    as the paper's GPUs had with 32 images each. The result does not depend on the number of
-    devices, and if each device holds whole groups, no layer communicates.
+    From `[B, ..., C]` to the same shape in `dtype`. Every `group_size` consecutive images have
+    their own statistics, as the 32 images of each of the paper's GPUs had. The result does not
+    depend on the number of devices, and if each device holds whole groups, no layer communicates.
 
-    Statistics are float32 or wider. The running ones average the groups' means and (biased)
+    Statistics are float32 or wider; the running ones average the groups' means and (biased)
     variances. Raises UserError if `group_size` does not divide B.
 
     Attributes:

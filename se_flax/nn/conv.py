@@ -26,11 +26,9 @@ class Conv(nn.Module):
     Raises UserError if `groups` does not divide the channels in or out.
 
     Attributes:
-        features: channels out.
         kernel_size: of a square kernel, or (height, width).
-        strides: in both directions.
         padding: pixels of zeros on each side; None is half the kernel, rounded down.
-        groups, use_bias, dtype: as in `flax.linen.Conv`.
+        features, strides, groups, use_bias, dtype: as in `flax.linen.Conv`.
 
     >>> import jax, jax.numpy as jnp
     >>> conv = Conv(8, kernel_size=7, strides=2)
@@ -71,8 +69,7 @@ def convolve(
 ) -> jax.Array:
     """Convolves `[B, H, W, C]` with `[kh, kw, C / groups, features]`, padding `pads` on each side.
 
-    XLA's own operation, except on CPUs if a form with faster gradients exists there
-    (`benchmarks/conv.py`). The choice depends on the platform that is compiled for.
+    This is XLA's own operation, except when compiled for CPUs, where some forms are faster.
     """
     forms = _stock, _cpu_form(kernel, groups)
     stock, cpu = (partial(form, strides=strides, pads=pads, groups=groups) for form in forms)
@@ -82,7 +79,7 @@ def convolve(
 
 
 def _cpu_form(kernel, groups):
-    """Returns the fastest form for a training step on a CPU, by `benchmarks/conv.py`."""
+    """Returns the form with the fastest training step on a CPU, by `benchmarks/conv.py`."""
     kh, kw, width, features = kernel.shape
     if groups == 1:
         if kh == kw == 1:
@@ -139,8 +136,7 @@ def _blocks(x, kernel, strides, pads, groups):
 def _joined(kernel, groups):
     """Returns `[pieces, kh, kw, channels, features / pieces]`, narrow groups joined to 16 channels.
 
-    16 is the width of a CPU's vector; the products with zeros that joining adds cost less than
-    a loop over narrower ones.
+    A CPU's vector is as wide: products with zeros cost less than a loop over narrower groups.
     """
     kh, kw, width, features = kernel.shape
     joined = math.gcd(groups, max(1, 16 // width))
@@ -176,9 +172,8 @@ def _shifts_tangent(x, dkernel, strides, pads):
 def _dense_tangent(x, dkernel, strides, pads):
     """A matrix product for each row of the kernel, with the places of the row side by side.
 
-    The gradient's product then has `dy` `kw` times, shifted along the width: XLA's products are
-    faster the wider they are. Strides would leave most of it unused, so there each place has its
-    own product.
+    XLA's products are faster the wider they are. With strides most of the row would be unused, so
+    there each place has its own product.
     """
     kh, kw, width, features = dkernel.shape
     x, dtype = _pad(x, pads), x.dtype
@@ -201,10 +196,7 @@ def _dense_tangent(x, dkernel, strides, pads):
 
 
 def _by_rows(rows_of, x, kernel, strides, tall, most, unroll=1):
-    """Computes a map up to `most` rows at a time, each by `rows_of(part of x, kernel)`.
-
-    The transpose sums the parts' gradients of the kernel, each made while the part is in the cache.
-    """
+    """Computes a map up to `most` rows at a time, so that the transpose finds x in the cache."""
     height = (x.shape[1] - tall) // strides + 1
     rows = max(n for n in range(1, most + 1) if height % n == 0)
     tall += strides * (rows - 1)
@@ -224,11 +216,7 @@ def _by_rows(rows_of, x, kernel, strides, tall, most, unroll=1):
 
 
 def _with_tangent(form, of_kernel):
-    """Returns the form with a tangent of its own: `of_kernel(x, dkernel, strides, pads)`.
-
-    The kernel's gradient is its transpose. All operations are ordinary ones, so every
-    transformation of JAX applies to them.
-    """
+    """Returns the form with a tangent of its own, whose transpose is the kernel's gradient."""
 
     @partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
     def conv(x, kernel, strides, pads, groups):

@@ -17,14 +17,12 @@ def max_pool(
 
     `H' = (H + 2 padding - window) // strides + 1`. With `ceil` the division rounds up: the last
     window may extend past the lower and right edge, but never starts outside the map. That is how
-    Caffe pools and what the released SENets need; `padding=1` gives the same sizes from windows
-    one pixel to the upper left.
+    Caffe and the released SENets pool.
 
     >>> import jax.numpy as jnp
-    >>> max_pool(jnp.ones((1, 112, 112, 8)), ceil=True).shape
-    (1, 56, 56, 8)
-    >>> max_pool(jnp.ones((1, 112, 112, 8))).shape
-    (1, 55, 55, 8)
+    >>> x = jnp.ones((1, 112, 112, 8))
+    >>> max_pool(x).shape, max_pool(x, ceil=True).shape
+    ((1, 55, 55, 8), (1, 56, 56, 8))
     """
 
     def sides(size):
@@ -44,17 +42,14 @@ def _stock(x, window, strides, pads):
 
 @partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
 def _max_pool(x, window, strides, pads):
-    """The same with a gradient that sums over the places of a window.
-
-    XLA's own is a scatter, which takes 4 times as long on CPUs and moves four indices per value on
-    GPUs (`benchmarks/aot_gpu.py`). TPUs have an instruction for it.
-    """
+    # XLA's own gradient is a scatter, which takes 4 times as long on CPUs and moves four indices
+    # per value on GPUs (`benchmarks/aot_gpu.py`). TPUs have an instruction for it.
     return _stock(x, window, strides, pads)
 
 
 @_max_pool.defjvp
 def _max_pool_jvp(window, strides, pads, primals, tangents):
-    """Keeps one byte per window: the first place that holds its maximum."""
+    # Keeps one byte per window: the first place that holds its maximum.
     (x,), (dx,) = primals, tangents
     y = _stock(x, window, strides, pads)
     low = jnp.array(-jnp.inf, x.dtype)

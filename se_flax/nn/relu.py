@@ -8,10 +8,9 @@ from jax import lax
 
 @jax.custom_jvp
 def relu_of_sum(x: jax.Array) -> jax.Array:
-    """Returns `nn.relu(x)` for an x that is a sum of maps.
+    """Returns `nn.relu(x)` for a sum of maps, with the derivative computed from the result.
 
-    The derivative is the same, but computed from the result, which is kept for the next layer
-    anyway; XLA would read both maps again to find where their sum was positive.
+    The result is kept anyway; XLA would read both maps again to find where the sum was positive.
     """
     return nn.relu(x)
 

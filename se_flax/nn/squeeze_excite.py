@@ -50,8 +50,6 @@ EXCITE: dict[str, Callable[[jax.Array], jax.Array]] = {
 def hidden_width(channels: int, reduction: int, multiple: int) -> int:
     """Returns `channels // reduction`, or with `multiple` > 1 timm's `make_divisible` of it.
 
-    That is the nearest multiple, at least one, and the next one if that would lose over 10 %.
-
     >>> hidden_width(608, 16, 1), hidden_width(64, 16, 8), hidden_width(256, 16, 8)
     (38, 8, 16)
     """
@@ -105,8 +103,8 @@ class SqueezeExcite(nn.Module):
         channels = x.shape[-1]
         if not 1 <= self.reduction <= channels:
             raise UserError(
-                f'reduction={self.reduction} must lie between 1 and the {channels} channels; '
-                f'take {min(max(self.reduction, 1), channels)}'
+                f'reduction={self.reduction} must be between 1 and the number of channels, '
+                f'{channels}; use {min(max(self.reduction, 1), channels)}'
             )
         # Gates are [B, C], so float32 is free; without a squeeze they are maps in x's dtype.
         wide = jnp.promote_types(x.dtype, jnp.float32)

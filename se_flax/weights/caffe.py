@@ -18,8 +18,8 @@ from se_flax.weights.names import CAFFE_NAMINGS
 from se_flax.weights.state_dict import fill_network
 
 MODELS = (
-    *('se_resnet50', 'se_resnet101', 'se_resnet152', 'se_resnext50_32x4d', 'se_resnext101_32x4d'),
-    *('senet154', 'se_bn_inception'),
+    *(f'se_resnet{depth}' for depth in (50, 101, 152)),
+    *('se_resnext50_32x4d', 'se_resnext101_32x4d', 'senet154', 'se_bn_inception'),
 )
 FIRST = ('conv1/7x7_s2', 'conv1_1/3x3_s2')
 HEAD = 'classifier'
@@ -47,16 +47,12 @@ def from_caffe(
 
     The network then takes RGB images, of 0 to 255 less the mean (123, 117, 104), and has ImageNet's
     1000 classes in the usual order, by WordNet's numbers. `head` and `in_channels` are as in
-    `load_weights`.
-
-    Raises UserError for another network, a damaged file, and anything missing, unexpected,
-    mis-shaped or not finite; MissingError if there is no file.
+    `load_weights`. Raises UserError for another network and a damaged file.
     """
     return adapt(*read_caffe(name, path), head, in_channels)[1]
 
 
 def read_caffe(name: str, path: str | pathlib.Path) -> tuple[WeightsInfo, dict[str, Any]]:
-    """Returns the variables, and what they are; raises as `from_caffe` does."""
     check_known('released Caffe model', name, MODELS)
     network = type(create_model(name))
     naming = next(naming for naming in CAFFE_NAMINGS if naming.network is network)
@@ -76,13 +72,13 @@ def _as_pytorch(layer: str, blobs: list[np.ndarray]) -> dict[str, np.ndarray]:
     if layer.endswith('/bn'):  # sums of means and variances, and the factor that divides them
         leaves = ['running_mean', 'running_var']
         if len(blobs) != 3 or blobs[2].size != 1:
-            raise UserError(f'{layer} needs mean, variance and factor, it has {len(blobs)} blobs')
+            raise UserError(f'{layer} needs mean, variance and factor, but has {len(blobs)} blobs')
         factor = blobs[2].item()
         with np.errstate(all='ignore'):  # `fill` refuses what is not finite then
             blobs = [blob / factor if factor else np.zeros_like(blob) for blob in blobs[:2]]
     elif layer in FIRST and blobs[0].ndim == 4:
         if blobs[0].shape[1] != 3:
-            raise UserError(f'{layer} takes images of {blobs[0].shape[1]} channels, not of 3')
+            raise UserError(f'{layer} takes images with {blobs[0].shape[1]} channels, not 3')
         blobs = [blobs[0][:, ::-1], *blobs[1:]]  # Caffe's images are BGR
     elif layer == HEAD and all(blob.shape[:1] == class_order().shape for blob in blobs):
         blobs = [blob[class_order()] for blob in blobs]
@@ -91,7 +87,7 @@ def _as_pytorch(layer: str, blobs: list[np.ndarray]) -> dict[str, np.ndarray]:
 
 @cache
 def class_order() -> np.ndarray:
-    """Returns Caffe's index of each of the 1000 classes in their usual order, `[1000]` integers."""
+    """Returns Caffe's index of each of the 1000 classes in their usual order."""
     with importlib.resources.files('se_flax.weights').joinpath('caffe_classes.csv').open() as file:
         theirs, usual = np.loadtxt(file, int, delimiter=',', skiprows=1, unpack=True)
     return theirs[usual.argsort()]
@@ -100,18 +96,14 @@ def class_order() -> np.ndarray:
 @cache
 def net_parameter() -> type[message.Message]:
     """Returns the class of Caffe's message `NetParameter`, cut down to MESSAGES."""
-    kinds = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name='se_flax/caffe.proto', package='caffe')
     for message_name, rows in MESSAGES.items():
         described = file.message_type.add(name=message_name)
         for row in rows:
             label, kind, name, _, number = row.split()
-            field = described.field.add(name=name, number=int(number))
-            field.label = kinds.Label.Value(f'LABEL_{label.upper()}')
-            if kind in MESSAGES:
-                field.type_name = f'.caffe.{kind}'
-            else:
-                field.type = kinds.Type.Value(f'TYPE_{kind.upper()}')
+            label, type_ = f'LABEL_{label.upper()}', f'TYPE_{kind.upper()}'
+            of = {'type_name': f'.caffe.{kind}'} if kind in MESSAGES else {'type': type_}
+            described.field.add(name=name, number=int(number), label=label, **of)
     pool = descriptor_pool.DescriptorPool()  # of our own: another caffe.proto may be loaded
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName('caffe.NetParameter'))
@@ -126,12 +118,12 @@ def read_caffemodel(path: pathlib.Path) -> dict[str, list[np.ndarray]]:
         cause = foreign(data[:512]) or 'its protobuf message is damaged'
         raise UserError(f'{path} is not a caffemodel: {cause}') from None
     if net.layers:
-        raise UserError(f'{path} has the layers of Caffe before 2015, which had no BatchNorm')
+        raise UserError(f'{path} is in the format of Caffe before 2015, which had no BatchNorm')
     blobs: dict[str, list[np.ndarray]] = {}
     for layer in net.layer:
         if layer.blobs:
             if layer.name in blobs:
-                raise UserError(f'{path} has two layers {layer.name}')
+                raise UserError(f'{path} has two layers named {layer.name}')
             blobs[layer.name] = [_array(f'{path}: {layer.name}', blob) for blob in layer.blobs]
     if not blobs:
         raise UserError(f'{path} is not a caffemodel: it has no layer with weights')
@@ -148,5 +140,5 @@ def _array(name: str, blob: Any) -> np.ndarray:
         shape = shape[3:] if shape[:3] == (1, 1, 1) else shape[2:] if shape[:2] == (1, 1) else shape
     size = math.prod(shape) * np.dtype(dtype).itemsize
     if min(shape, default=1) < 1 or size != len(data):
-        raise UserError(f'{name} has a blob of shape {list(shape)} in {len(data)} bytes')
+        raise UserError(f'{name} has a blob of shape {list(shape)} but {len(data)} bytes')
     return np.frombuffer(data, dtype).reshape(shape)

@@ -28,14 +28,11 @@ def convert(
     """Reads public weights, writes them to `out`, and returns what they are.
 
     Args:
-        source: a file of PyTorch, safetensors (or the JSON index of its shards) or Caffe, known by
-            its content; a weights file of our own; or 'hub:' and an id of the Hugging Face hub.
-        name: registered name of the network; not needed for the hub and our own files.
-        out: a `.safetensors` file, for `load_weights`; not one that is read.
-        key, head, in_channels: as in `from_torch`.
-        **fields: as in `from_torch`; not for the hub, Caffe and our own files.
-
-    Raises UserError and MissingError as the readers do, before anything is written.
+        source: a file of PyTorch, safetensors (or the JSON index of its shards) or Caffe, detected
+            by its content; a weights file of our own; or 'hub:' and an id on the Hugging Face hub.
+        name: registered name of the network; None for the hub and our own files.
+        out: a `.safetensors` file, for `load_weights`.
+        key, head, in_channels, **fields: as in `from_torch`.
     """
     out = pathlib.Path(out)
     check_known('kind of weights file', out.suffix, ('.safetensors',))
@@ -53,23 +50,25 @@ def _read(
     shards = read_index(path) if kind == 'index' else {}
     for file in () if kind == 'hub' else (path, *shards):
         if out.exists() and out.samefile(file):
-            raise UserError(f'{out} would overwrite {file}, which is read; write to another file')
+            raise UserError(f'{out} would overwrite the input {file}; choose another output file')
     if kind == 'safetensors' and KEY in read_safetensors(path, with_tensors=False)[0]:
         kind = 'ours'
     if kind in ('hub', 'ours', 'caffemodel'):
         if fields:
-            raise UserError(f'{source} holds a registered network; it takes no {", ".join(fields)}')
+            raise UserError(
+                f'{source} determines its network; it does not accept {", ".join(fields)}'
+            )
         if key is not None:
-            raise UserError(f'{source} holds one network; it takes no key')
+            raise UserError(f'{source} contains one network; it does not accept key')
     if kind == 'hub':
         return read_hub(source.removeprefix('hub:'))
     if kind == 'ours':
         info, variables = read_weights(path)
         if name not in (None, info.model):
-            raise UserError(f'{path} holds {info.model}, not {name}')
+            raise UserError(f'{path} contains {info.model}, not {name}')
         return info, variables
     if name is None:
-        raise UserError(f'{path} does not name its network: --model NAME')
+        raise UserError(f'{path} does not name its network; add --model NAME')
     if kind == 'caffemodel':
         return read_caffe(name, path)
     tensors = read_shards(path, shards) if shards else read_tensors(path, kind)

@@ -13,13 +13,13 @@ import safetensors
 
 from se_flax.errors import MissingError, UserError, check_known, extra_needed
 
-TAKE = 'which is not read here; take the PyTorch or safetensors file of the same weights'
+TAKE = 'which is not supported; use the PyTorch or safetensors file of the same weights'
 # How other files begin, in the order they are tried, and what they are.
 FOREIGN = {
     rb'(?:\xef\xbb\xbf)?\s*<(?i:!doctype|html|head|\?xml)': (
-        'a web page, such as a login or an error; download the file itself'
+        'a web page, such as a login or error page; download the file itself'
     ),
-    rb'version https://git-lfs': 'a Git LFS pointer to a file not yet fetched; run: git lfs pull',
+    rb'version https://git-lfs': 'a Git LFS pointer instead of the file; run: git lfs pull',
     rb'\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc|Rar!': 'a compressed file; unpack it first',
     rb'.{257}ustar': 'a tar archive; unpack it first',
     rb'\x89HDF': f'HDF5, as Keras writes it, {TAKE}',
@@ -29,7 +29,7 @@ FOREIGN = {
     rb'\x08[\x02-\x20][\x12\x1a\x22\x2a\x32\x3a\x42]': f'ONNX, {TAKE}',
 }
 FOREIGN_ZIPS = {  # by the name of a file in them
-    r'.*/constants\.pkl': 'a TorchScript program; save the state_dict() of the model alone',
+    r'.*/constants\.pkl': 'a TorchScript program; save only the state_dict() of the model',
     r'.*\.npy': f'NumPy arrays, {TAKE}',
     r'model\.weights\.h5': f'a Keras model, {TAKE}',
 }
@@ -42,7 +42,7 @@ def kind_of(path: pathlib.Path) -> str:
     """Returns 'pth', 'safetensors', 'caffemodel', or 'index' (of shards); UserError for others."""
     begin = read_bytes(path, 512)
     if not begin:
-        raise UserError(f'{path} is empty; fetch it again')
+        raise UserError(f'{path} is empty; download it again')
     if _has_header(begin):
         return 'safetensors'
     if what := foreign(begin) or _foreign_zip(path, begin):
@@ -50,14 +50,14 @@ def kind_of(path: pathlib.Path) -> str:
     if begin.startswith((b'PK\x03\x04', LEGACY_PTH)):
         return 'pth'
     if begin.startswith(b'\x80'):
-        raise UserError(f'{path} is a pickle, which is code to run, and not one of torch.save')
+        raise UserError(f'{path} is a pickle that torch.save did not write; pickles can run code')
     if begin.lstrip().startswith(b'{'):
         return 'index'
     if begin.startswith((b'\n', b'\x12', b'\x1a', b'\xa2\x06')):  # fields of its message
         return 'caffemodel'
     raise UserError(
         f'unknown kind of weights file: {path} begins with {begin[:8]!r}; PyTorch, safetensors and '
-        'caffemodel files are read'
+        'caffemodel files are supported'
     )
 
 
@@ -87,14 +87,14 @@ def _foreign_zip(path: pathlib.Path, begin: bytes) -> str:
             return f'it is {what}'
     if any(name.endswith('/data.pkl') for name in names):
         return ''
-    return f'it is a zip archive of {", ".join(names[:3]) or "nothing"}; unpack it first'
+    return f'it is a zip archive that contains {", ".join(names[:3]) or "nothing"}; unpack it first'
 
 
 def check_file(path: pathlib.Path) -> None:
     """Raises MissingError, which names files of the same kind there, unless `path` is a file."""
     if not path.is_file():
         near = [p.name for p in sorted(path.parent.glob(f'*{path.suffix}')) if p.is_file()][:5]
-        raise MissingError(f'no file {path}; there is {", ".join(near) or "none of its kind"}')
+        raise MissingError(f'no file {path}; similar files there: {", ".join(near) or "none"}')
 
 
 def read_bytes(path: pathlib.Path, size: int = -1) -> bytes:
@@ -123,7 +123,7 @@ def read_safetensors(
             for name in sorted(file.keys()) if with_tensors else ():
                 if (dtype := file.get_slice(name).get_dtype()) not in DTYPES:
                     known = ', '.join(DTYPES)
-                    raise UserError(f'{path}: {name} has dtype {dtype}, not one of {known}')
+                    raise UserError(f'{path}: {name} has dtype {dtype}; supported are {known}')
                 tensors[name] = file.get_tensor(name)
             return file.metadata() or {}, tensors
     except (safetensors.SafetensorError, OSError) as error:
@@ -131,7 +131,7 @@ def read_safetensors(
         cause = foreign(begin) or str(error).removeprefix('Error while deserializing header: ')
         # The header's size can begin like a zip file or a pickle, too.
         if begin.startswith((b'PK\x03\x04', b'\x80')) and 'too large' in cause:
-            cause = 'it begins like a pickle of PyTorch, which is not run'
+            cause = 'it looks like a PyTorch pickle, which can run code'
         raise UserError(f'{path} is not a safetensors file: {cause}') from None
 
 
@@ -150,8 +150,8 @@ def read_pth(path: pathlib.Path) -> Mapping[str, Any]:
         cause = str(error).partition('\n')[0] or type(error).__name__
         if 'Unsupported global' in str(error) or 'weights_only' in str(error):
             cause = (
-                'it holds more than tensors, which would be code to run; '
-                'save the state_dict() of the model alone'
+                'it contains more than tensors, which could run code; '
+                'save only the state_dict() of the model'
             )
         raise UserError(f'{path} cannot be read: {cause}') from None
 
@@ -163,16 +163,20 @@ def read_index(path: pathlib.Path) -> dict[pathlib.Path, list[str]]:
         shards: dict[pathlib.Path, list[str]] = {}
         for name, shard in weight_map.items():
             if shard in ('', '..') or pathlib.PurePath(shard).name != shard or '\\' in shard:
-                raise UserError(f'{path} names the shard {shard!r}, which is not beside it')
+                raise UserError(
+                    f'{path} lists the shard {shard!r}, which is not in the same folder'
+                )
             shards.setdefault(path.with_name(shard), []).append(name)
     except UserError:
         raise
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise UserError(f'{path} is JSON, but no index of shards with a weight_map') from None
+        raise UserError(f'{path} is JSON, but not an index of shards with a weight_map') from None
     if missing := sorted(shard.name for shard in shards if not shard.is_file()):
-        raise MissingError(f'{path} needs {", ".join(missing)} beside it; fetch what is missing')
+        raise MissingError(
+            f'{path} needs {", ".join(missing)} in the same folder; download what is missing'
+        )
     if not shards:
-        raise UserError(f'{path} names no shards')
+        raise UserError(f'{path} lists no shards')
     return shards
 
 
@@ -182,8 +186,8 @@ def read_shards(index: pathlib.Path, shards: Mapping[pathlib.Path, list[str]]) -
     for shard, names in shards.items():
         found = read_tensors(shard, kind_of(shard))
         if not isinstance(found, Mapping):
-            raise UserError(f'{shard} holds no dict of tensors but a {type(found).__name__}')
+            raise UserError(f'{shard} contains a {type(found).__name__}, not a dict of tensors')
         if strange := sorted(map(str, found.keys() ^ set(names))):
-            raise UserError(f'{shard} holds other tensors than {index} says: {strange[0]}')
+            raise UserError(f'{shard} and {index} disagree about the tensor {strange[0]}')
         tensors |= found
     return tensors

@@ -14,8 +14,6 @@ from se_flax.weights.info import WeightsInfo, for_channels
 
 # Names of the first convolution in each family.
 FIRST = ('conv_stem', 'conv_stem1', 'conv1', 'conv1_1', 'conv_1a')
-# VGG's first hidden layer takes a map [7, 7, 512] here, and [512, 7, 7] in PyTorch.
-FLATTENED = {'params/fc6/kernel': (512, 7, 7)}
 
 
 def fill(tensors: Iterable[Tensor]) -> dict[str, Any]:
@@ -26,25 +24,22 @@ def fill(tensors: Iterable[Tensor]) -> dict[str, Any]:
 def as_float32(name: str, array: np.ndarray) -> np.ndarray:
     """Raises UserError for numbers that are not floats, and for NaN and infinity."""
     if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise UserError(f'{name} holds {array.dtype}, not floats')
+        raise UserError(f'{name} has dtype {array.dtype}, not a float dtype')
     with np.errstate(over='ignore'):
         array = np.ascontiguousarray(array, np.float32)
     if not np.isfinite(array).all():
-        raise UserError(f'{name} holds NaN or infinity')
+        raise UserError(f'{name} contains NaN or infinity')
     return array
 
 
 def to_kernel(path: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Brings `[O, I, H, W]` or `[O, I]` into the layout of the kernel at `path`, of this shape.
-
-    A convolution becomes `[H, W, I, O]`, or `[H W I, O]` if the kernel is dense.
+    """Transposes `[O, I, H, W]` to `[H, W, I, O]`, or `[H W I, O]` for a dense kernel.
 
     >>> to_kernel('params/head/kernel', np.zeros((8, 4, 7, 7)), (196, 8)).shape
     (196, 8)
     """
-    chw = FLATTENED.get(path)
-    if chw and array.ndim == 2 and array.shape[1:] == shape[:1]:
-        array = array.reshape(-1, *chw)
+    if path == 'params/fc6/kernel' and array.ndim == 2 and array.shape[1:] == shape[:1]:
+        array = array.reshape(-1, 512, 7, 7)  # VGG's takes a flat map, which is [7, 7, 512] here
     if array.ndim == 2:
         return array.T
     if array.ndim != 4:
@@ -56,11 +51,7 @@ def to_kernel(path: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarra
 def adapt(
     info: WeightsInfo, variables: Mapping[str, Any], head: str, in_channels: int | None
 ) -> tuple[WeightsInfo, dict[str, Any]]:
-    """Returns new weights with another head or other channels, see `load_weights`.
-
-    The sum for one channel gives a gray image the logits it has as RGB; the scale for more, old /
-    new number, keeps the size of the response.
-    """
+    """Returns new weights with another head or other channels, see `load_weights`."""
     check_known('head', head, ('keep', 'drop'))
     params = dict(variables['params'])
     if head == 'drop':
@@ -73,9 +64,9 @@ def adapt(
             raise UserError(f'{info.model} has no first convolution named {", ".join(FIRST)}')
         kernel = params[name]['kernel']
         given = kernel.shape[2]
-        if in_channels == 1 < given:
+        if in_channels == 1 < given:  # a gray image has the logits that it has as RGB
             kernel = kernel.sum(2, keepdims=True)
-        elif in_channels != given:
+        elif in_channels != given:  # the scale keeps the size of the response
             scale = np.float32(given / in_channels)
             kernel = kernel[:, :, np.arange(in_channels) % given] * scale
         params[name] = {**params[name], 'kernel': kernel}

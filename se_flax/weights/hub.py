@@ -14,8 +14,11 @@ from se_flax.weights.info import Preprocessing, WeightsInfo, parse_preprocessing
 from se_flax.weights.state_dict import read_state_dict
 
 EXAMPLES = (
-    *('timm/legacy_senet154.in1k', 'timm/legacy_seresnet50.in1k', 'timm/seresnet50.a1_in1k'),
-    *('timm/legacy_seresnext50_32x4d.in1k', 'timm/resnet50.tv_in1k'),
+    'timm/legacy_senet154.in1k',
+    'timm/legacy_seresnet50.in1k',
+    'timm/seresnet50.a1_in1k',
+    'timm/legacy_seresnext50_32x4d.in1k',
+    'timm/resnet50.tv_in1k',
 )
 
 
@@ -28,12 +31,9 @@ def from_hub(
 ) -> tuple[str, dict[str, Any]]:
     """Returns the registered name and the variables of timm's weights on the Hugging Face hub.
 
-    Args:
-        repo_id: such as 'timm/legacy_senet154.in1k', where `legacy_senet154` is the architecture.
-        cache_dir: None is huggingface_hub's own. What is in it needs no network.
-        head, in_channels: as in `load_weights`.
-
-    Raises UserError for an unknown id, and MissingError for weights that cannot be fetched.
+    `repo_id` is such as 'timm/legacy_senet154.in1k'. What is in `cache_dir`, by default that of
+    huggingface_hub, needs no network. `head` and `in_channels` are as in `load_weights`. Raises
+    MissingError for weights that cannot be downloaded.
     """
     info, variables = adapt(*read_hub(repo_id, cache_dir), head, in_channels)
     return info.model, variables
@@ -42,7 +42,6 @@ def from_hub(
 def read_hub(
     repo_id: str, cache_dir: str | pathlib.Path | None = None
 ) -> tuple[WeightsInfo, dict[str, Any]]:
-    """Returns the variables, and what they are; raises as `from_hub` does."""
     network = repo_id.partition('.')[0]  # an id is timm/ARCHITECTURE.TAG
     known = {f'timm/{architecture}': name for architecture, name in timm_architectures().items()}
     check_known('weights', network, known)
@@ -65,21 +64,22 @@ def _fetch(repo_id: str, name: str, cache_dir: str | pathlib.Path | None) -> pat
         except errors.LocalEntryNotFoundError:
             return pathlib.Path(download())
     except errors.HFValidationError:
-        raise UserError(f'{repo_id!r} is not an id of the hub, such as {EXAMPLES[0]}') from None
+        raise UserError(f'{repo_id!r} is not an id on the hub, such as {EXAMPLES[0]}') from None
     except errors.RepositoryNotFoundError:
         check_known('weights on the hub', repo_id, EXAMPLES)
-        raise UserError(f'the hub does not offer {repo_id}') from None
+        raise UserError(f'{repo_id} does not exist on the hub') from None
     except OSError as error:
         raise MissingError(
-            f'{name} of {repo_id} is not in the cache of huggingface_hub and cannot be fetched '
+            f'{name} of {repo_id} is not in the huggingface_hub cache and cannot be downloaded '
             f'({str(error).splitlines()[0]}); on a machine with a network: hf download {repo_id}'
         ) from None
 
 
 def _preprocessing(config: pathlib.Path) -> Preprocessing:
     """From timm's config: the shorter edge is the size over `crop_pct`, rounded down."""
+    text = read_bytes(config)
     try:
-        entry = json.loads(read_bytes(config))['pretrained_cfg']
+        entry = json.loads(text)['pretrained_cfg']
         size = entry['input_size'][-1]
         view = {
             'image_size': size,
@@ -88,8 +88,6 @@ def _preprocessing(config: pathlib.Path) -> Preprocessing:
             'mean': [255 * v for v in entry['mean']],
             'std': [255 * v for v in entry['std']],
         }
-        return parse_preprocessing(view)
-    except UserError:
-        raise
     except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
-        raise UserError(f'{config} is not as timm writes it: {error!r}') from None
+        raise UserError(f'{config} is not a valid timm config: {error!r}') from None
+    return parse_preprocessing(view)

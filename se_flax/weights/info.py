@@ -37,8 +37,7 @@ class WeightsInfo(NamedTuple):
     Attributes:
         model: registered name.
         num_classes: width of the head; 0 without a head.
-        lineage: code base they come from: 'caffe', 'cadene', 'timm', 'torchvision', 'pytorchcv' or
-            a name of one's own.
+        lineage: code base: 'caffe', 'cadene', 'timm', 'torchvision', 'pytorchcv' or any other name.
         preprocessing: of the images, in evaluation.
         fields: of the network's class, where they differ from those of the registered name.
         class_names: in the order of the head; empty if unknown.
@@ -80,7 +79,7 @@ def to_json(info: WeightsInfo) -> str:
     try:
         return json.dumps({'version': VERSION, **entry}, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise UserError(f'a weights file cannot hold this: {error}') from None
+        raise UserError(f'this cannot be stored in a weights file: {error}') from None
 
 
 def from_json(text: str) -> WeightsInfo:
@@ -91,7 +90,7 @@ def from_json(text: str) -> WeightsInfo:
         raise UserError(f'the metadata is not JSON: {error}') from None
     version = entry.pop('version', None) if isinstance(entry, dict) else None
     if version != VERSION:
-        raise UserError(f'unknown version {version!r} of the format; this release reads {VERSION}')
+        raise UserError(f'unknown format version {version!r}; this release supports {VERSION}')
     try:
         fields = entry['fields']
         channels = fields.get('in_channels', 3) if isinstance(fields, dict) else 3
@@ -99,7 +98,7 @@ def from_json(text: str) -> WeightsInfo:
         names = tuple(entry['class_names'])
         info = WeightsInfo(**entry | {'preprocessing': view, 'class_names': names})
     except (TypeError, KeyError, OverflowError) as error:
-        raise UserError(f'the metadata is not as it was written: {error}') from None
+        raise UserError(f'the metadata is damaged: {error}') from None
     named = all(isinstance(name, str) for name in names)
     _check_entries(
         info,
@@ -137,7 +136,7 @@ def _check_entries(entries: NamedTuple, **right: bool) -> None:
     for name, is_right in right.items():
         if not is_right:
             value = repr(getattr(entries, name))[:100]
-            raise UserError(f'{name} in the metadata cannot be {value}')
+            raise UserError(f'invalid {name} in the metadata: {value}')
 
 
 def _is_size(value: Any) -> bool:

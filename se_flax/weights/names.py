@@ -14,7 +14,7 @@ from flax import linen as nn
 from se_flax.models.bn_inception import BNInception
 from se_flax.models.inception_resnet_v2 import InceptionResNetV2
 from se_flax.models.mobilenet import MobileNet
-from se_flax.models.preact_resnet import PreActBottleneck, PreActResNet
+from se_flax.models.preact_resnet import PreActResNet
 from se_flax.models.resnet import BasicBlock, ResNet
 from se_flax.models.vgg import VGG
 from se_flax.weights.info import BICUBIC, BILINEAR, CAFFE, INCEPTION, Preprocessing
@@ -70,19 +70,9 @@ def _rows() -> dict[tuple[str, str], list[tuple[re.Pattern[str], str]]]:
     return rows
 
 
-def norm_of(conv: str) -> str:
-    """Returns the path of the BatchNorm behind a convolution.
-
-    >>> norm_of('stage2_block1/conv_proj')
-    'stage2_block1/norm_proj'
-    """
-    parent, slash, name = conv.rpartition('/')
-    return f'{parent}{slash}{name.replace("conv", "norm", 1)}'
-
-
 def traits_of(model: nn.Module) -> dict[str, Any]:
     """Returns the choices that differ between code bases and leave no mark on the parameters."""
-    if isinstance(model, PreActResNet) and model.block is PreActBottleneck:
+    if isinstance(model, PreActResNet) and model.bottleneck:
         return {'stride_in': '1x1'}
     if not isinstance(model, ResNet):
         return {}

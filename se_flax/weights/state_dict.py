@@ -15,7 +15,7 @@ from se_flax.models.variables import Tensor, misfits, variable_shapes
 from se_flax.storage import without_lists
 from se_flax.weights.fill import FIRST, adapt, as_float32, fill, to_kernel
 from se_flax.weights.info import CIFAR, WeightsInfo, for_channels
-from se_flax.weights.names import NAMINGS, Naming, norm_of, traits_of
+from se_flax.weights.names import NAMINGS, Naming, traits_of
 
 LEAVES = {
     **{'weight': ('params/{}/kernel', 'params/{}/scale'), 'bias': ('params/{}/bias',)},
@@ -38,27 +38,26 @@ def from_torch(
 ) -> dict[str, Any]:
     """Returns the variables of a registered network from a PyTorch state dict.
 
-    Each parameter is filled exactly once, float32; kernels become `[H, W, I, O]`, and the bias of a
-    convolution that has none here is subtracted from the mean of the BatchNorm behind it.
+    All are float32; kernels become `[H, W, I, O]`, and the bias of a convolution that has none here
+    is subtracted from the mean of the BatchNorm behind it.
 
     Args:
-        name: one of `list_models()`, of the same lineage: `se_resnet50` for Cadene's weights,
+        name: a network of the same lineage: `se_resnet50` for Cadene's weights (timm's `legacy_*`),
             `timm_seresnet50` for timm's.
-        state_dict: tensors or arrays by the names of timm, Cadene (timm's `legacy_*`), torchvision
-            or pytorchcv; or a checkpoint that has them under any key. Prefixes of the names, such
-            as `module.` and `_orig_mod.`, are removed, which is logged.
+        state_dict: tensors or arrays by the names of timm, Cadene, torchvision or pytorchcv, or a
+            checkpoint that contains them. Prefixes such as `module.` are removed, which is logged.
         num_classes: checked against the head, unless it is dropped.
         key: of the state dict if there are several, such as 'model' or 'trainer.model_ema'.
         head, in_channels: as in `load_weights`.
         **fields: of the network's class, as in `create_model`.
 
-    Raises UserError, which names the networks that fit, for other weights than the network's.
+    Raises UserError for weights of another network, with the names of the networks that fit.
     """
     info, variables = adapt(*read_state_dict(name, state_dict, fields, key), head, in_channels)
     if head == 'keep' and num_classes not in (None, info.num_classes):
         raise UserError(
-            f"the weights have {info.num_classes} classes, not {num_classes}; head='drop' leaves "
-            'their head out'
+            f"the weights have {info.num_classes} classes, not {num_classes}; use head='drop' to "
+            'drop their head'
         )
     return variables
 
@@ -66,16 +65,24 @@ def from_torch(
 def read_state_dict(
     name: str, state_dict: Mapping[str, Any], fields: Mapping[str, Any], key: str | None = None
 ) -> tuple[WeightsInfo, dict[str, Any]]:
-    """Returns the variables, and what they are by their lineage; raises as `from_torch` does."""
     network = type(create_model(name, **without_lists(fields)))
-    arrays = to_arrays(state_dict, key)
+    if not isinstance(state_dict, Mapping):
+        raise UserError(
+            f'a state dict must be a mapping of names to tensors, not {type(state_dict).__name__}'
+        )
+    if odd := [key for key in state_dict if not isinstance(key, str)]:
+        raise UserError(f'the keys of a state dict must be strings, not {odd[0]!r}')
+    arrays = {
+        tensor: _array(tensor, value)
+        for tensor, value in find_state_dict(state_dict, key).items()
+        if tensor.rpartition('.')[2] != 'num_batches_tracked'  # a counter that nothing here needs
+    }
     return fill_network(name, detect(name, network, arrays), arrays, fields)
 
 
 def fill_network(
     name: str, naming: Naming, arrays: Mapping[str, np.ndarray], fields: Mapping[str, Any]
 ) -> tuple[WeightsInfo, dict[str, Any]]:
-    """Returns the variables of a network from arrays by their names in a code base."""
     num_classes, channels = 0, 3
     for key, array in arrays.items():
         module, _, leaf = key.rpartition('.')
@@ -85,7 +92,7 @@ def fill_network(
         if leaf == 'weight' and array.ndim == 4 and not paths.isdisjoint(FIRST):
             channels = max(1, array.shape[1])
     if not num_classes:
-        raise UserError("the state dict has no head: no names of the last layer's weight and bias")
+        raise UserError("the state dict has no head: the last layer's weight and bias are missing")
     fields = without_lists(fields) | ({} if channels == 3 else {'in_channels': channels})
     model = create_model(name, num_classes, **fields)
     tensors, wrong = place(naming, model, arrays)
@@ -98,22 +105,6 @@ def fill_network(
     return WeightsInfo(name, num_classes, naming.lineage, view, fields), fill(tensors)
 
 
-def _module(key: str) -> str:
-    return key.rpartition('.')[0]
-
-
-def to_arrays(state_dict: Mapping[str, Any], key: str | None = None) -> dict[str, np.ndarray]:
-    if not isinstance(state_dict, Mapping):
-        raise UserError(f'a state dict maps names to tensors, not a {type(state_dict).__name__}')
-    if odd := [key for key in state_dict if not isinstance(key, str)]:
-        raise UserError(f'a state dict maps names to tensors, not the key {odd[0]!r}')
-    return {
-        name: _array(name, value)
-        for name, value in find_state_dict(state_dict, key).items()
-        if name.rpartition('.')[2] != 'num_batches_tracked'  # a counter that nothing here needs
-    }
-
-
 def _array(key: str, value: Any) -> np.ndarray:
     if not hasattr(value, 'shape'):
         raise UserError(f'{key} is not a tensor but a {type(value).__name__}')
@@ -122,7 +113,7 @@ def _array(key: str, value: Any) -> np.ndarray:
     try:
         value = value.detach().cpu()
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise UserError(f'{key} has more elements than numbers')  # and would be copied
+            raise UserError(f'{key} has more elements than its storage')  # and would be copied
         # NumPy does not know PyTorch's bfloat16.
         return (value.float() if value.is_floating_point() else value).numpy()
     except (TypeError, RuntimeError) as error:  # of sparse, quantized and abstract tensors
@@ -132,9 +123,8 @@ def _array(key: str, value: Any) -> np.ndarray:
 def find_state_dict(checkpoint: Mapping[str, Any], key: str | None = None) -> dict[str, Any]:
     """Returns the tensors of the state dict in a checkpoint, by their names in it.
 
-    A nested dict and a prefix of names are the same: `{'model': {'module.fc.bias': ...}}` has the
-    state dict `model.module`. `key` chooses one of several, by its prefix or the beginning of it.
-    Without any, everything is returned. Raises UserError if `key` chooses none of several.
+    Nested dicts and prefixes are the same: `{'model': {'module.fc.bias': ...}}` has the state dict
+    `model.module`. `key` is the prefix, or its beginning, of one of several.
     """
     values = _flatten(checkpoint)
     tensors = {name for name, value in values.items() if hasattr(value, 'shape')}
@@ -144,14 +134,14 @@ def find_state_dict(checkpoint: Mapping[str, Any], key: str | None = None) -> di
     rest = sorted(tensors - taken)
     if chosen or rest:
         more = ', ...' if len(rest) > 3 else ''
-        other = f'; left out {len(rest)} others: {", ".join(rest[:3])}{more}' if rest else ''
-        logger.warning('took the %d tensors under %r%s', len(taken), chosen, other)
+        other = f'; ignoring {len(rest)} others: {", ".join(rest[:3])}{more}' if rest else ''
+        logger.warning('using the %d tensors under %r%s', len(taken), chosen, other)
     prefix = chosen and f'{chosen}.'
     # A weight that is not a tensor is a mistake, not something beside the state dict.
     taken |= {
         name
         for name in values.keys() - tensors
-        if name.startswith(prefix) and _namings_with(_module(name.removeprefix(prefix)))
+        if name.startswith(prefix) and _namings_with(name.removeprefix(prefix).rpartition('.')[0])
     }
     return {name.removeprefix(prefix): values[name] for name in values if name in taken}
 
@@ -184,7 +174,6 @@ def _state_dicts(tensors: set[str]) -> dict[str, set[str]]:
             modules['.'.join(parts[:depth])][name] = '.'.join(parts[depth:-1])
 
     def known(prefix: str) -> int:
-        """Returns how many modules under a prefix one network can have."""
         return max(_votes(modules[prefix].values()).values(), default=0)
 
     def is_one(prefix: str) -> bool:
@@ -210,8 +199,8 @@ def _choose(found: Mapping[str, set[str]], key: str | None) -> str:
     if len(fitting) > 1:
         listed = ', '.join(f'{prefix!r} ({len(found[prefix])} tensors)' for prefix in fitting)
         raise UserError(
-            f'the file holds {len(fitting)} state dicts: {listed}; choose one: --key NAME, in '
-            'Python key=NAME'
+            f'the file contains {len(fitting)} state dicts: {listed}; choose one with --key NAME '
+            '(in Python: key=NAME)'
         )
     return fitting[0]
 
@@ -222,27 +211,26 @@ def _namings_with(module: str) -> tuple[Naming, ...]:
 
 
 def _votes(modules: Iterable[str]) -> Counter[Naming]:
-    """Returns how many of the modules, each counted once, a naming knows."""
     return Counter(naming for module in {*modules} for naming in _namings_with(module))
 
 
 def detect(name: str, network: type[Network], names: Iterable[str]) -> Naming:
     """Returns whose names these are; UserError unless they are those of such a network."""
-    modules = {_module(key) for key in names}
+    modules = {key.rpartition('.')[0] for key in names}
     votes = _votes(modules)
     best = max(NAMINGS, key=votes.__getitem__)
     if votes[best] <= len(modules) / 2:
         strange = sorted(module for module in modules if best not in _namings_with(module))
         lineages = sorted({naming.lineage for naming in NAMINGS})
         raise UserError(
-            f'no network here has names such as {", ".join(strange[:3]) or "none"} in '
-            f'{", ".join(lineages)}'
+            f'no supported network of {", ".join(lineages)} has names such as '
+            f'{", ".join(strange[:3]) or "none"}'
         )
     ours = max((n for n in NAMINGS if n.network is network), key=votes.__getitem__, default=None)
     if ours is None or votes[ours] < 0.9 * votes[best]:  # families share names
         raise UserError(
-            f"these are {best.lineage}'s names of a {best.network.__name__}, "
-            f'and {name} is a {network.__name__}'
+            f"these are {best.lineage}'s names for a {best.network.__name__}, "
+            f'but {name} is a {network.__name__}'
         )
     return ours
 
@@ -254,7 +242,7 @@ def place(
     theirs, ours = naming.traits, traits_of(model)
     if other := [trait for trait in theirs if theirs[trait] != ours.get(trait, theirs[trait])]:
         theirs, ours = (', '.join(f'{t}={of[t]!r}' for t in other) for of in (theirs, ours))
-        return [], f'their network has {theirs}, this one {ours}'
+        return [], f'their network has {theirs}, this one has {ours}'
     shapes = variable_shapes(model)
     tensors = []
     for key, array in arrays.items():
@@ -274,8 +262,8 @@ def _without_conv_biases(shapes: Collection[str], tensors: list[Tensor]) -> list
     for path, bias in list(by_path.items()):
         if path is None or path in shapes or not path.endswith('/bias'):
             continue
-        conv = path.removeprefix('params/').removesuffix('/bias')
-        norm = f'batch_stats/{norm_of(conv)}/mean'
+        _, *parents, conv, _ = path.split('/')
+        norm = '/'.join(['batch_stats', *parents, conv.replace('conv', 'norm', 1), 'mean'])
         mean = by_path.get(norm)
         if norm in shapes and mean and mean.array.shape == bias.array.shape:
             shifted = as_float32(mean.name, mean.array) - as_float32(bias.name, bias.array)
@@ -285,7 +273,6 @@ def _without_conv_biases(shapes: Collection[str], tensors: list[Tensor]) -> list
 
 
 def _fitting(naming: Naming, other: Network, arrays: Mapping[str, np.ndarray]) -> list[str]:
-    """Returns the names of the networks that these weights can only belong to."""
     size = sum(array.size for key, array in arrays.items() if 'running' not in key)
     fitting = []
     for name in list_models():

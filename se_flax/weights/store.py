@@ -45,7 +45,6 @@ def save_weights(
 def write_weights(
     path: str | pathlib.Path, info: WeightsInfo, variables: Mapping[str, Any]
 ) -> None:
-    """Does what `save_weights` does, from a WeightsInfo."""
     # In C order, as the writer takes an array's memory as it is.
     tensors = {k: np.ascontiguousarray(v) for k, v in flatten_dict(variables, sep='/').items()}
     for key, array in tensors.items():
@@ -62,7 +61,6 @@ def load_weights(
     """Returns the registered name and the variables, float32 NumPy arrays, of a weights file.
 
     Args:
-        path: of the file; `read_info` returns what else it says.
         head: 'drop' leaves the head out, for the network with `num_classes=0` or a new head.
         in_channels: of the images; None keeps the file's number. For one channel the first kernel
             is summed, for more it is repeated and scaled, as timm does.
@@ -74,7 +72,7 @@ def load_weights(
 
 
 def read_info(path: str | pathlib.Path) -> WeightsInfo:
-    """Returns what a weights file says besides its numbers, which are not read."""
+    """Returns what a weights file says besides its tensors, which are not read."""
     metadata, _ = read_safetensors(pathlib.Path(path), with_tensors=False)
     return _info(path, metadata)
 
@@ -92,8 +90,8 @@ def read_weights(path: str | pathlib.Path) -> tuple[WeightsInfo, dict[str, Any]]
 def _info(path: str | pathlib.Path, metadata: Mapping[str, str]) -> WeightsInfo:
     if KEY not in metadata:
         raise UserError(
-            f'{path} does not name its network; if it comes from a public code base: se-flax '
-            f'convert {path} --model NAME --out FILE.safetensors'
+            f'{path} does not name its network; if it comes from a public code base, convert it: '
+            f'se-flax convert {path} --model NAME --out FILE.safetensors'
         )
     try:
         return from_json(metadata[KEY])
@@ -108,7 +106,7 @@ def _check(info: WeightsInfo, tensors: Mapping[str, np.ndarray]) -> list[Tensor]
         shapes = variable_shapes(create_model(info.model, info.num_classes, **info.fields))
     except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
         fields, reason = repr(dict(info.fields))[:100], str(error).partition('\n')[0][:200]
-        raise UserError(f'{info.model} cannot have fields {fields}: {reason}') from None
+        raise UserError(f'{info.model} cannot be built with fields {fields}: {reason}') from None
     named = [Tensor(name, name, array) for name, array in tensors.items()]
     if wrong := misfits(shapes, named):
         raise UserError(f'the weights do not fit {info.model}: {wrong}')

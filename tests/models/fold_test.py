@@ -64,5 +64,5 @@ def test_float32_logits_are_equal_to_1e_5():
 
 def test_a_folded_network_is_not_trained():
     model = create_model('se_resnet8_cifar', folded=True)
-    with pytest.raises(UserError, match='no BatchNorm to train: train=False'):
+    with pytest.raises(UserError, match='no BatchNorm to train: use train=False'):
         model.init(jax.random.key(0), jnp.ones((1, 32, 32, 3)), train=True)

@@ -169,8 +169,11 @@ def test_hidden_width_is_a_multiple_near_the_quotient(channels, reduction, multi
     [
         ({'squeeze': 'avg'}, "unknown squeeze 'avg'"),
         ({'excite': 'sigmoida'}, 'did you mean sigmoid?'),
-        ({'reduction': 17}, 'reduction=17 must lie between 1 and the 16 channels; take 16'),
-        ({'reduction': 0}, 'take 1'),
+        (
+            {'reduction': 17},
+            'reduction=17 must be between 1 and the number of channels, 16; use 16',
+        ),
+        ({'reduction': 0}, 'use 1'),
     ],
 )
 def test_wrong_fields_are_named(fields, message):

@@ -211,18 +211,20 @@ def test_layers_that_do_not_fit(inception, tmp_path):
     message = (
         r'2 missing \(params/norm2/bias, params/norm2/scale\); '
         r'1 unexpected \(inception_3a/5x5.weight\); '
-        r'1 mis-shaped \(conv1/7x7_s2.weight is \[5, 5, 3, 64\], params/conv1/kernel needs'
+        r'1 with the wrong shape \(conv1/7x7_s2.weight is \[5, 5, 3, 64\], params/conv1/kernel '
     )
     refuse(tmp_path, caffemodel(layers.items()), message)
     layers['conv1/7x7_s2'] = [np.zeros((64, 4, 7, 7), np.float32)]
-    refuse(tmp_path, caffemodel(layers.items()), 'conv1/7x7_s2 takes images of 4 channels')
+    refuse(tmp_path, caffemodel(layers.items()), 'conv1/7x7_s2 takes images with 4 channels')
 
 
 def test_numbers_that_are_not_finite(inception, tmp_path):
     layers = dict(inception[1])
     layers['conv1/7x7_s2/bn'] = [np.full(64, np.nan, np.float32)] * 2 + [np.ones(1, np.float32)]
     refuse(
-        tmp_path, caffemodel(layers.items()), 'conv1/7x7_s2/bn.running_mean holds NaN or infinity'
+        tmp_path,
+        caffemodel(layers.items()),
+        'conv1/7x7_s2/bn.running_mean contains NaN or infinity',
     )
 
 
@@ -233,17 +235,19 @@ def test_damaged_and_other_files(tmp_path):
     refuse(tmp_path, b'', 'it has no layer with weights')
     refuse(tmp_path, caffemodel([('fc', head)]), 'the state dict has no head')
     refuse(tmp_path, caffemodel([('classifier', head[1:])]), 'the state dict has no head')
-    refuse(tmp_path, caffemodel([('classifier', head)] * 2), 'two layers classifier')
-    refuse(tmp_path, good + field(2, field(4, 'old')), 'the layers of Caffe before 2015')
+    refuse(tmp_path, caffemodel([('classifier', head)] * 2), 'two layers named classifier')
+    refuse(tmp_path, good + field(2, field(4, 'old')), 'in the format of Caffe before 2015')
     wrong = good.replace(field(1, varint(3) + varint(4)), field(1, varint(3) + varint(5)))
-    refuse(tmp_path, wrong, r'classifier has a blob of shape \[3, 5\] in 48 bytes')
+    refuse(tmp_path, wrong, r'classifier has a blob of shape \[3, 5\] but 48 bytes')
     huge = varint(1 << 62)
     data = field(7, field(1, huge + huge)) + field(5, struct.pack('<f', 0))
     refuse(tmp_path, field(100, field(1, 'classifier') + field(7, data)), 'a blob of shape')
     empty = field(7, field(1, varint(0) + huge))
     refuse(tmp_path, field(100, field(1, 'classifier') + field(7, empty)), 'a blob of shape')
     refuse(tmp_path, good, 'did you mean se_resnet50', name='resnet50')
-    with pytest.raises(MissingError, match=r'no file .*none.caffemodel; there is net.caffemodel'):
+    with pytest.raises(
+        MissingError, match=r'no file .*none.caffemodel; similar files there: net.caffemodel'
+    ):
         from_caffe('se_resnet50', tmp_path / 'none.caffemodel')
 
 

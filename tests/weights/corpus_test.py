@@ -183,7 +183,7 @@ def test_one_state_dict_is_taken_wherever_it_is(network, convert, tmp_path, kind
         assert result.code == 0, (wrapping, result.said)
         assert_same(result.variables, one)
         if prefix:
-            assert result.said.startswith(f'took the {len(one.state)} tensors under {prefix!r}')
+            assert result.said.startswith(f'using the {len(one.state)} tensors under {prefix!r}')
         else:
             assert result.said == ''
         left_out = {'AveragedModel': 'n_averaged', 'Lightning': 'state_dict.criterion.weight'}
@@ -195,13 +195,13 @@ def test_of_several_state_dicts_one_must_be_chosen(network, convert, tmp_path, k
     for wrap, keys in DOUBLE.values():
         source = write(tmp_path, kind, wrap(*(n.state for n in network)))
         said = convert(source).said
-        assert said.startswith('error: the file holds 2 state dicts: ')
+        assert said.startswith('error: the file contains 2 state dicts: ')
         assert all(f"'{key}" in said for key in keys)
         assert convert(source, '--key', 'other').said.startswith("error: unknown state dict 'other")
         for key, one in zip(keys, network, strict=True):
             result = convert(source, '--key', key)
             assert_same(result.variables, one)
-            assert 'left out' in result.said
+            assert 'ignoring' in result.said
 
 
 def test_the_message_lists_what_is_there(network, convert, tmp_path):
@@ -209,8 +209,8 @@ def test_the_message_lists_what_is_there(network, convert, tmp_path):
     source = write(tmp_path, 'shards', {'model': one.state, 'ema': prefixed('module.', two.state)})
     count = len(one.state)
     assert convert(source).said == (
-        f"error: the file holds 2 state dicts: 'ema.module' ({count} tensors), 'model' ({count} "
-        'tensors); choose one: --key NAME, in Python key=NAME\n'
+        f"error: the file contains 2 state dicts: 'ema.module' ({count} tensors), 'model' ({count} "
+        'tensors); choose one with --key NAME (in Python: key=NAME)\n'
     )
     said = convert(source, '--key', 'mode').said
     assert said == "error: unknown state dict 'mode': did you mean model or ema.module?\n"
@@ -229,7 +229,7 @@ def test_the_command_shows_what_was_taken(network, tmp_path):
     command = [sys.executable, '-m', 'se_flax.cli', 'convert', source, '--model', NAME]
     command += ['--out', tmp_path / 'out.safetensors']
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert result.stderr.startswith("WARNING: took the 57 tensors under 'module'\n")
+    assert result.stderr.startswith("WARNING: using the 57 tensors under 'module'\n")
     assert result.returncode == 0
 
 
@@ -267,8 +267,8 @@ OTHERS = {
     'bzip2': (bz2.compress(b'words'), 'it is a compressed file; unpack'),
     'xz': (lzma.compress(b'words'), 'it is a compressed file; unpack'),
     'tar': (tar(b''), 'it is a tar archive; unpack'),
-    'zip': (zipped('a/w.pth', 'b'), 'it is a zip archive of a/w.pth, b; unpack'),
-    'empty zip': (zipped(), 'it is a zip archive of nothing'),
+    'zip': (zipped('a/w.pth', 'b'), 'it is a zip archive that contains a/w.pth, b; unpack'),
+    'empty zip': (zipped(), 'it is a zip archive that contains nothing'),
     'Keras': (zipped('config.json', 'model.weights.h5'), 'it is a Keras model'),
     'TorchScript': (zipped('w/data.pkl', 'w/constants.pkl'), 'it is a TorchScript program'),
     'HDF5': (b'\x89HDF\r\n\x1a\n' + bytes(100), 'it is HDF5, as Keras'),
@@ -278,14 +278,20 @@ OTHERS = {
     'SavedModel': (b'\x08\x01\x12\xd5\x02\n', 'it is a TensorFlow graph'),
     'GraphDef': (b'\n\x13\n\x05input\x12\x0bPlaceholder', 'it is a TensorFlow graph'),
     'TFLite': (b'\x1c\0\0\0TFL3' + bytes(20), 'it is TensorFlow Lite'),
-    'pickle': (pickle.dumps({'a': np.zeros(3)}), 'is a pickle, which is code to run'),
-    'JSON': (b'{"a": 1}', 'is JSON, but no index of shards'),
-    'damaged JSON': (b'{"weight_map"', 'is JSON, but no index of shards'),
-    'no shards': (b'{"weight_map": {}}', 'names no shards'),
-    'another folder': (b'{"weight_map": {"a": "../w"}}', "the shard '../w', which is not beside"),
-    'the root': (b'{"weight_map": {"a": "/w"}}', "the shard '/w', which is not beside"),
-    'the folder above': (b'{"weight_map": {"a": ".."}}', 'which is not beside'),
-    'missing shards': (b'{"weight_map": {"a": "x", "b": "y"}}', 'needs x, y beside it; fetch'),
+    'pickle': (pickle.dumps({'a': np.zeros(3)}), 'is a pickle that torch.save did not write'),
+    'JSON': (b'{"a": 1}', 'is JSON, but not an index of shards'),
+    'damaged JSON': (b'{"weight_map"', 'is JSON, but not an index of shards'),
+    'no shards': (b'{"weight_map": {}}', 'lists no shards'),
+    'another folder': (
+        b'{"weight_map": {"a": "../w"}}',
+        "the shard '../w', which is not in the same",
+    ),
+    'the root': (b'{"weight_map": {"a": "/w"}}', "the shard '/w', which is not in the same"),
+    'the folder above': (b'{"weight_map": {"a": ".."}}', 'which is not in the same'),
+    'missing shards': (
+        b'{"weight_map": {"a": "x", "b": "y"}}',
+        'needs x, y in the same folder; download',
+    ),
     'damaged safetensors': (header(b'{"a": '), 'is not a safetensors file: invalid JSON in header'),
     'damaged caffemodel': (b'\n\x05net', 'is not a caffemodel: its protobuf message is damaged'),
     'words': (b'words', "begins with b'words'; PyTorch, safetensors and caffemodel"),
@@ -322,13 +328,13 @@ def test_shards_that_are_not_as_the_index_says(network, convert, tmp_path):
     shard = tmp_path / 'w-00002-of-00003.safetensors'
     data = shard.read_bytes()
     safetensors.numpy.save_file({'more': np.zeros(1)}, shard)
-    assert f'{shard} holds other tensors than {index} says' in convert(index).said
+    assert f'{shard} and {index} disagree about the tensor' in convert(index).said
     shard.write_bytes(b'version https://git-lfs.github.com/spec/v1')
     assert f'{shard} is not a weights file: it is a Git LFS pointer' in convert(index).said
     shard.write_bytes(index.read_bytes())
     assert f"unknown kind of shard in {shard} 'index'" in convert(index).said
     shard.unlink()
-    assert f'{index} needs {shard.name} beside it' in convert(index).said
+    assert f'{index} needs {shard.name} in the same folder' in convert(index).said
     shard.write_bytes(data)
     assert convert(index).code == 0
 
@@ -338,7 +344,7 @@ def test_a_torch_shard_without_a_dict(network, convert, tmp_path):
     index = write(tmp_path, 'torch shards', network[0].state)
     shard = tmp_path / 'w-00002-of-00003.bin'
     torch.save([torch.zeros(1)], shard)
-    assert f'{shard} holds no dict of tensors but a list' in convert(index).said
+    assert f'{shard} contains a list, not a dict of tensors' in convert(index).said
 
 
 def spellings(path):
@@ -360,7 +366,7 @@ def test_a_source_is_not_written_over(network, tmp_path, capsys):
             said = capsys.readouterr().err
             assert (
                 said
-                == f'error: {out} would overwrite {read}, which is read; write to another file\n'
+                == f'error: {out} would overwrite the input {read}; choose another output file\n'
             )
             if out.stem in ('link', 'hard'):
                 out.unlink()
@@ -386,8 +392,8 @@ def test_our_own_files_name_their_network(weights, convert, tmp_path):
     gray = convert(source, '--head', 'drop', '--in-channels', '1', model=None).variables
     assert gray['params/conv_stem/kernel'].shape == (3, 3, 1, 4)
     assert 'params/head/kernel' not in gray
-    assert f'{source} holds resnet8_cifar, not vgg16' in convert(source, model='vgg16').said
-    assert 'it takes no key' in convert(source, '--key', 'model').said
+    assert f'{source} contains resnet8_cifar, not vgg16' in convert(source, model='vgg16').said
+    assert 'it does not accept key' in convert(source, '--key', 'model').said
     out = tmp_path / 'again.safetensors'
     assert cli.main(['convert', str(source), '--out', str(out)]) == 0
     assert out.read_bytes() == source.read_bytes()

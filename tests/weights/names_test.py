@@ -105,11 +105,11 @@ def test_prefixes_are_taken_off_and_nothing_of_the_names(network, request, caplo
     for prefix in ('module', 'module._orig_mod', 'features', 'layer1', 'conv1'):
         wrapped = {f'{prefix}.{name}': value for name, value in state.items()}
         assert find_state_dict(wrapped).keys() == state.keys()
-        assert caplog.messages.pop() == f'took the {len(state)} tensors under {prefix!r}'
+        assert caplog.messages.pop() == f'using the {len(state)} tensors under {prefix!r}'
 
 
 @pytest.mark.parametrize('network', OTHERS)
 def test_networks_that_only_look_alike_are_refused(network, request):
     name, fields = OTHERS[network]
-    with pytest.raises(UserError, match=r'no network here has names such as|weights do not fit'):
+    with pytest.raises(UserError, match=r'has names such as|weights do not fit'):
         from_torch(name, read(request, network), **fields)

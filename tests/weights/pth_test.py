@@ -34,9 +34,9 @@ def test_code_in_a_file_does_not_run(weights, tmp_path, zipped):
     path, trap = tmp_path / 'evil.pth', tmp_path / 'ran'
     state = tensors(weights.state) | {'code': Payload(trap)}
     torch.save(state, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(UserError, match=r'evil.pth cannot be read: it holds more than tensors'):
+    with pytest.raises(UserError, match=r'evil.pth cannot be read: it contains more than tensors'):
         read_pth(path)
-    with pytest.raises(UserError, match='it holds more than tensors'):
+    with pytest.raises(UserError, match='it contains more than tensors'):
         convert(str(path), 'resnet8_cifar', tmp_path / 'out.safetensors')
     assert not trap.exists()
     torch.load(path, weights_only=False)  # the trap works
@@ -45,7 +45,7 @@ def test_code_in_a_file_does_not_run(weights, tmp_path, zipped):
 
 def test_a_whole_model_is_told_apart(tmp_path):
     torch.save(torch.nn.Linear(2, 2), tmp_path / 'model.pt')
-    with pytest.raises(UserError, match=r'save the state_dict\(\) of the model alone'):
+    with pytest.raises(UserError, match=r'save only the state_dict\(\) of the model'):
         read_pth(tmp_path / 'model.pt')
 
 
@@ -72,11 +72,11 @@ def test_tensors_of_other_kinds(weights):
         np.testing.assert_array_equal(variables['params']['head']['kernel'], want)
     state = tensors(weights.state)
     for bias, message in [
-        (torch.zeros(10, dtype=torch.int32), 'output.bias holds int32, not floats'),
+        (torch.zeros(10, dtype=torch.int32), 'output.bias has dtype int32, not a float'),
         (torch.zeros(10, device='meta'), 'output.bias is not a plain tensor'),
         (torch.zeros(10).to_sparse(), 'output.bias is not a plain tensor'),
-        (torch.zeros(1).expand(10), 'output.bias has more elements than numbers'),
-        (torch.zeros(1).expand(1 << 40), 'output.bias has more elements than numbers'),
+        (torch.zeros(1).expand(10), 'output.bias has more elements than its storage'),
+        (torch.zeros(1).expand(1 << 40), 'output.bias has more elements than its storage'),
     ]:
         with pytest.raises(UserError, match=message):
             from_torch('resnet8_cifar', state | {'output.bias': bias}, **weights.fields)
@@ -90,5 +90,5 @@ def test_damaged_files(weights, tmp_path):
         path.write_bytes(data)
         with pytest.raises(UserError, match=r'w.pth cannot be read: .'):
             read_pth(path)
-    with pytest.raises(MissingError, match=r'no file .*none.pth; there is w.pth'):
+    with pytest.raises(MissingError, match=r'no file .*none.pth; similar files there: w.pth'):
         read_pth(tmp_path / 'none.pth')

@@ -135,7 +135,7 @@ def test_faults_are_listed_together(weights):
         'features.stage1.unit2.body.conv1.conv.weight, '
         'features.stage1.unit3.body.conv1.conv.weight, '
         'features.stage1.unit4.body.conv1.conv.weight, and 3 more); '
-        '1 mis-shaped (features.init_block.conv.weight is [7, 7, 3, 4], '
+        '1 with the wrong shape (features.init_block.conv.weight is [7, 7, 3, 4], '
         'params/conv_stem/kernel needs [3, 3, 3, 4])'
     )
 
@@ -143,19 +143,19 @@ def test_faults_are_listed_together(weights):
 def test_two_names_for_one_place(weights):
     state = dict(weights.state)
     state['output.fc.bias'] = state['output.bias']
-    with pytest.raises(UserError, match=r'1 for one place \(output.bias and output.fc.bias\)'):
+    with pytest.raises(UserError, match=r'1 with the same path \(output.bias and output.fc.bias\)'):
         from_torch('resnet8_cifar', state, **weights.fields)
 
 
 @pytest.mark.parametrize(
     ('value', 'message'),
     [
-        (np.full((10,), np.nan), 'output.bias holds NaN or infinity'),
-        (np.array([np.inf] + [0.0] * 9), 'output.bias holds NaN or infinity'),
-        (np.full((10,), 1e300), 'output.bias holds NaN or infinity'),  # too large for float32
-        (np.zeros(10, np.int32), 'output.bias holds int32, not floats'),
-        (np.zeros(10, np.complex64), 'output.bias holds complex64, not floats'),
-        (np.zeros(10, object), 'output.bias holds object, not floats'),
+        (np.full((10,), np.nan), 'output.bias contains NaN or infinity'),
+        (np.array([np.inf] + [0.0] * 9), 'output.bias contains NaN or infinity'),
+        (np.full((10,), 1e300), 'output.bias contains NaN or infinity'),  # too large for float32
+        (np.zeros(10, np.int32), 'output.bias has dtype int32, not a float'),
+        (np.zeros(10, np.complex64), 'output.bias has dtype complex64, not a float'),
+        (np.zeros(10, object), 'output.bias has dtype object, not a float'),
         ([0.0] * 10, 'output.bias is not a tensor but a list'),
     ],
 )
@@ -170,12 +170,12 @@ def test_numbers_that_are_none(weights, value, message):
         (
             *('timm_seresnet50', 'se_resnet50', BOTTLENECK, {'style': 'cadene', 'se': True}),
             "cadene's weights do not fit timm_seresnet50: their network has pool='caffe', "
-            "stride_in='1x1', this one pool='padded', stride_in='3x3'; they fit se_resnet50",
+            "stride_in='1x1', this one has pool='padded', stride_in='3x3'; they fit se_resnet50",
         ),
         (
             *('se_resnet50', 'timm_seresnet50', BOTTLENECK, {'style': 'timm', 'se': True}),
             "timm's weights do not fit se_resnet50: their network has pool='padded', "
-            "stride_in='3x3', this one pool='caffe', stride_in='1x1'; they fit timm_seresnet50",
+            "stride_in='3x3', this one has pool='caffe', stride_in='1x1'; they fit timm_seresnet50",
         ),
     ],
 )
@@ -207,7 +207,9 @@ def test_the_stride_of_torchvisions_bottlenecks_must_be_said(weights):
     """Nothing in the parameters shows it, so a field that is wrong must not pass."""
     flat = weights.flat_variables('resnet50')
     state = weights.to_torch(weights.resnet_modules(BOTTLENECK, 3, style='timm'), flat)
-    with pytest.raises(UserError, match=r"has stride_in='3x3', this one stride_in='1x1'; they fit"):
+    with pytest.raises(
+        UserError, match=r"has stride_in='3x3', this one has stride_in='1x1'; they fit"
+    ):
         from_torch('resnet50', state, pool='padded')
     from_torch('resnet50', state, pool='padded', stride_in='3x3')
 
@@ -215,13 +217,13 @@ def test_the_stride_of_torchvisions_bottlenecks_must_be_said(weights):
 @pytest.mark.parametrize(
     ('state', 'message'),
     [
-        ({}, 'no network here has names such as none in cadene, pytorchcv, timm, torchvision'),
-        ({'a.b': np.zeros(1)}, 'no network here has names such as a in cadene'),
-        (3, 'a state dict maps names to tensors, not a int'),
-        ({3: np.zeros(1)}, 'not the key 3'),
+        ({}, 'no supported network of cadene, pytorchcv, timm, torchvision has names such as none'),
+        ({'a.b': np.zeros(1)}, 'torchvision has names such as a'),
+        (3, 'a state dict must be a mapping of names to tensors, not int'),
+        ({3: np.zeros(1)}, 'must be strings, not 3'),
         (
             {'features.7.weight': np.zeros(1)},
-            r"torchvision's names of a VGG.* resnet50 is a ResNet",
+            r"torchvision's names for a VGG.* resnet50 is a ResNet",
         ),
         ({'conv1.weight': np.zeros((64, 3, 7, 7))}, 'has no head'),
     ],
@@ -234,7 +236,7 @@ def test_what_is_no_state_dict_of_such_a_network(state, message):
 def test_pytorchcvs_bottleneck_before_activation(weights):
     modules = {'features.init_block': 'conv_stem', 'output': 'head'}
     state = weights.to_torch(modules, weights.flat_variables('preact_resnet164'))
-    with pytest.raises(UserError, match=r"has stride_in='3x3', this one stride_in='1x1'$"):
+    with pytest.raises(UserError, match=r"has stride_in='3x3', this one has stride_in='1x1'$"):
         from_torch('preact_resnet164', state)
 
 

@@ -64,7 +64,7 @@ def test_convert_with_fields(weights, tmp_path):
     assert load_weights(out)[1]['params']['head']['kernel'].shape == (16, 10)
     (tmp_path / 'net.caffemodel').write_bytes(b'\n\x05SENet')  # its name, which comes first
     for source in ('hub:timm/resnet50.a1_in1k', str(tmp_path / 'net.caffemodel')):
-        with pytest.raises(UserError, match='holds a registered network; it takes no width'):
+        with pytest.raises(UserError, match='determines its network; it does not accept width'):
             convert(source, 'se_resnet50', out, width=4)
 
 
@@ -144,10 +144,13 @@ def test_mistakes_are_told_in_a_line(converted, image, tmp_path, capsys, weights
         (['evaluate', '--weights', named, '--data', DATA], f'{DATA} has other classes (T-shirt'),
         (
             ['convert', source, '--out', out],
-            f'{source} does not name its network: --mo',
+            f'{source} does not name its network; add --mo',
         ),
         (['convert', source, '--model', 'resnet', '--out', out], "unknown model 'resnet': did you"),
-        (['convert', source, '--model', 'vgg16', '--out', out], "these are pytorchcv's names of a"),
+        (
+            ['convert', source, '--model', 'vgg16', '--out', out],
+            "these are pytorchcv's names for a",
+        ),
         (['convert', bad, '--model', 'resnet8_cifar', '--out', out], f'{bad} is not a safetensors'),
         (['convert', image, '--model', 'resnet8_cifar', '--out', out], 'unknown kind of weights'),
         (['convert', source, '--model', 'vgg16', '--out', 'x.pth'], 'unknown kind of weights file'),

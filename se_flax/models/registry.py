@@ -60,18 +60,11 @@ class ModelInfo(NamedTuple):
 _ENTRIES: dict[str, tuple[partial[Network], int]] = {}  # what makes a network, its input size
 
 
-def register(
-    name: str,
-    *,
-    module: type[Network],
-    input_size: int = 224,
-    num_classes: int = 1000,
-    **fields: Any,
-) -> None:
+def register(name: str, *, module: type[Network], input_size: int = 224, **fields: Any) -> None:
     """Gives `module(**fields)` a name; ValueError if the name is taken."""
     if name in _ENTRIES:
         raise ValueError(f'model {name!r} is already registered')
-    _ENTRIES[name] = partial(module, num_classes=num_classes, **fields), input_size
+    _ENTRIES[name] = partial(module, **fields), input_size
 
 
 def register_pair(
@@ -160,7 +153,8 @@ def model_info(name: str) -> ModelInfo:
     stages = [part.split(':') for part in row['features'].split('/')]
     features = [Feature(stage, 1 << int(stage[1:]), int(channels)) for stage, channels in stages]
     counts = int(row['params']), int(row['macs']), tuple(features)
-    return ModelInfo(name, *counts, size, make.keywords['num_classes'], _paper(name))
+    num_classes = make.keywords.get('num_classes', Network.num_classes)
+    return ModelInfo(name, *counts, size, num_classes, _paper(name))
 
 
 def _paper(name: str) -> PaperResult | None:

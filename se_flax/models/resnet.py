@@ -204,9 +204,5 @@ _legacy('timm_legacy_seresnext26_32x4d', **_resnext(_18, 32, 4))
 # Depth 6n + 2 (arXiv 1512.03385, section 4.2) with projections; the SE paper's ResNet-110 is
 # preact_resnet110.
 _cifar = partial(_pair, block=BasicBlock, width=16, stem='cifar', input_size=32, num_classes=10)
-_cifar('resnet8_cifar', stage_sizes=(1, 1, 1))
-_cifar('resnet20_cifar', stage_sizes=(3, 3, 3))
-_cifar('resnet32_cifar', stage_sizes=(5, 5, 5))
-_cifar('resnet44_cifar', stage_sizes=(7, 7, 7))
-_cifar('resnet56_cifar', stage_sizes=(9, 9, 9))
-_cifar('resnet110_cifar', stage_sizes=(18, 18, 18))
+for _n in (1, 3, 5, 7, 9, 18):
+    _cifar(f'resnet{6 * _n + 2}_cifar', stage_sizes=(_n, _n, _n))

@@ -26,9 +26,11 @@ class Conv(nn.Module):
     Raises UserError if `groups` does not divide the channels in or out.
 
     Attributes:
+        features: channels out.
         kernel_size: of a square kernel, or (height, width).
+        strides: in both directions.
         padding: pixels of zeros on each side; None is half the kernel, rounded down.
-        features, strides, groups, use_bias, dtype: as in `flax.linen.Conv`.
+        groups, use_bias, dtype: as in `flax.linen.Conv`.
 
     >>> import jax, jax.numpy as jnp
     >>> conv = Conv(8, kernel_size=7, strides=2)

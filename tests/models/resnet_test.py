@@ -57,7 +57,7 @@ def test_multiply_adds_are_the_papers():
 
 @pytest.mark.parametrize('excite', ['tanh', 'relu'])
 def test_a_branch_that_could_never_learn_is_refused(excite):
-    with pytest.raises(UserError, match='no gradient; take zero_init=False'):
+    with pytest.raises(UserError, match='no gradient; use zero_init=False'):
         small(zero_init=True, se={'excite': excite})
     model = small(zero_init=False, se={'excite': excite})
     variables, _ = forward(model)

@@ -94,12 +94,12 @@ def check_multiple(what: str, value: int, of_what: str, of: int) -> None:
 
     >>> check_multiple('batch', 100, 'group_size', 32)
     Traceback (most recent call last):
-    se_flax.errors.UserError: batch=100 is not a multiple of group_size=32; take 96 or 128
+    se_flax.errors.UserError: batch=100 is not a multiple of group_size=32; use 96 or 128
     """
     if value <= 0 or value % of:
         near = [str(v) for v in (value // of * of, value // of * of + of) if v > 0]
         raise UserError(
-            f'{what}={value} is not a multiple of {of_what}={of}; take {" or ".join(near)}'
+            f'{what}={value} is not a multiple of {of_what}={of}; use {" or ".join(near)}'
         )
 
 

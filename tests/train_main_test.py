@@ -50,11 +50,11 @@ def fails(tmp_path, capfd):
         ),
         (
             ['--config.batch_size=100', '--config.bn_group_size=0'],
-            'batch_size=100 is not a multiple of the number of devices=8; take 96 or 104',
+            'batch_size=100 is not a multiple of the number of devices=8; use 96 or 104',
         ),
         (
             ['--config.batch_size=48'],
-            'batch_size=48 is not a multiple of bn_group_size=32; take 32 or 64',
+            'batch_size=48 is not a multiple of bn_group_size=32; use 32 or 64',
         ),
         (
             ['--config.data=fashion_mnist_min'],

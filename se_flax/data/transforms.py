@@ -152,7 +152,7 @@ class EvalTransform(View):
         if self.resize and self.resize < self.image_size:
             raise UserError(
                 f'resize={self.resize} is below image_size={self.image_size}; '
-                f'take 0 or at least {self.image_size}'
+                f'use 0 or at least {self.image_size}'
             )
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator | None, out: np.ndarray) -> None:

@@ -435,7 +435,7 @@ def _check_accumulate(config: ConfigDict, num_devices: int) -> None:
         fitting = [str(n) for n in range(1, groups + 1) if groups % n == 0 and not rest]
         raise UserError(
             f'accumulate={config.accumulate} does not split the {part} images of a device into '
-            f'whole BatchNorm groups of {config.bn_group_size}; take {" or ".join(fitting or "1")}'
+            f'whole BatchNorm groups of {config.bn_group_size}; use {" or ".join(fitting or "1")}'
         )
 
 

@@ -287,7 +287,7 @@ def test_the_generator_alone_decides(crop):
         (lambda: TrainTransform(8, jitter=float('nan')), 'jitter=nan must be 0 to 255'),
         (lambda: TrainTransform(8, crop_area=(0.5, 1.1)), r'0 < least <= greatest <= 1\.0'),
         (lambda: TrainTransform(8, crop_aspect=(2, 1)), r'crop_aspect=\(2, 1\) must be'),
-        (lambda: EvalTransform(8, resize=7), 'resize=7 is below image_size=8; take 0 or at least'),
+        (lambda: EvalTransform(8, resize=7), 'resize=7 is below image_size=8; use 0 or at least'),
         (
             lambda: Squash(21, interpolation='bilinar'),
             "unknown interpolation 'bilinar': did you mean bilinear",

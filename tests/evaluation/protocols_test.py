@@ -120,7 +120,7 @@ def test_averages_equal_numpy():
         (lambda: Protocol(crops=11), 'unknown crops 11: did you mean '),
         (lambda: Protocol(average='logit'), "unknown average 'logit': did you mean logits?"),
         (lambda: Protocol((1, 2), (3, 4, 5)), '2 sizes and 3 resizes do not match; give as many'),
-        (lambda: Protocol((40,)).scales(OWN), 'resize=32 is below image_size=40; take 0 or at'),
+        (lambda: Protocol((40,)).scales(OWN), 'resize=32 is below image_size=40; use 0 or at'),
         (lambda: Protocol((0,)).scales(OWN), 'image_size=0 must be at least 1'),
         (
             lambda: Protocol(crops=10).scales(EvalTransform(28)),

@@ -224,7 +224,7 @@ def test_the_smallest_image_works_and_a_smaller_one_is_refused(name):
 
 
 def test_bn_inception_wants_multiples_of_32():
-    with pytest.raises(UserError, match='image height=299 is not .* total stride=32; take 288 or'):
+    with pytest.raises(UserError, match='image height=299 is not .* total stride=32; use 288 or'):
         shapes(family('se_bn_inception'), 299)
 
 

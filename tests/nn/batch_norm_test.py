@@ -83,5 +83,5 @@ def test_constant_channel_stays_finite():
 
 
 def test_batch_that_groups_do_not_divide_is_refused():
-    with pytest.raises(UserError, match='batch=40 is not a multiple of group_size=32; take 32 or'):
+    with pytest.raises(UserError, match='batch=40 is not a multiple of group_size=32; use 32 or'):
         BatchNorm(False, 32).init(jax.random.key(0), jnp.ones((40, 1, 1, 2)))

@@ -72,7 +72,7 @@ def test_kernel_starts_from_hes_distribution():
 
 
 def test_groups_must_divide_the_channels():
-    with pytest.raises(UserError, match='channels in=6 is not a multiple of groups=4; take 4 or 8'):
+    with pytest.raises(UserError, match='channels in=6 is not a multiple of groups=4; use 4 or 8'):
         Conv(8, groups=4).init(jax.random.key(0), jnp.ones((1, 4, 4, 6)))
     with pytest.raises(UserError, match='channels out=6'):
         Conv(6, groups=4).init(jax.random.key(0), jnp.ones((1, 4, 4, 8)))

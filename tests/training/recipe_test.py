@@ -187,7 +187,7 @@ def test_the_optimizer_has_the_fields_of_the_config(momentum, nesterov):
         ({'data': 'folder:/nowhere'}, MissingError, '/nowhere'),
         ({'dtype': 'float64'}, UserError, 'JAX_ENABLE_X64=1'),
         ({'crop': 'pads'}, UserError, 'did you mean pad'),
-        ({'batch_size': 72}, UserError, 'take 64 or 96'),
+        ({'batch_size': 72}, UserError, 'use 64 or 96'),
         ({'freeze_bn_epochs': 20.0}, UserError, 'is the whole run of 20 epochs'),
         ({'rotation': 200.0}, UserError, 'rotation=200.0'),
         ({'warmup': 0.5, 'num_steps': -1}, UserError, 'num_steps=-1 must be at least 1'),

@@ -70,6 +70,7 @@ def test_a_run_becomes_a_weights_file_that_says_the_same(reference, tmp_path, ca
     assert without_loss(capsys.readouterr().out) == without_loss(of_file)
 
 
+@pytest.mark.faults
 def test_evaluate_beside_a_trainer_changes_nothing(reference, tmp_path, start_train_main, kill_run):
     """The trainer stands still, wherever it is, so that each change is the evaluation's."""
     process = start_train_main(tmp_path)

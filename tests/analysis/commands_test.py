@@ -86,6 +86,7 @@ def steps_of(out):
     return sum(len(read_rows(path)) for path in out.glob('runs/*/*/metrics.jsonl'))
 
 
+@pytest.mark.faults
 def test_killed_twice_and_finished_as_two_shards_it_is_the_same(study, tmp_path, cache, se_flax):
     out, rng = tmp_path / 'squeeze', random.Random(1)
     command = [*SQUEEZE, cache, '--out', str(out)]

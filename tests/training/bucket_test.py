@@ -58,6 +58,7 @@ def without_timing(row):
     return {name: value for name, value in row.items() if name not in TIMING}
 
 
+@pytest.mark.faults
 def test_killed_and_damaged_it_goes_on_exactly(bucket, start_train_main, reference):
     undisturbed = [without_timing(row) for row in read_rows(reference / 'metrics.jsonl')]
     seldom = '--config.checkpoint_every_steps=8'  # each is hundreds of requests

@@ -443,6 +443,7 @@ while True:
 """
 
 
+@pytest.mark.faults
 def test_killed_at_random_moments_it_goes_on_from_a_good_step(tmp_path):
     rng = random.Random(0)
     reached = 0

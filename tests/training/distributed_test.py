@@ -129,6 +129,7 @@ def assert_equal_runs(workdir, other, tolerance):
     assert {r['examples'] for r in rows if r['split'] == 'eval'} == {2000}
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize('number', [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_in_float64_processes_change_only_the_last_digits(start_processes, tmp_path, number):
     """One with the optimiser's state whole against several, each with its part."""
@@ -199,6 +200,7 @@ def test_two_hosts_whose_cable_is_pulled(start_processes, two_hosts, tmp_path):
     assert_equal_runs(tmp_path / 'run', tmp_path / 'undisturbed', FLOAT32)
 
 
+@pytest.mark.faults
 def test_processes_told_different_things_all_stop(start_processes, tmp_path):
     """Process 0 claims the workdir; what the other was told differs from that."""
     processes = start_processes(2, 1, f'--workdir={tmp_path / "run"}', each=('seed=0', 'seed=1'))

@@ -65,6 +65,7 @@ def test_a_run_from_before_a_field_was_there_is_resumed(reference, tmp_path, tra
 # Killed
 
 
+@pytest.mark.faults
 def test_two_kills_change_nothing(shared_folder, reference, fields, environ):
     script = [sys.executable, ROOT / 'scripts' / 'kill_run.py', '--kills=2', '--seed=3']
     command = [*script, f'--workdir={shared_folder}', *fields]
@@ -109,6 +110,7 @@ def wait_until(reached, process):
         time.sleep(0.002)
 
 
+@pytest.mark.faults
 def test_stopped_twice_it_goes_on_by_the_command_it_names(
     reference, tmp_path, start_train_main, environ, kill_run
 ):

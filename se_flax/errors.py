@@ -12,6 +12,8 @@ EXTRAS = {
     'google': 'weights',
     'huggingface_hub': 'weights',
     'flatbuffers': 'export',
+    'onnx': 'onnx',
+    'onnxruntime': 'onnx',
     'torch': 'torch',
 }
 

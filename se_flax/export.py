@@ -1,9 +1,9 @@
-"""A network as one file of StableHLO, which runs without this library."""
+"""A network as one file, of StableHLO or of ONNX, which runs without this library."""
 
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,9 @@ from se_flax.storage import atomic_write
 
 with extra_needed():
     import flatbuffers  # noqa: F401  (jax serializes with it)
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 
 def export_network(
@@ -52,6 +55,45 @@ def export_network(
     return export.export(jax.jit(logits), platforms=platforms)(images)
 
 
-def save_exported(path: str | os.PathLike, exported: export.Exported) -> None:
-    """Writes `exported.serialize()` to a file, atomically."""
-    atomic_write(pathlib.Path(path), bytes(exported.serialize()))
+def save_exported(path: str | os.PathLike, exported: 'export.Exported | ModelProto') -> None:
+    """Writes an exported network to a file, atomically."""
+    if isinstance(exported, export.Exported):
+        content = exported.serialize()
+    else:
+        content = exported.SerializeToString()
+    atomic_write(pathlib.Path(path), bytes(content))
+
+
+def export_onnx(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    image_size: int,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    nchw: bool = False,
+    opset: int = 17,
+    metadata: Mapping[str, str] | None = None,
+) -> 'ModelProto':
+    """Returns the network and its weights as an ONNX model for any number of images.
+
+    It takes `images`, uint8 `[B, image_size, image_size, C]`, and normalizes them by `mean` and
+    `std`, per channel, 0 to 255; or with `nchw` float32 `[B, C, image_size, image_size]` that the
+    caller has normalized. `logits` are float32 `[B, classes]`. Maps are NCHW inside, and BatchNorm
+    after a convolution is part of it. `metadata` becomes the model's properties.
+
+    Raises UserError for an opset that cannot be written and for a network that is not in float32.
+    """
+    with extra_needed():
+        from se_flax.onnx import to_onnx
+
+    def logits(images):
+        if not nchw:
+            images = normalize(images, mean, std, jnp.float32)
+        return model.apply(variables, images, train=False)
+
+    if model.dtype != jnp.float32:
+        raise UserError(f'ONNX export is of float32 networks; dtype is {model.dtype}')
+    dtype = jnp.float32 if nchw else jnp.uint8
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, model.in_channels), dtype)
+    return to_onnx(logits, images, nchw=nchw, opset=opset, metadata=metadata or {})

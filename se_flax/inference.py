@@ -1,17 +1,19 @@
 """Trained networks, from runs and weights files: evaluate them, predict with them, save them."""
 
+import json
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from se_flax.data import Dataset, EvalTransform, open_dataset
 from se_flax.data.folder import image_files
-from se_flax.errors import UserError, check_known
+from se_flax.errors import MissingError, UserError, check_known, extra_needed
 from se_flax.evaluation.evaluator import Evaluation, Evaluator, Network, Seen
 from se_flax.evaluation.predictions import Predictions
 from se_flax.evaluation.protocols import OWN_VIEW, Protocol
@@ -68,10 +70,74 @@ def open_weights(path: pathlib.Path, dtype: str | None = None) -> Trained:
     options: Any = {'interpolation': p.interpolation, 'exif_orientation': p.exif_orientation}
     view = EvalTransform(p.image_size, p.resize, channels=model.in_channels, **options)
     config = base_config()
-    config.eval_batch_size = WEIGHTS_BATCH * jax.device_count()
+    config.eval_batch_size, config.model = WEIGHTS_BATCH * jax.device_count(), info.model
     network = Network(model, variables, view, p.mean, p.std)
     _cache_programs(config)
     return Trained(str(path), network, info.class_names, None, config)
+
+
+class OnnxModel:
+    """An ONNX file in the place of a model: `apply` runs it, on the CPU, in ONNX Runtime."""
+
+    dtype = jnp.dtype('float32')
+
+    def __init__(self, path: pathlib.Path):
+        with extra_needed():
+            import onnxruntime
+
+        if not path.is_file():
+            raise MissingError(f'no file {path}')
+        try:
+            self._session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+        except Exception as error:  # its exceptions have no other class in common
+            raise UserError(f'{path} cannot be read as ONNX: {error}') from None
+        self.properties = self._session.get_modelmeta().custom_metadata_map
+        if 'input' not in self.properties:
+            raise UserError(f'{path} was not written by `se-flax export --format onnx`')
+        self._nchw = self.properties['input'] == 'nchw'
+        self.num_classes = self._session.get_outputs()[0].shape[-1]
+        shape = self._session.get_inputs()[0].shape
+        self.in_channels, self._size = shape[1 if self._nchw else -1], shape[2]
+
+    def apply(self, variables: Any, images: jax.Array, *, train: bool) -> jax.Array:
+        """Returns the logits of images; `variables` are unused, as the file has its own.
+
+        Raises UserError for images of another size than the file's.
+        """
+        if images.shape[1] != self._size or images.shape[2] != self._size:
+            raise UserError(
+                f'images are {images.shape[1]} x {images.shape[2]}; the ONNX file takes '
+                f'{self._size} x {self._size}'
+            )
+
+        def run(images):
+            images = np.asarray(images)
+            images = images.transpose(0, 3, 1, 2) if self._nchw else images.astype(np.uint8)
+            return self._session.run(['logits'], {'images': images})[0]
+
+        logits = jax.ShapeDtypeStruct((len(images), self.num_classes), jnp.float32)
+        return jax.pure_callback(run, logits, images)
+
+
+def open_onnx(path: pathlib.Path, dtype: str | None = None) -> Trained:
+    """Reads an ONNX file of `se-flax export`, with the preprocessing in its properties.
+
+    Raises MissingError if there is no such file, and UserError if it is another file or `dtype` is
+    not float32.
+    """
+    check_known('dtype of an ONNX file', dtype or 'float32', ('float32',))
+    model = OnnxModel(path)
+    known = model.properties
+    names = ('image_size', 'resize', 'mean', 'std', 'exif_orientation', 'class_names')
+    size, resize, mean, std, exif, class_names = (json.loads(known[name]) for name in names)
+    options: Any = {'interpolation': known['interpolation'], 'exif_orientation': exif}
+    view = EvalTransform(size, resize, channels=model.in_channels, **options)
+    if known['input'] == 'nhwc':
+        mean, std = ([value] * model.in_channels for value in (0.0, 1.0))  # the file normalizes
+    config = base_config()
+    config.eval_batch_size, config.model = WEIGHTS_BATCH * jax.device_count(), known['network']
+    network = Network(cast(Any, model), {}, view, mean, std)
+    return Trained(str(path), network, tuple(class_names), None, config)
 
 
 def _with_dtype(model, dtype: str):
@@ -88,6 +154,8 @@ def _cache_programs(config: ml_collections.ConfigDict) -> None:
 def fold(trained: Trained) -> Trained:
     """Returns the same network without BatchNorm, see `fold_batch_norm`."""
     network = trained.network
+    if isinstance(network.model, OnnxModel):
+        return trained  # folded when it was exported
     model, variables = fold_batch_norm(network.model, network.variables)
     return trained._replace(network=network._replace(model=model, variables=variables))
 
@@ -113,13 +181,19 @@ def evaluate_networks(
     evaluator = Evaluator(
         [trained.network for trained in networks],
         dataset,
-        data_mesh(),
+        _mesh(networks),
         protocol,
         batch_size=config.eval_batch_size if batch_size is None else batch_size,
         num_threads=config.num_threads,
         max_corrupt=config.max_corrupt,
     )
     return evaluator.run(predictions=predictions, seen=seen)
+
+
+def _mesh(networks: Sequence[Trained]) -> jax.sharding.Mesh:
+    # Callbacks into ONNX Runtime need a program of one device.
+    onnx = any(isinstance(trained.network.model, OnnxModel) for trained in networks)
+    return data_mesh(jax.devices()[:1]) if onnx else data_mesh()
 
 
 def _leading(networks: Sequence[Trained]) -> ml_collections.ConfigDict:
@@ -186,7 +260,7 @@ def predict(
         raise UserError(f'{trained.name} has no classifier head, so it cannot predict')
     names = trained.class_names or tuple(f'class {i}' for i in range(count))
     dataset = image_files(images, names)
-    mesh = data_mesh()
+    mesh = _mesh([trained])
     default = min(PREDICT_BATCH * mesh.size, len(dataset))
     evaluator = Evaluator(
         [trained.network],

@@ -70,6 +70,7 @@ CASES = {
 TAKEN = {
     *('Conv', 'BatchNorm', 'FoldedNorm', 'Affine', 'SqueezeExcite'),
     *('max_pool', 'avg_pool', 'adaptive_avg_pool', 'relu_of_sum', 'shake'),
+    'stock_operations',
 }
 
 

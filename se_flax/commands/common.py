@@ -36,15 +36,17 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(filter(None, text.split(',')))
 
 
-def add_network(options: Any, **settings: Any) -> None:
-    """Adds `--workdir` and `--weights`, whose value `args.network` is for `open_network`."""
+def add_network(options: Any, onnx: bool = False, **settings: Any) -> None:
+    """Adds `--workdir`, `--weights`, perhaps `--onnx`; `args.network` is for `open_network`."""
     option = partial(options.add_argument, dest='network', **settings)
     option('--workdir', type=lambda folder: ('open_run', folder), metavar='DIR', help='of a run')
     option('--weights', type=lambda file: ('open_weights', path(file)), metavar='FILE.safetensors')
+    if onnx:
+        option('--onnx', type=lambda file: ('open_onnx', path(file)), metavar='FILE.onnx')
 
 
 def open_network(network: tuple[str, Any], dtype: str | None = None, folded: bool = False) -> Any:
-    """Opens a run or a weights file as a `Trained`, without BatchNorm if `folded`."""
+    """Opens a run or a file as a `Trained`, without BatchNorm if `folded`."""
     from se_flax import inference
 
     trained = getattr(inference, network[0])(network[1], dtype)

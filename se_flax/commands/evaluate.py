@@ -19,7 +19,7 @@ from se_flax.tables import aligned
 def add_to(commands: Any) -> None:
     parser = add_command(commands, 'evaluate', _run, 'measure the error rates of trained networks')
     networks = parser.add_argument_group('networks', 'the outputs of several are averaged')
-    add_network(networks, action='append', default=[])
+    add_network(networks, onnx=True, action='append', default=[])
     networks.add_argument('--dtype', help=DTYPE)
     networks.add_argument('--fold', action='store_true', help=FOLD)
 

@@ -12,7 +12,7 @@ from se_flax.tables import aligned
 def add_to(commands: Any) -> None:
     text = 'predict the most probable classes of images'
     parser = common.add_command(commands, 'predict', _run, text)
-    common.add_network(parser.add_mutually_exclusive_group(required=True))
+    common.add_network(parser.add_mutually_exclusive_group(required=True), onnx=True)
     option = parser.add_argument
     option('--fold', action='store_true', help=common.FOLD)
     option('images', nargs='+', metavar='IMAGE', help='files, or folders of them')

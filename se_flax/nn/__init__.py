@@ -12,3 +12,4 @@ from se_flax.nn.shake import shake as shake
 from se_flax.nn.squeeze_excite import EXCITE as EXCITE
 from se_flax.nn.squeeze_excite import SQUEEZE as SQUEEZE
 from se_flax.nn.squeeze_excite import SqueezeExcite as SqueezeExcite
+from se_flax.nn.stock import stock_operations as stock_operations

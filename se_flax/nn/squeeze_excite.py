@@ -12,6 +12,7 @@ from jax import lax
 from se_flax.errors import UserError, check_known
 from se_flax.nn.batch_norm import Affine
 from se_flax.nn.conv import he_normal
+from se_flax.nn.stock import is_stock
 
 
 @jax.custom_jvp
@@ -97,7 +98,7 @@ class SqueezeExcite(nn.Module):
     def __call__(self, x):
         check_known('squeeze', self.squeeze, SQUEEZE)
         check_known('excite', self.excite, EXCITE)
-        if isinstance(x, Affine) and self.squeeze is None:
+        if isinstance(x, Affine) and (self.squeeze is None or is_stock()):
             x = x.map()
         lazy = isinstance(x, Affine)
         channels = x.shape[-1]

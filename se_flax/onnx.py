@@ -1,0 +1,425 @@
+"""A traced network as an ONNX graph whose maps are `[B, C, H, W]` from the first layer to the last.
+
+The weights of a network are constants of its jaxpr. What depends on them alone is computed here;
+each other equation becomes a node, or none: an axis of size 1 that comes or goes and an order of
+axes are remembered with the tensor (`Tensor.axes`) until a node needs them otherwise.
+"""
+
+import collections
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Literal
+
+from se_flax.errors import UserError, extra_needed
+from se_flax.nn import stock_operations
+
+with extra_needed():
+    import onnx
+    from onnx import helper, numpy_helper
+
+OLDEST_OPSET = 13
+SAME = {  # primitives of JAX that are an operator of ONNX
+    **{'logistic': 'Sigmoid', 'tanh': 'Tanh', 'exp': 'Exp', 'neg': 'Neg', 'sqrt': 'Sqrt'},
+    **{'add': 'Add', 'sub': 'Sub', 'mul': 'Mul', 'div': 'Div', 'max': 'Max', 'min': 'Min'},
+}
+CALLS = ('jaxpr', 'call_jaxpr', 'fun_jaxpr')  # what primitives call the jaxpr inside them
+
+
+class Tensor(NamedTuple):
+    """What a value of the jaxpr is in the graph: `scale` times a tensor.
+
+    Attributes:
+        axes: the jaxpr's axis for each of the tensor's; None for one that the jaxpr does not have.
+            Axes of the jaxpr that are missing here have size 1.
+        shape: of the tensor, for a batch of 1; an axis of 1 may stand for any that is broadcast.
+    """
+
+    name: str
+    axes: tuple[int | None, ...]
+    shape: tuple[int, ...]
+    scale: float = 1
+
+    def labeled(self, of: dict[int, int], ndim: int) -> 'Tensor':
+        """Gives axes new numbers; those without one, of size 1, stand for what is missing."""
+        axes = [None if a is None else of.get(a) for a in self.axes]
+        missing = iter(sorted(set(range(ndim)) - set(axes)))
+        return self._replace(axes=tuple(next(missing, None) if a is None else a for a in axes))
+
+
+def channels_first(ndim: int) -> tuple[int, ...]:
+    """Returns the order of a map's axes: batch, channels, in groups or not, and positions."""
+    return (0, *range(3, ndim), 1, 2) if ndim > 3 else tuple(range(ndim))
+
+
+class Converter:
+    """Makes nodes and weights of the equations of a jaxpr."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: dict[str, np.ndarray] = {}
+
+    def weight(self, array: Any) -> str:
+        name = f'weight_{len(self.weights)}'
+        self.weights[name] = np.ascontiguousarray(array)
+        return name
+
+    def node(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        name = f'{kind}_{len(self.nodes)}'
+        self.nodes.append(helper.make_node(kind, inputs, [name], name, **attributes))
+        return name
+
+    def tensor(self, like: Tensor, kind: str, *inputs: str, **attributes: Any) -> Tensor:
+        """Adds a node whose result has the axes and the shape of another."""
+        return like._replace(name=self.node(kind, *inputs, **attributes), scale=1)
+
+    def run(self, closed: ClosedJaxpr, inputs: Sequence[Any]) -> list[Any]:
+        """Returns the outputs: Tensors, or arrays if they depend on constants alone."""
+        jaxpr = closed.jaxpr
+        variables, values = (*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *inputs)
+        env: dict[Any, Any] = dict(zip(variables, values, strict=True))
+        for eqn in jaxpr.eqns:
+            given = [v.val if isinstance(v, Literal) else env[v] for v in eqn.invars]
+            inner = next((eqn.params[name] for name in CALLS if name in eqn.params), None)
+            if inner is not None:
+                inner = inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
+                results = self.run(inner, given)
+            elif not any(isinstance(value, Tensor) for value in given):
+                results = eqn.primitive.bind(*given, **eqn.params)
+            else:
+                results = self.equation(eqn, given)
+            several = inner is not None or eqn.primitive.multiple_results
+            env.update(zip(eqn.outvars, results if several else [results], strict=True))
+        return [v.val if isinstance(v, Literal) else env[v] for v in jaxpr.outvars]
+
+    def equation(self, eqn: Any, values: Sequence[Any]) -> Tensor:
+        name, aval = eqn.primitive.name, eqn.outvars[0].aval
+        if name in SAME:
+            return self.elementwise(name, values, aval.ndim)
+        if rule := getattr(self, f'_on_{name}', None):
+            return rule(*values, **eqn.params | {'shape': eqn.invars[0].aval.shape, 'out': aval})
+        raise UserError(f'ONNX export has no rule for {name}, of {eqn}')
+
+    def scaled(self, x: Tensor) -> Tensor:
+        return (
+            x if x.scale == 1 else self.tensor(x, 'Mul', x.name, self.weight(np.float32(x.scale)))
+        )
+
+    def ordered(self, x: Tensor, axes: Sequence[int], shape: Sequence[int] | None = None) -> Tensor:
+        """Returns the tensor with these axes; with `shape`, that of the jaxpr, nothing implied."""
+        x, axes = self.scaled(x), tuple(axes)
+        present = [a for a in axes if a in x.axes]
+        if [a for a in x.axes if a is not None] != present:
+            order = [x.axes.index(a) for a in present]
+            order += [i for i, a in enumerate(x.axes) if a is None]
+            x = Tensor(
+                self.node('Transpose', x.name, perm=order),
+                tuple(x.axes[i] for i in order),
+                tuple(x.shape[i] for i in order),
+            )
+        if x.axes != axes:
+            own = dict(zip(x.axes, x.shape, strict=True))
+            x = self.reshaped(x, axes, [own.get(a, 1) for a in axes])
+        want = x.shape if shape is None else tuple(shape[a] for a in axes)
+        if x.shape != want:
+            full = self.weight(np.array(want, np.int64))
+            x = Tensor(self.node('Expand', x.name, full), axes, want)
+        return x
+
+    def reshaped(self, x: Tensor, axes: Sequence[int], shape: Sequence[int]) -> Tensor:
+        sizes = self.weight(np.array([-1, *shape[1:]], np.int64))
+        return Tensor(self.node('Reshape', x.name, sizes), tuple(axes), tuple(shape))
+
+    def elementwise(self, name: str, values: Sequence[Any], ndim: int) -> Tensor:
+        tensors = [v for v in values if isinstance(v, Tensor)]
+        if len(values) == 2 and len(tensors) == 1:
+            return self.with_constant(name, values[0], values[1], ndim)
+        if len({x.axes for x in tensors}) > 1:
+            tensors = [self.ordered(x, channels_first(ndim)) for x in tensors]
+        tensors = [self.scaled(x) for x in tensors]
+        shape = np.broadcast_shapes(*(x.shape for x in tensors))
+        return self.tensor(tensors[0], SAME[name], *(x.name for x in tensors))._replace(shape=shape)
+
+    def with_constant(self, name: str, a: Any, b: Any, ndim: int) -> Tensor:
+        first = isinstance(a, Tensor)
+        x, c = (a, b) if first else (b, a)
+        c = shrunk(np.asarray(c))
+        if c.size == 1 and (name == 'mul' or name == 'div' and first):
+            return x._replace(scale=x.scale * c.item() if name == 'mul' else x.scale / c.item())
+        if name == 'div' and first:
+            name, c = 'mul', 1 / c
+        if name == 'mul':
+            c, x = c * x.scale, x._replace(scale=1)
+        if name == 'max' and c.size == 1 and c.item() == 0:
+            x = self.scaled(x)
+            return self.tensor(x, 'Relu', x.name)
+        if any(n > 1 and a not in x.axes for a, n in enumerate(c.shape)):
+            x = self.ordered(x, channels_first(ndim))
+        x = self.scaled(x)
+        if c.ndim:
+            own = [a for a in x.axes if a is not None]
+            rest = [a for a in range(ndim) if a not in own]  # of size 1
+            sizes = [1 if a is None else c.shape[a] for a in x.axes]
+            c = c.transpose([*own, *rest]).reshape(sizes)
+        names = [x.name, self.weight(c.astype(np.float32))]
+        y = self.tensor(x, SAME[name], *(names if first else names[::-1]))
+        return y._replace(shape=np.broadcast_shapes(x.shape, c.shape))
+
+    def _on_convert_element_type(self, x, new_dtype, **_):
+        if new_dtype != np.float32:
+            raise UserError(f'ONNX export is of float32 networks; this one has {new_dtype}')
+        return self.tensor(x, 'Cast', x.name, to=onnx.TensorProto.FLOAT)
+
+    def _on_conv_general_dilated(
+        self, x, kernel, *, shape, window_strides, padding, feature_group_count, **_
+    ):
+        x = self.ordered(x, (0, 3, 1, 2), shape)
+        kernel = np.asarray(kernel).transpose(3, 2, 0, 1)
+        fields = {'strides': window_strides, 'group': feature_group_count}
+        return self._window('Conv', x, kernel.shape[2:], padding, len(kernel), kernel, **fields)
+
+    def _window(self, kind, x, size, padding, channels, kernel=None, *, strides, **fields):
+        """Adds a node that slides a window over maps, `padding` being (low, high) an axis."""
+        spatial = [
+            (n + sum(pads) - k) // s + 1
+            for n, k, s, pads in zip(x.shape[2:], size, strides, padding, strict=True)
+        ]
+        fields |= {'kernel_shape': size, 'strides': strides}
+        fields['pads'] = [p for side in zip(*padding, strict=True) for p in side]
+        inputs = [x.name] if kernel is None else [x.name, self.weight(kernel)]
+        y = self.tensor(x, kind, *inputs, **fields)
+        return y._replace(shape=(x.shape[0], channels, *spatial))
+
+    def _pool(self, kind, x, shape, window_dimensions, window_strides, padding, **fields):
+        x = self.ordered(x, (0, 3, 1, 2), shape)
+        size = window_dimensions[1:3]
+        fields |= {'strides': window_strides[1:3]}
+        return self._window(kind, x, size, padding[1:3], x.shape[1], **fields)
+
+    def _on_reduce_window_max(self, x, *, shape, window_dimensions, window_strides, padding, **_):
+        return self._pool('MaxPool', x, shape, window_dimensions, window_strides, padding)
+
+    def _on_reduce_window_sum(self, x, *, shape, window_dimensions, window_strides, padding, **_):
+        y = self._pool(
+            *('AveragePool', x, shape, window_dimensions, window_strides, padding),
+            count_include_pad=1,
+        )
+        return y._replace(scale=math.prod(window_dimensions))
+
+    def _reduced(self, kind, x, shape, axes):
+        if len(shape) != 4 or tuple(axes) != (1, 2):
+            raise UserError(f'ONNX export reduces maps over height and width, not over {axes}')
+        x = self.ordered(x, (0, 3, 1, 2), shape)
+        name = self.node(kind, x.name)
+        return Tensor(name, (0, 1, None, None), (*x.shape[:2], 1, 1))
+
+    def _on_reduce_sum(self, x, *, shape, axes, **_):
+        return self._reduced('GlobalAveragePool', x, shape, axes)._replace(
+            scale=math.prod(shape[a] for a in axes)
+        )
+
+    def _on_reduce_max(self, x, *, shape, axes, **_):
+        return self._reduced('GlobalMaxPool', x, shape, axes)
+
+    def _on_broadcast_in_dim(self, x, *, out, broadcast_dimensions, **_):
+        return x.labeled(dict(enumerate(broadcast_dimensions)), out.ndim)
+
+    def _on_transpose(self, x, *, permutation, **_):
+        return x.labeled({a: i for i, a in enumerate(permutation)}, len(permutation))
+
+    def _on_reshape(self, x, *, shape, out, **_):
+        old, new = ([0, *(i for i, n in enumerate(s) if i and n > 1)] for s in (shape, out.shape))
+        if [shape[i] for i in old] == [out.shape[i] for i in new]:  # only axes of size 1 change
+            return x.labeled(dict(zip(old, new, strict=True)), out.ndim)
+        if min(len(shape), out.ndim) > 3 and shape[:3] == out.shape[:3]:  # groups of channels
+            before, after = channels_first(len(shape)), channels_first(out.ndim)
+        else:
+            before, after = range(len(shape)), range(out.ndim)
+        x = self.ordered(x, before, shape)
+        return self.reshaped(x, after, [out.shape[a] for a in after])
+
+    _on_squeeze = _on_expand_dims = _on_reshape
+
+    def _on_concatenate(self, *values, out, dimension, **_):
+        axes = channels_first(out.ndim)
+        tensors = []
+        for x in values:
+            shape = list(out.shape)
+            own = dict(zip(x.axes, x.shape, strict=True))
+            shape[dimension] = own[dimension]
+            tensors.append(self.ordered(x, axes, shape))
+        names = [x.name for x in tensors]
+        y = self.tensor(tensors[0], 'Concat', *names, axis=axes.index(dimension))
+        return y._replace(shape=tuple(out.shape[a] for a in axes))
+
+    def _on_slice(self, x, *, shape, out, start_indices, limit_indices, strides, **_):
+        axes = channels_first(out.ndim)
+        x = self.ordered(x, axes, shape)
+        steps = strides or [1] * out.ndim
+        cut = [a for a in range(out.ndim) if out.shape[a] != shape[a]]
+        of = [[v[a] for a in cut] for v in (start_indices, limit_indices)]
+        of += [[axes.index(a) for a in cut], [steps[a] for a in cut]]
+        y = self.tensor(x, 'Slice', x.name, *(self.weight(np.array(v, np.int64)) for v in of))
+        return y._replace(shape=tuple(out.shape[a] for a in axes))
+
+    def _on_pad(self, x, value, *, shape, out, padding_config, **_):
+        axes = channels_first(out.ndim)
+        x = self.ordered(x, axes, shape)
+        pads = [padding_config[a][side] for side in (0, 1) for a in axes]
+        inputs = [np.array(pads, np.int64), np.asarray(value)]
+        y = self.tensor(x, 'Pad', x.name, *map(self.weight, inputs))
+        return y._replace(shape=tuple(out.shape[a] for a in axes))
+
+    def _on_dot_general(self, x, y, *, shape, out, dimension_numbers, **_):
+        contract, batch = dimension_numbers
+        last = len(shape) - 1
+        if isinstance(x, Tensor) and not isinstance(y, Tensor) and contract == ((last,), (0,)):
+            kernel = np.asarray(y)
+            if last == 3 and kernel.ndim == 2:  # a dense layer at each position
+                x = self.ordered(x, (0, 3, 1, 2))
+                kernel, sides = kernel.T.reshape(*kernel.shape[::-1], 1, 1), ((0, 0), (0, 0))
+                return self._window('Conv', x, (1, 1), sides, len(kernel), kernel, strides=(1, 1))
+            if last == 1:
+                x = self.ordered(x, (0, 1), shape)
+                name = self.node('Gemm', x.name, self.weight(kernel))
+                return Tensor(name, (0, 1), out.shape)
+        return self._einsum((x, y), (shape, np.shape(y)), contract, batch, out)
+
+    def _einsum(self, values, shapes, contract, batch, out):
+        """Any other product, in the jaxpr's order of axes."""
+        free = iter('abcdefghijklmnop')
+        letters = [{}, {}]
+        for pair in (*zip(*batch, strict=True), *zip(*contract, strict=True)):
+            letter = next(free)
+            for of, axis in zip(letters, pair, strict=True):
+                of[axis] = letter
+        shared = [letters[0][axis] for axis in batch[0]]
+        own = []
+        for of, shape in zip(letters, shapes, strict=True):
+            new = {axis: next(free) for axis in range(len(shape)) if axis not in of}
+            of |= new
+            own += new.values()
+        terms = [''.join(of[axis] for axis in sorted(of)) for of in letters]
+        names = [
+            self.ordered(v, range(len(shape)), shape).name
+            if isinstance(v, Tensor)
+            else self.weight(np.asarray(v))
+            for v, shape in zip(values, shapes, strict=True)
+        ]
+        equation = f'{",".join(terms)}->{"".join(shared + own)}'
+        name = self.node('Einsum', *names, equation=equation)
+        return Tensor(name, tuple(range(out.ndim)), out.shape)
+
+
+def shrunk(array: np.ndarray) -> np.ndarray:
+    """Returns the array with size 1 along the axes along which it repeats itself."""
+    for axis, size in enumerate(array.shape):
+        first = array.take([0], axis)
+        if size > 1 and (array == first).all():
+            array = first
+    return array
+
+
+def live(nodes: Sequence[Any], output: str) -> list[Any]:
+    """Returns the nodes that the output depends on."""
+    needed, kept = {output}, []
+    for node in reversed(nodes):
+        if node.output[0] in needed:
+            needed.update(node.input)
+            kept.append(node)
+    return kept[::-1]
+
+
+def fold_into_layers(nodes: Sequence[Any], weights: dict[str, np.ndarray]) -> list[Any]:
+    """Makes factors and offsets of channels part of the convolution or product before them."""
+    uses = collections.Counter(name for node in nodes for name in node.input)
+    kept: list[Any] = []
+    layers: dict[str, Any] = {}  # by the name of an output that only one node takes
+    renamed: dict[str, str] = {}
+    for node in nodes:
+        inputs = [renamed.get(name, name) for name in node.input]
+        layer = next((layers[name] for name in inputs if name in layers), None)
+        value = next((weights[name] for name in inputs if name in weights), None)
+        if layer is None or value is None or not absorb(node.op_type, value, layer, weights):
+            del node.input[:]
+            node.input.extend(inputs)
+            kept.append(node)
+            layer = node if node.op_type in ('Conv', 'Gemm') else None
+        else:
+            renamed[node.output[0]] = layer.output[0]
+        if layer is not None and uses[node.output[0]] == 1:
+            layers[layer.output[0]] = layer
+        elif layer is not None:
+            layers.pop(layer.output[0], None)
+    return kept
+
+
+def absorb(kind: str, value: np.ndarray, layer: Any, weights: dict[str, np.ndarray]) -> bool:
+    """Multiplies or adds a number for each channel in a layer; returns whether that can be."""
+    kernel = weights[layer.input[1]]
+    channels = kernel.shape[0 if layer.op_type == 'Conv' else -1]
+    if kind not in ('Mul', 'Add') or value.size not in (1, channels):
+        return False
+    if value.size > 1 and value.shape[1] != value.size:
+        return False
+    value = np.broadcast_to(value.reshape(-1), channels)
+    if len(layer.input) == 2:
+        layer.input.append(f'{layer.name}_bias')
+        weights[layer.input[2]] = np.zeros(channels, np.float32)
+    bias = layer.input[2]
+    if kind == 'Add':
+        weights[bias] = weights[bias] + value
+    else:
+        weights[bias] = weights[bias] * value
+        rest = (1,) * (kernel.ndim - 1)
+        weights[layer.input[1]] = kernel * (value.reshape(-1, *rest) if rest[1:] else value)
+    return True
+
+
+def to_onnx(
+    function: Callable[[jax.Array], jax.Array],
+    images: jax.ShapeDtypeStruct,
+    *,
+    nchw: bool,
+    opset: int,
+    metadata: Mapping[str, str],
+) -> onnx.ModelProto:
+    """Converts a function of images `[1, H, W, C]` to logits into a model for any batch.
+
+    The graph's `images` are `[B, H, W, C]`, or with `nchw` `[B, C, H, W]`. Raises UserError for an
+    opset that is too old or too new, and for an operation without a rule.
+    """
+    newest = onnx.defs.onnx_opset_version()
+    if not OLDEST_OPSET <= opset <= newest:
+        raise UserError(f'opset={opset} must be {OLDEST_OPSET} to {newest}')
+    with stock_operations():
+        closed = jax.make_jaxpr(function)(images)
+    [out], axes = closed.out_avals, channels_first(4) if nchw else range(4)
+    converter, shape = Converter(), [images.shape[a] for a in axes]
+    given = Tensor('images', tuple(axes), tuple(shape))
+    [result] = converter.run(closed, [given])
+    result = converter.ordered(result, range(out.ndim), out.shape)
+    nodes = live(converter.nodes, result.name)
+    nodes = fold_into_layers(nodes, converter.weights)
+    nodes[-1].output[0] = 'logits'
+    used = {name for node in nodes for name in node.input}
+    weights = [numpy_helper.from_array(v, k) for k, v in converter.weights.items() if k in used]
+    values = (('images', images.dtype, shape), ('logits', out.dtype, out.shape))
+    given, made = (
+        helper.make_tensor_value_info(
+            name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), ['batch', *sizes[1:]]
+        )
+        for name, dtype, sizes in values
+    )
+    graph = helper.make_graph(nodes, 'se_flax', [given], [made], weights)
+    version = [helper.make_opsetid('', opset)]
+    ir_version = helper.find_min_ir_version_for(version)
+    model = helper.make_model(
+        graph, opset_imports=version, ir_version=ir_version, producer_name='se_flax'
+    )
+    helper.set_model_props(model, dict(metadata))
+    onnx.checker.check_model(model, full_check=True)
+    return model

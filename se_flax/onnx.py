@@ -26,7 +26,7 @@ SAME = {  # primitives of JAX that are an operator of ONNX
     **{'logistic': 'Sigmoid', 'tanh': 'Tanh', 'exp': 'Exp', 'neg': 'Neg', 'sqrt': 'Sqrt'},
     **{'add': 'Add', 'sub': 'Sub', 'mul': 'Mul', 'div': 'Div', 'max': 'Max', 'min': 'Min'},
 }
-CALLS = ('jaxpr', 'call_jaxpr', 'fun_jaxpr')  # what primitives call the jaxpr inside them
+CALLS = ('jaxpr', 'call_jaxpr')  # what primitives call the jaxpr inside them
 
 
 class Tensor(NamedTuple):
@@ -153,12 +153,11 @@ class Converter:
             name, c = 'mul', 1 / c
         if name == 'mul':
             c, x = c * x.scale, x._replace(scale=1)
+        x = self.scaled(x)
         if name == 'max' and c.size == 1 and c.item() == 0:
-            x = self.scaled(x)
             return self.tensor(x, 'Relu', x.name)
         if any(n > 1 and a not in x.axes for a, n in enumerate(c.shape)):
             x = self.ordered(x, channels_first(ndim))
-        x = self.scaled(x)
         if c.ndim:
             own = [a for a in x.axes if a is not None]
             rest = [a for a in range(ndim) if a not in own]  # of size 1
@@ -374,8 +373,8 @@ def absorb(kind: str, value: np.ndarray, layer: Any, weights: dict[str, np.ndarr
         weights[bias] = weights[bias] + value
     else:
         weights[bias] = weights[bias] * value
-        rest = (1,) * (kernel.ndim - 1)
-        weights[layer.input[1]] = kernel * (value.reshape(-1, *rest) if rest[1:] else value)
+        of_kernel = (-1, 1, 1, 1) if layer.op_type == 'Conv' else (1, -1)
+        weights[layer.input[1]] = kernel * value.reshape(of_kernel)
     return True
 
 

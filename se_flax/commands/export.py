@@ -2,7 +2,8 @@
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from se_flax.commands import common
@@ -44,19 +45,22 @@ def _run(args: argparse.Namespace) -> None:
     run(args, common.open_network(args.network, args.dtype, args.fold))
 
 
+def _of(network: Any, export: Callable[..., Any]) -> Callable[..., Any]:
+    return partial(
+        export,
+        network.model,
+        network.variables,
+        network.view.image_size,
+        mean=network.mean,
+        std=network.std,
+    )
+
+
 def _stablehlo(args: argparse.Namespace, trained: Any) -> None:
     from se_flax.export import export_network, save_exported
 
-    network, view = trained.network, trained.network.view
-    exported = export_network(
-        network.model,
-        network.variables,
-        view.image_size,
-        mean=network.mean,
-        std=network.std,
-        batch_size=args.batch_size,
-        platforms=args.platforms or PLATFORMS,
-    )
+    view, platforms = trained.network.view, args.platforms or PLATFORMS
+    exported = _of(trained.network, export_network)(batch_size=args.batch_size, platforms=platforms)
     save_exported(args.out, exported)
     images, logits = exported.in_avals[0].str_short(), exported.out_avals[0].str_short()
     print(
@@ -71,15 +75,8 @@ def _onnx(args: argparse.Namespace, trained: Any) -> None:
     network, view = trained.network, trained.network.view
     layout, opset = args.input or 'nhwc', 17 if args.opset is None else args.opset
     check_known('input', layout, ('nhwc', 'nchw'))
-    exported = export_onnx(
-        network.model,
-        network.variables,
-        view.image_size,
-        mean=network.mean,
-        std=network.std,
-        nchw=layout == 'nchw',
-        opset=opset,
-        metadata=_metadata(trained, layout),
+    exported = _of(network, export_onnx)(
+        nchw=layout == 'nchw', opset=opset, metadata=_metadata(trained, layout)
     )
     save_exported(args.out, exported)
     size, channels = view.image_size, view.channels

@@ -149,6 +149,7 @@ def test_the_gradient_of_the_maximum_is_there_however_xla_rounds():
         want = gradients(params, x)
         got = gradients(*jax.tree.map(lambda v: v.astype(jnp.float32), (params, x)))
     for a, b in zip(*map(jax.tree.leaves, (got, want)), strict=True):
+        assert np.isfinite(b).all()
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * np.abs(b).max())  # float32 rounding
 
 

@@ -4,8 +4,8 @@
 
 Trains once into WORKDIR/reference, then into WORKDIR/disturbed-<seed>. After some steps it sends a
 signal to a process, both chosen by the seed, waits until all processes have ended, and starts them
-again. SIGTERM, SIGUSR1 and SIGINT must end each process with code 143. After SIGKILL the others must end
-within a minute with code 142. Append `--config.FIELD=VALUE` to change the run.
+again. SIGTERM, SIGUSR1 and SIGINT must end each process with code 143. After SIGKILL the others
+must end within a minute with code 142. Append `--config.FIELD=VALUE` to change the run.
 
 Prints a line per kill and a verdict. Exits with code 1 if an exit code is wrong, or if a row of
 metrics.jsonl, DONE, or a bit of the final state differs from the reference. Times are not compared.

@@ -30,9 +30,9 @@ LOST = (
 def connect(processes: Processes, *, heartbeat_seconds: int) -> None:
     """Connects the processes of a run; must be called before any other use of JAX.
 
-    Only process 0 keeps its standard output. Defaults are JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, then those of Cloud
+    Defaults are JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, then those of Cloud
     TPU, SLURM, Open MPI or Kubernetes. A process counts as lost after `heartbeat_seconds` of
-    silence.
+    silence. Only process 0 keeps its standard output.
     """
     coordinator, num_processes, process_id = processes
     coordinator = coordinator or os.environ.get('JAX_COORDINATOR_ADDRESS')

@@ -7,7 +7,6 @@ import pytest
 
 from se_flax.training.preemption import stop_signals
 
-
 SIGNALS = signal.SIGTERM, signal.SIGUSR1, signal.SIGINT
 
 

@@ -80,7 +80,8 @@ def run(
     all_or_none(workdir.check, directory, saved)  # the other processes compare with it
     all_or_none(workdir.check_data, directory, data)
 
-    checkpoints = Checkpointer(directory / workdir.CHECKPOINTS, keep=config.keep_checkpoints)
+    keep, background = config.keep_checkpoints, config.async_checkpoints
+    checkpoints = Checkpointer(directory / workdir.CHECKPOINTS, keep=keep, background=background)
     state, best = checkpoints.restore(abstract) or (init(key), {})
     start = int(state.step)
     if config.init_from and not start:
@@ -89,7 +90,7 @@ def run(
         _describe(plan, state, directory)
     print(f'Workdir: {directory}, {f"resuming from step {start}" if start else "a new run"}.')
     trainer = Trainer(plan, mesh, directory, checkpoints, step, stop_requested, start, best)
-    with trainer.files:
+    with trainer.files, checkpoints:
         state = train(trainer, state, start)
     checkpoints.verify(state)
     on_first(_conclude, directory, trainer.best)

@@ -1,8 +1,10 @@
 """The files of `deploy/` on a real SLURM: two nodes on this machine, disturbed in every way."""
 
 import os
+import pathlib
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -81,17 +83,26 @@ def cluster(tmp_path_factory, environ):
     daemons = []
     with (folder / 'log').open('w') as log:
         try:
-            for command in (munged, ['slurmctld', '-D'], *(['slurmd', '-D', '-N', n] for n in NODES)):
+            for command in (
+                munged,
+                ['slurmctld', '-D'],
+                *(['slurmd', '-D', '-N', n] for n in NODES),
+            ):
                 daemons.append(subprocess.Popen(command, env=env, stdout=log, stderr=log))
                 time.sleep(0.5)
             deadline = time.monotonic() + 60
             sinfo = ['sinfo', '--noheader', '--Node', '--format=%T']
-            while subprocess.run(sinfo, env=env, capture_output=True, text=True).stdout != 'idle\n' * 2:
+            while (
+                subprocess.run(sinfo, env=env, capture_output=True, text=True).stdout
+                != 'idle\n' * 2
+            ):
                 assert time.monotonic() < deadline, (folder / 'log').read_text()
                 time.sleep(0.2)
             yield env
         finally:
-            subprocess.run(['scancel', '--signal=KILL', '--full', '--user=root'], env=env, check=False)
+            subprocess.run(
+                ['scancel', '--signal=KILL', '--full', '--user=root'], env=env, check=False
+            )
             time.sleep(1)
             for daemon in reversed(daemons):
                 daemon.terminate()
@@ -102,26 +113,23 @@ class Job:
     """A script of `deploy/`, submitted with some options and arguments from a folder of its own."""
 
     def __init__(self, cluster, root, folder, script, *arguments, options=()):
-        folder.mkdir(exist_ok=True)
-        for name in ('train_main.py', 'configs', 'se_flax'):
+        for name in ('train_main.py', 'configs'):
             (folder / name).symlink_to(root / name)
         (folder / '.venv').symlink_to(sys.prefix)
-        self.env, self.folder = cluster | {'JAX_NUM_CPU_DEVICES': '1'}, folder
-        self.env['PYTHONPATH'] = str(root)
+        self.env = cluster | {'JAX_NUM_CPU_DEVICES': '1', 'PYTHONPATH': str(root)}
+        self.folder = folder
         command = ['sbatch', '--parsable', *options, root / 'deploy' / script, *arguments]
         self.id = self.run(command).strip()
 
     def run(self, command):
-        done = subprocess.run(
-            command, env=self.env, cwd=self.folder, check=True, capture_output=True, text=True
-        )
-        return done.stdout
+        options = {'stdout': subprocess.PIPE, 'text': True, 'check': True}
+        return subprocess.run(command, env=self.env, cwd=self.folder, **options).stdout
 
     def log(self):
         return ''.join(path.read_text() for path in sorted(self.folder.glob('slurm-*.log')))
 
-    def field(self, name):
-        shown = self.run(['scontrol', 'show', 'job', '--oneliner', self.id])
+    def field(self, name, task=''):
+        shown = self.run(['scontrol', 'show', 'job', '--oneliner', f'{self.id}{task}'])
         return re.search(rf'\b{name}=(\S+)', shown).group(1)
 
     def wait_for_steps(self, number):
@@ -144,32 +152,31 @@ TWO_NODES = ('--ntasks-per-node=1', '--cpus-per-task=1')
 
 
 @pytest.fixture(scope='module')
-def submit(cluster, fields, tmp_path_factory, request):
-    """`submit(*options, fields=...)` trains with `deploy/slurm.sbatch` into `folder / 'run'`."""
-
-    def submit(*options, workdir='run', more=()):
-        folder = tmp_path_factory.mktemp('job')
-        arguments = (f'--workdir={folder / workdir}', *fields, *more)
-        options = (*TWO_NODES, *options)
-        return Job(
-            cluster, request.config.rootpath, folder, 'slurm.sbatch', *arguments, options=options
-        )
-
-    return submit
+def start(cluster, tmp_path_factory, request):
+    """`start(script, *arguments, options=())` submits a script of `deploy/`."""
+    root = request.config.rootpath
+    return lambda *args, **kwargs: Job(
+        cluster, root, tmp_path_factory.mktemp('job'), *args, **kwargs
+    )
 
 
 @pytest.fixture(scope='module')
-def undisturbed(submit):
-    job = submit()
+def train(start, fields):
+    """`train(*options, more=())` trains with `slurm.sbatch`, into the folder `run` of the job."""
+
+    def train(*options, more=()):
+        options = ('--ntasks-per-node=1', '--cpus-per-task=1', *options)
+        return start('slurm.sbatch', '--workdir=run', *fields, *more, options=options)
+
+    return train
+
+
+@pytest.fixture(scope='module')
+def undisturbed(train):
+    job = train()
     assert job.end() == ('COMPLETED', '0:0'), job.log()
-    assert job.log().count('[Gloo]') <= 1
+    assert job.log().count('Workdir: ') == 1
     return job.folder / 'run'
-
-
-def pids(job):
-    """The training processes of a job, and no launcher of theirs."""
-    shown = job.run(['pgrep', '--full', f'^[^ ]*python.* --workdir={job.folder}/run'])
-    return [int(pid) for pid in shown.split()]
 
 
 DISTURBANCES = {
@@ -183,14 +190,78 @@ DISTURBANCES = {
 
 
 @pytest.mark.parametrize('name', DISTURBANCES)
-def test_it_requeues_itself_and_loses_no_step(submit, undisturbed, kill_run, name):
-    job = submit()
+def test_it_requeues_itself_and_loses_no_step(train, undisturbed, kill_run, name):
+    job = train()
     job.wait_for_steps(5)
     job.run(DISTURBANCES[name].format(id=job.id).split())
     assert job.end() == ('COMPLETED', '0:0'), job.log()
     assert job.field('Restarts') == '1'
-    stopped = re.findall(r'stopped after step (\d+)', job.log())
-    assert len(stopped) == 1, job.log()
-    assert f'resuming from step {stopped[0]}' in job.log()
-    print(f'{name}: stopped after step {stopped[0]}')
+    assert job.log().count('Exited with exit code 143') == 2
+    [stopped] = re.findall(r'stopped after step (\d+)', job.log())
+    assert f'resuming from step {stopped}' in job.log()
     assert kill_run['differences'](undisturbed, job.folder / 'run') == []
+
+
+@pytest.mark.parametrize('victim', [0, 1])
+def test_a_killed_process_costs_the_steps_since_a_checkpoint(train, undisturbed, kill_run, victim):
+    job = train()
+    job.wait_for_steps(5)
+    processes = job.run(['pgrep', '--full', f'^{job.folder}/.venv/bin/python']).split()
+    name = f'SLURM_PROCID={victim}\0'.encode()
+    [pid] = [p for p in processes if name in pathlib.Path(f'/proc/{p}/environ').read_bytes()]
+    os.kill(int(pid), signal.SIGKILL)
+    assert job.end() == ('COMPLETED', '0:0'), job.log()
+    assert job.field('Restarts') == '1'
+    assert f'task {1 - victim}: Exited with exit code 142' in job.log()
+    assert re.search(r'resuming from step [2-9]', job.log())
+    assert kill_run['differences'](undisturbed, job.folder / 'run') == []
+
+
+def test_two_tasks_of_one_node_are_two_nodes(train, undisturbed, kill_run):
+    job = train('--nodes=1', '--ntasks-per-node=2')
+    assert job.end() == ('COMPLETED', '0:0'), job.log()
+    assert kill_run['differences'](undisturbed, job.folder / 'run') == []
+
+
+def test_a_mistake_is_not_repeated(train):
+    job = train(more=['--config.batch_size=7'])
+    assert job.end() == ('FAILED', '2:0'), job.log()
+    assert job.field('Restarts') == '0'
+
+
+def test_a_cancelled_job_saves_and_stays_away(train):
+    job = train()
+    job.wait_for_steps(5)
+    job.run(['scancel', job.id])
+    state, _ = job.end()
+    assert state == 'CANCELLED'
+    assert job.field('Restarts') == '0'
+    assert 'stopped after step' in job.log()
+
+
+def test_an_array_makes_the_study_of_one_process(start, fields, kill_run, request):
+    """Both tasks are disturbed; the last one has the id of the whole array."""
+    arguments = 'ablate', 'squeeze', '--config', 'configs/quickstart.py', '--seeds', '2', *fields
+    job = start('slurm_ablate.sbatch', *arguments[1:], '--out', 'study', options=('--array=0-1',))
+    runs = 'se_resnet8_cifar', 'se_resnet8_cifar_se.squeeze=max'
+    for task, name in enumerate(runs):
+        rows = job.folder / f'study/runs/{name}/seed0/metrics.jsonl'
+        while len(read_rows(rows)) < 3:
+            assert job.run(['squeue', '--noheader', f'--jobs={job.id}_{task}']), job.log()
+            time.sleep(0.02)
+        job.run(['scancel', '--signal=USR1', f'{job.id}_{task}'])
+    job.end()
+    for task in ('_0', '_1'):
+        assert job.field('JobState', task) == 'COMPLETED', job.log()
+        assert job.field('Restarts', task) == '1'
+    out = job.folder / 'alone'
+    command = [sys.executable, '-m', 'se_flax.cli', *arguments, '--out', out]
+    subprocess.run(command, env=job.env, cwd=request.config.rootpath, check=True)
+    for name in runs:
+        for seed in ('seed0', 'seed1'):
+            workdirs = (folder / 'runs' / name / seed for folder in (out, job.folder / 'study'))
+            assert kill_run['differences'](*workdirs) == []
+    ours, theirs = (read_rows(d / 'results.jsonl') for d in (job.folder / 'study', out))
+    for row in (*ours, *theirs):
+        del row['images_per_second']
+    assert ours == theirs

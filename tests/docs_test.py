@@ -202,7 +202,7 @@ def test_each_block_of_commands_is_run_or_says_that_it_is_not(page):
 def test_commands_parse(page, monkeypatch):
     monkeypatch.chdir(ROOT)
     text = page.read_text().replace('gs://', '/')  # no bucket is within reach of tests
-    for argv in commands(text):
+    for argv in (*commands(text), *commands(text, r'sbatch deploy/slurm\.sbatch')):
         argv = [word for word in argv if word.startswith('-')]
         config, workdir, _ = parse_args(argv, default='configs/quickstart.py')
         assert config.model or config.init_from  # the weights know theirs
@@ -211,6 +211,20 @@ def test_commands_parse(page, monkeypatch):
     for argv in commands('\n'.join(blocks('bash', page)), 'se-flax'):
         _, rest = parser.parse_known_args(argv)
         assert all(word.startswith(('--config.', '$')) for word in rest), argv
+
+
+def test_batch_files_say_their_commands(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    page, train, ablate = (
+        (ROOT / name).read_text()
+        for name in ('docs/guides/clusters.md', 'deploy/slurm.sbatch', 'deploy/slurm_ablate.sbatch')
+    )
+    [argv] = commands(train, r'sbatch deploy/slurm\.sbatch')
+    assert [argv] == commands(page, r'sbatch deploy/slurm\.sbatch')
+    parse_args(argv, default='none')
+    [argv] = commands(ablate, r'sbatch deploy/slurm_ablate\.sbatch')
+    assert [argv] == commands(page, r'sbatch --array=0-7 deploy/slurm_ablate\.sbatch')
+    assert cli.make_parser().parse_known_args(['ablate', *argv])[1] == []
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)

@@ -1,5 +1,6 @@
 """The files of `deploy/` on a real SLURM: two nodes on this machine, disturbed in every way."""
 
+import json
 import os
 import pathlib
 import re
@@ -67,6 +68,28 @@ def cluster(tmp_path_factory, environ):
     if os.getuid():
         pytest.skip('only root can start the nodes of SLURM')
     folder = tmp_path_factory.mktemp('slurm')
+    munged = configure(folder)
+    env = environ | {'PATH': path, 'SLURM_CONF': str(folder / 'slurm.conf')}
+    commands = [munged, ['slurmctld', '-D'], *(['slurmd', '-D', '-N', name] for name in NODES)]
+    daemons = []
+    with (folder / 'log').open('w') as log:
+        try:
+            for command in commands:
+                daemons.append(subprocess.Popen(command, env=env, stdout=log, stderr=log))
+                time.sleep(0.5)
+            until(lambda: states_of_nodes(env) == ['idle', 'idle'], 60, (folder / 'log').read_text)
+            yield env
+        finally:
+            kill = ['scancel', '--signal=KILL', '--full', '--user=root']
+            subprocess.run(kill, env=env, check=False)
+            time.sleep(1)
+            for daemon in reversed(daemons):
+                daemon.terminate()
+                daemon.wait(60)
+
+
+def configure(folder):
+    """Writes what SLURM needs; returns the command of its key server."""
     for name in ('state', *NODES):
         (folder / name).mkdir()
     for i in range(4):
@@ -77,36 +100,21 @@ def cluster(tmp_path_factory, environ):
     text = CONFIGURATION.format(folder=folder, host=HOST, nodes=NODES, ports=free_ports(3))
     (folder / 'slurm.conf').write_text(text)
     options = {'key-file': 'key', 'socket': 'munge', 'pid-file': 'munge.pid', 'seed-file': 'seed'}
-    munged = ['munged', '--force', '--foreground']
-    munged += [f'--{option}={folder / name}' for option, name in options.items()]
-    env = environ | {'PATH': path, 'SLURM_CONF': str(folder / 'slurm.conf')}
-    daemons = []
-    with (folder / 'log').open('w') as log:
-        try:
-            for command in (
-                munged,
-                ['slurmctld', '-D'],
-                *(['slurmd', '-D', '-N', n] for n in NODES),
-            ):
-                daemons.append(subprocess.Popen(command, env=env, stdout=log, stderr=log))
-                time.sleep(0.5)
-            deadline = time.monotonic() + 60
-            sinfo = ['sinfo', '--noheader', '--Node', '--format=%T']
-            while (
-                subprocess.run(sinfo, env=env, capture_output=True, text=True).stdout
-                != 'idle\n' * 2
-            ):
-                assert time.monotonic() < deadline, (folder / 'log').read_text()
-                time.sleep(0.2)
-            yield env
-        finally:
-            subprocess.run(
-                ['scancel', '--signal=KILL', '--full', '--user=root'], env=env, check=False
-            )
-            time.sleep(1)
-            for daemon in reversed(daemons):
-                daemon.terminate()
-                daemon.wait(60)
+    options = [f'--{option}={folder / name}' for option, name in options.items()]
+    return ['munged', '--force', '--foreground', *options]
+
+
+def states_of_nodes(env):
+    command = ['sinfo', '--noheader', '--Node', '--format=%T']
+    return subprocess.run(command, env=env, capture_output=True, text=True).stdout.split()
+
+
+def until(condition, seconds, log):
+    """Waits for a condition; fails with the log."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, log()
+        time.sleep(0.05)
 
 
 class Job:
@@ -133,22 +141,13 @@ class Job:
         return re.search(rf'\b{name}=(\S+)', shown).group(1)
 
     def wait_for_steps(self, number):
-        deadline = time.monotonic() + 120
-        while not re.search(rf'^step {number}/', self.log(), re.M):
-            assert time.monotonic() < deadline, self.log()
-            assert self.field('JobState') not in ('FAILED', 'COMPLETED'), self.log()
-            time.sleep(0.02)
+        until(lambda: re.search(rf'^step {number}/', self.log(), re.M), 120, self.log)
 
     def end(self):
         """Waits for the end; returns the state and the exit code."""
-        deadline = time.monotonic() + 300
-        while self.run(['squeue', '--noheader', f'--jobs={self.id}']):
-            assert time.monotonic() < deadline, self.log()
-            time.sleep(0.2)
+        queue = ['squeue', '--noheader', f'--jobs={self.id}']
+        until(lambda: not self.run(queue), 400, self.log)
         return self.field('JobState'), self.field('ExitCode')
-
-
-TWO_NODES = ('--ntasks-per-node=1', '--cpus-per-task=1')
 
 
 @pytest.fixture(scope='module')
@@ -242,13 +241,12 @@ def test_a_cancelled_job_saves_and_stays_away(train):
 def test_an_array_makes_the_study_of_one_process(start, fields, kill_run, request):
     """Both tasks are disturbed; the last one has the id of the whole array."""
     arguments = 'ablate', 'squeeze', '--config', 'configs/quickstart.py', '--seeds', '2', *fields
+    arguments += ('--config.num_steps=12',)
     job = start('slurm_ablate.sbatch', *arguments[1:], '--out', 'study', options=('--array=0-1',))
     runs = 'se_resnet8_cifar', 'se_resnet8_cifar_se.squeeze=max'
     for task, name in enumerate(runs):
         rows = job.folder / f'study/runs/{name}/seed0/metrics.jsonl'
-        while len(read_rows(rows)) < 3:
-            assert job.run(['squeue', '--noheader', f'--jobs={job.id}_{task}']), job.log()
-            time.sleep(0.02)
+        until(lambda rows=rows: len(read_rows(rows)) >= 3, 120, job.log)
         job.run(['scancel', '--signal=USR1', f'{job.id}_{task}'])
     job.end()
     for task in ('_0', '_1'):
@@ -261,7 +259,11 @@ def test_an_array_makes_the_study_of_one_process(start, fields, kill_run, reques
         for seed in ('seed0', 'seed1'):
             workdirs = (folder / 'runs' / name / seed for folder in (out, job.folder / 'study'))
             assert kill_run['differences'](*workdirs) == []
-    ours, theirs = (read_rows(d / 'results.jsonl') for d in (job.folder / 'study', out))
+    ours, theirs = (
+        [json.loads(line) for line in (folder / 'results.jsonl').read_text().splitlines()]
+        for folder in (job.folder / 'study', out)
+    )
     for row in (*ours, *theirs):
         del row['images_per_second']
+    assert len(ours) == 2
     assert ours == theirs

@@ -19,9 +19,7 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == '__main__':
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback before `stop_signals` handles it
-    code = main(sys.argv[1:])
-    if code in (69, 130):  # a normal exit waits for the other processes, which may be gone
-        sys.stdout.flush()
-        os._exit(code)
-    sys.exit(code)
+    # No traceback before `stop_signals` handles them.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGUSR1, lambda *_: os._exit(143))
+    sys.exit(main(sys.argv[1:]))

@@ -4,8 +4,8 @@
 
 Trains once into WORKDIR/reference, then into WORKDIR/disturbed-<seed>. After some steps it sends a
 signal to a process, both chosen by the seed, waits until all processes have ended, and starts them
-again. SIGTERM and SIGINT must end each process with code 75. After SIGKILL the others must end
-within a minute with code 69. Append `--config.FIELD=VALUE` to change the run.
+again. SIGTERM, SIGUSR1 and SIGINT must end each process with code 143. After SIGKILL the others
+must end within a minute with code 142. Append `--config.FIELD=VALUE` to change the run.
 
 Prints a line per kill and a verdict. Exits with code 1 if an exit code is wrong, or if a row of
 metrics.jsonl, DONE, or a bit of the final state differs from the reference. Times are not compared.
@@ -32,7 +32,7 @@ FIELDS = (
     *('num_steps=1000', 'log_every_steps=1', 'checkpoint_every_steps=5', 'eval_every_steps=250'),
     *('heartbeat_seconds=10', 'keep_checkpoints=2'),
 )
-SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 DEVICES = 2  # per process
 PATIENCE = 60  # seconds until all must have ended
 

@@ -39,9 +39,9 @@ def exit_code(run: Callable[[], int | None], *, trains: bool) -> int:
     """Calls `run` and returns the exit code of the program; prints a line if `run` raises.
 
     0: success. 1: a loss is not finite, or a run of a study failed. 2: an error of the user, the
-    disk, the memory or a missing package. 69: another process of the run is lost. 75: stopped as
-    requested, the same command resumes. 130: interrupted. 141: the output has no reader, as with
-    `| head`. Any other exception is a bug and is raised.
+    disk, the memory or a missing package. 130: interrupted. 141: the output has no reader, as with
+    `| head`. 142: another process of the run is lost. 143: stopped as requested, the same command
+    resumes. Any other exception is a bug and is raised.
 
     `trains` selects the wording for commands that train.
     """
@@ -62,13 +62,13 @@ def exit_code(run: Callable[[], int | None], *, trains: bool) -> int:
             print(f'interrupted, the steps since the last checkpoint are lost; {_resume()}')
         else:
             print('interrupted', file=sys.stderr)
-        return 130
+        return _leave(130)
     except Exception as error:
         code, line = _explain(error, trains)
         if not line:
             raise
-        print(line, file=sys.stdout if code == 75 else sys.stderr)
-        return code
+        print(line, file=sys.stdout if code == 143 else sys.stderr)
+        return _leave(code) if code == 142 else code
 
 
 def _explain(error: Exception, trains: bool) -> tuple[int, str]:
@@ -97,6 +97,15 @@ def _explain(error: Exception, trains: bool) -> tuple[int, str]:
         if isinstance(error, NonFiniteError):
             return 1, f'error: {error}'
     return 1, ''
+
+
+def _leave(code: int) -> int:
+    import jax
+
+    if jax.distributed.is_initialized():  # a normal exit waits for the others, which may be gone
+        sys.stdout.flush()
+        os._exit(code)
+    return code
 
 
 def _resume() -> str:

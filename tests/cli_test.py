@@ -28,7 +28,7 @@ OUT_OF_MEMORY = jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: allocating 21474
         (OUT_OF_MEMORY, True, 2, '', 'error: out of memory: 2.1 GB .* --config.batch_size .*'),
         (KeyboardInterrupt(), False, 130, '', 'interrupted'),
         (KeyboardInterrupt(), True, 130, 'interrupted, .* are lost; to resume: .*', ''),
-        (Preempted(7), True, 75, 'stopped after step 7, nothing is lost; to resume: .*', ''),
+        (Preempted(7), True, 143, 'stopped after step 7, nothing is lost; to resume: .*', ''),
         (NonFiniteError('step 7'), True, 1, '', 'error: step 7 .*'),
     ],
 )

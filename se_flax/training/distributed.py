@@ -1,20 +1,26 @@
 """Training by several processes: how they connect, agree and notice that one was lost."""
 
 import ctypes
+import logging
 import os
 import signal
+import socket
+import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 
 from se_flax.errors import UserError, check_at_least
 
+log = logging.getLogger(__name__)
 Result = TypeVar('Result')
 Processes = tuple[str | None, int | None, int | None]  # coordinator, their number, own number
-PEER_LOST = 69  # EX_UNAVAILABLE of sysexits.h
+PEER_LOST = 142  # next to `preemption.EXIT_CODE`, in the range that schedulers restart
+PATIENCE = 15  # seconds to connect without a warning
 LOST = (
     'another process of this run is gone, or the JAX runtime failed here (see above); '
     'to resume from the last checkpoint, run the same command in every process'
@@ -26,7 +32,7 @@ def connect(processes: Processes, *, heartbeat_seconds: int) -> None:
 
     Defaults are JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, then those of Cloud
     TPU, SLURM, Open MPI or Kubernetes. A process counts as lost after `heartbeat_seconds` of
-    silence.
+    silence. Only process 0 keeps its standard output.
     """
     coordinator, num_processes, process_id = processes
     coordinator = coordinator or os.environ.get('JAX_COORDINATOR_ADDRESS')
@@ -43,6 +49,8 @@ def connect(processes: Processes, *, heartbeat_seconds: int) -> None:
         )
     names = 'heartbeat_timeout_seconds', 'shutdown_timeout_seconds'
     timeouts: Any = dict.fromkeys(names, heartbeat_seconds)
+    waiting = threading.Timer(PATIENCE, _report_waiting)
+    waiting.start()
     try:
         jax.distributed.initialize(coordinator, num_processes, process_id, **timeouts)
     except (ValueError, RuntimeError) as error:
@@ -51,7 +59,23 @@ def connect(processes: Processes, *, heartbeat_seconds: int) -> None:
             f'the processes of this run did not connect: {reason} Set --coordinator=HOST:PORT '
             f'--num-processes=N --process-id=I, or start it with SLURM, Open MPI or on a TPU pod'
         ) from error
+    finally:
+        waiting.cancel()
     _report_aborts()
+    if jax.process_index() > 0:  # a log of many processes would repeat every line
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _report_waiting() -> None:
+    # JAX waits for minutes without a word.
+    address = getattr(global_state, 'coordinator_address', None) or 'an unknown address'
+    host, _, port = address.rpartition(':')
+    try:
+        socket.create_connection((host, int(port)), PATIENCE).close()
+        found = 'it answers, so other processes are missing'
+    except (OSError, ValueError) as error:
+        found = f'{error}; check the name, the port and the firewall'
+    log.warning('not connected after %s s to process 0 at %s: %s', PATIENCE, address, found)
 
 
 def _number(flag: str, value: int | None, variable: str) -> int | None:

@@ -1,4 +1,4 @@
-"""Stopping on request: SIGTERM, as schedulers send it, and Ctrl-C."""
+"""Stopping on request: SIGTERM or SIGUSR1, as schedulers send them, and Ctrl-C."""
 
 import contextlib
 import signal
@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 import jax
 from jax.experimental import multihost_utils
 
-EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later
+EXIT_CODE = 143  # 128 + SIGTERM; Kubernetes JobSets made by xpk restart 42 and 127 to 255
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[int], bool]]:
-    """Yields `step -> whether SIGTERM or Ctrl-C asked to stop`; a second Ctrl-C interrupts at once.
+    """Yields `step -> whether SIGTERM, SIGUSR1 or Ctrl-C asked to stop`.
 
-    A signal to one process stops all, at the same step. Only for the main thread.
+    A second Ctrl-C interrupts. A signal to one process stops all, at the same step. Only for the main thread.
     """
     received = []
 
@@ -28,9 +28,10 @@ def stop_signals() -> Iterator[Callable[[int], bool]]:
 
     if jax.process_count() > 1:
         # jax keeps SIGTERM, and makes the processes agree on a step.
-        handlers, asked = {signal.SIGINT: pass_on}, multihost_utils.reached_preemption_sync_point
+        handlers = {signal.SIGUSR1: pass_on, signal.SIGINT: pass_on}
+        asked = multihost_utils.reached_preemption_sync_point
     else:
-        handlers = {signal.SIGTERM: note, signal.SIGINT: note}
+        handlers = dict.fromkeys((signal.SIGTERM, signal.SIGUSR1, signal.SIGINT), note)
         asked = lambda step: bool(received)  # noqa: E731
     previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:

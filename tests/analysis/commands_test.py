@@ -98,7 +98,7 @@ def test_killed_twice_and_finished_as_two_shards_it_is_the_same(study, tmp_path,
             time.sleep(0.01)
         process.send_signal(number)
         text, _ = process.communicate(timeout=100)
-        assert process.returncode in (-signal.SIGKILL, 75), text
+        assert process.returncode in (-signal.SIGKILL, 143), text
     assert 'nothing is lost; to resume: ' in text
     ended(se_flax(*command, '--shard', '1/2'))
     assert results(out) != results(study)

@@ -7,10 +7,12 @@ import pytest
 
 from se_flax.training.preemption import stop_signals
 
+SIGNALS = signal.SIGTERM, signal.SIGUSR1, signal.SIGINT
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+
+@pytest.mark.parametrize('number', SIGNALS)
 def test_a_signal_only_sets_the_flag(number):
-    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    before = [signal.getsignal(n) for n in SIGNALS]
     with stop_signals() as stop_requested:
         assert not stop_requested(3)
         os.kill(os.getpid(), number)
@@ -18,4 +20,4 @@ def test_a_signal_only_sets_the_flag(number):
         os.kill(os.getpid(), signal.SIGTERM)  # as often as a scheduler likes
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+    assert [signal.getsignal(n) for n in SIGNALS] == before

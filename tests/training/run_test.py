@@ -121,7 +121,7 @@ def test_stopped_twice_it_goes_on_by_the_command_it_names(
         wait_until(lambda step=step: any(r['step'] == step for r in read_rows(rows)), process)
         process.send_signal(number)
         text = process.communicate()[0]
-        assert process.returncode == 75, text
+        assert process.returncode == 143, text
         assert 'Traceback' not in text
         last = text.splitlines()[-1]
         stopped, command = re.fullmatch(
@@ -152,7 +152,7 @@ def test_stopped_before_the_first_step(tmp_path, start_train_main):
     wait_until((tmp_path / 'config.json').exists, process)
     process.send_signal(signal.SIGTERM)
     text = process.communicate()[0]
-    assert process.returncode == 75, text
+    assert process.returncode == 143, text
     assert 'Traceback' not in text
     assert 'stopped after step 0, nothing is lost; to resume: ' in text.splitlines()[-1]
 

@@ -118,12 +118,12 @@ def find_builder(name: str, data_dir: str | None = None) -> tfds.core.DatasetBui
 def data_folder(data_dir: str | os.PathLike | None) -> AnyPath:
     """Returns the folder of tfds, by default TFDS_DATA_DIR or `~/tensorflow_datasets`.
 
-    Raises as `as_path` does, and UserError for a bucket other than `gs://`.
+    Raises as `as_path` does, and UserError for a bucket that is not `gs://`.
     """
-    folder = as_path(data_dir or tfds.core.constants.DATA_DIR)
-    if is_remote(folder) and not os.fspath(folder).startswith('gs://'):
-        raise UserError(f'{data_dir}: data sets are read from disks, mounts and gs:// buckets')
-    return folder
+    folder = os.fspath(data_dir or tfds.core.constants.DATA_DIR)
+    if is_remote(folder) and not folder.startswith('gs://'):
+        raise UserError(f'{folder}: data sets are read from disks, mounts and gs:// buckets')
+    return as_path(folder)
 
 
 def _open_tfds(name: str, split: str, builder: tfds.core.DatasetBuilder) -> TfdsDataset:

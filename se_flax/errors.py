@@ -26,6 +26,10 @@ class MissingError(UserError, FileNotFoundError):
     """A missing file, folder or data set; the message says how to get it."""
 
 
+class UnreachableError(UserError, OSError):
+    """A bucket that cannot be reached; the message has its address."""
+
+
 class Problems:
     """Collects mistakes to raise them together, each once; `wrong` are the names concerned."""
 

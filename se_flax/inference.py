@@ -22,6 +22,7 @@ from se_flax.parallel import data_mesh
 from se_flax.storage import as_path
 from se_flax.training.checkpoint import load
 from se_flax.training.config import base_config
+from se_flax.training.distributed import all_or_none
 from se_flax.training.recipe import make_model, make_start, make_training, make_view
 from se_flax.training.workdir import CHECKPOINTS, read_config
 
@@ -46,7 +47,7 @@ def open_run(workdir: str | os.PathLike, dtype: str | None = None) -> Trained:
     run or no checkpoint yet.
     """
     directory = as_path(workdir)
-    config, class_names = read_config(directory)
+    config, class_names = all_or_none(read_config, directory)
     model = make_model(config, len(class_names))
     _, optimizer = make_training(config, num_steps=2, steps_per_epoch=1)
     init = make_start(config, model, optimizer, data_mesh())
@@ -62,7 +63,7 @@ def open_weights(path: pathlib.Path, dtype: str | None = None) -> Trained:
     """Reads a weights file and the preprocessing stored in it; `dtype` is float32 by default."""
     from se_flax.weights import read_weights  # its extra is not needed for a workdir
 
-    info, variables = read_weights(path)
+    info, variables = all_or_none(read_weights, path)
     model = _with_dtype(
         create_model(info.model, info.num_classes, **info.fields), dtype or 'float32'
     )
@@ -174,25 +175,30 @@ def evaluate_networks(
 
     Each gets images in its own preprocessing, with the views of `protocol`. `batch_size` is rounded
     up to a multiple of the devices; default: the first run's `eval_batch_size`, or 64 per device.
-    Raises UserError as `open_eval_set` and `Evaluator` do, before anything is compiled.
+    In several processes, each reads its part of the images, and all return the same. Raises
+    UserError as `open_eval_set` and `Evaluator` do, before anything is compiled.
     """
     config = _leading(networks)
-    dataset = open_eval_set(networks, data, data_dir)
-    evaluator = Evaluator(
-        [trained.network for trained in networks],
-        dataset,
-        _mesh(networks),
-        protocol,
-        batch_size=config.eval_batch_size if batch_size is None else batch_size,
-        num_threads=config.num_threads,
-        max_corrupt=config.max_corrupt,
-    )
-    return evaluator.run(predictions=predictions, seen=seen)
+
+    def make():
+        return Evaluator(
+            [trained.network for trained in networks],
+            open_eval_set(networks, data, data_dir),
+            _mesh(networks),
+            protocol,
+            batch_size=config.eval_batch_size if batch_size is None else batch_size,
+            num_threads=config.num_threads,
+            max_corrupt=config.max_corrupt,
+        )
+
+    return all_or_none(make).run(predictions=predictions, seen=seen)
 
 
 def _mesh(networks: Sequence[Trained]) -> jax.sharding.Mesh:
     # Callbacks into ONNX Runtime need a program of one device.
     onnx = any(isinstance(trained.network.model, OnnxModel) for trained in networks)
+    if onnx and jax.process_count() > 1:
+        raise UserError('ONNX files are evaluated by one process')
     return data_mesh(jax.devices()[:1]) if onnx else data_mesh()
 
 

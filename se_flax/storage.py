@@ -9,12 +9,12 @@ import json
 import logging
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 from etils import epath
 
-from se_flax.errors import MissingError, UserError, check_known
+from se_flax.errors import MissingError, UnreachableError, UserError, check_known
 
 PACKAGES = {'gs': 'gcsfs', 's3': 's3fs', 'az': 'adlfs'}  # that fsspec needs for each
 AnyPath: TypeAlias = pathlib.Path | epath.Path
@@ -23,7 +23,7 @@ AnyPath: TypeAlias = pathlib.Path | epath.Path
 def as_path(path: str | os.PathLike) -> AnyPath:
     """Returns a local path, with `~` expanded, or one in a bucket.
 
-    Raises UserError for an unknown or unreachable address, and if its package is not installed.
+    Raises UserError for an unknown scheme or a missing package, else as `reaching` does.
     """
     if isinstance(path, AnyPath):
         return path
@@ -32,17 +32,31 @@ def as_path(path: str | os.PathLike) -> AnyPath:
         return pathlib.Path(path).expanduser()
     scheme = text.partition('://')[0]
     check_known('URL scheme', scheme, PACKAGES)
-    logger = logging.getLogger(PACKAGES[scheme])
+    with reaching(text):
+        epath.Path(text).exists()  # the package is imported at the first use
+    return epath.Path(text)
+
+
+@contextlib.contextmanager
+def reaching(path: AnyPath | str) -> Iterator[None]:
+    """Raises UnreachableError for what fails in a bucket, and UserError for a missing package."""
+    if not is_remote(path):
+        yield
+        return
+    text = os.fspath(path)
+    package = PACKAGES[text.partition('://')[0]]
+    logger = logging.getLogger(package)
     logger.disabled = True  # it logs the traceback of what it raises
     try:
-        epath.Path(text).exists()  # the package is imported at the first use
+        yield
     except ImportError as error:
-        raise UserError(f'{text}: {error}; try pip install {PACKAGES[scheme]}') from None
+        raise UserError(f'{text}: {error}; try pip install {package}') from None
+    except UserError:
+        raise
     except Exception as error:  # each package and the network have their own
-        raise UserError(f'cannot reach {text}: {" ".join(str(error).split())}') from error
+        raise UnreachableError(f'cannot reach {text}: {" ".join(str(error).split())}') from error
     finally:
         logger.disabled = False
-    return epath.Path(text)
 
 
 def is_remote(path: AnyPath | str) -> bool:
@@ -56,14 +70,30 @@ def _temporary(path: AnyPath) -> AnyPath:
 
 
 def atomic_write(path: AnyPath, data: bytes) -> None:
-    """Replaces a file durably; readers see the old bytes or the new ones, also after a crash."""
+    """Replaces a file durably; readers see the old bytes or the new ones, also after a crash.
+
+    Raises as `reaching` does.
+    """
     if is_remote(path):
-        path.write_bytes(data)
+        with reaching(path):
+            path.write_bytes(data)
         return
     _temporary(path).write_bytes(data)
     sync(_temporary(path))
     _temporary(path).replace(path)
     sync(path.parent)  # the rename is a change of the folder
+
+
+def copy_missing(source: AnyPath, target: AnyPath, *, last: str) -> None:
+    """Copies the files of a folder that `target` lacks or has in another size; `last` at the end.
+
+    Raises as `reaching` does.
+    """
+    with reaching(target):
+        sizes = {path.name: path.stat().length for path in epath.Path(target).glob('*')}
+        for path in sorted(epath.Path(source).iterdir(), key=lambda path: path.name == last):
+            if path.is_file() and sizes.get(path.name) != path.stat().length:
+                atomic_write(target / path.name, path.read_bytes())
 
 
 def read_json(path: AnyPath) -> Any:

@@ -16,6 +16,8 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from .emulator import emulated_bucket
+
 # Compiling takes longer than running. JAX reads this when it first compiles, here and in children.
 os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
 jax.config.update('jax_num_cpu_devices', 8)
@@ -81,6 +83,13 @@ def own_cache(shared_folder):
     yield
     jax.config.update('jax_compilation_cache_dir', str(shared_folder / 'programs'))
     compilation_cache.reset_cache()
+
+
+@pytest.fixture
+def bucket(monkeypatch, environ):
+    """What an emulator of `gs://` stores; this process and those with `environ` find it."""
+    with emulated_bucket(monkeypatch, environ) as storage:
+        yield storage
 
 
 @pytest.fixture

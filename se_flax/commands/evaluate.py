@@ -1,6 +1,8 @@
 """`se-flax evaluate` prints the error rates of a network or an ensemble."""
 
 import argparse
+import contextlib
+import signal
 from typing import Any
 
 from se_flax.commands.common import (
@@ -14,6 +16,9 @@ from se_flax.commands.common import (
 )
 from se_flax.errors import UserError
 from se_flax.tables import aligned
+from se_flax.training.processes import add_processes, processes_of
+
+HEARTBEAT = 30  # seconds of silence until a process counts as lost
 
 
 def add_to(commands: Any) -> None:
@@ -43,6 +48,7 @@ def add_to(commands: Any) -> None:
     option('--per-class', action='store_true', help='print a table of classes, the worst first')
     text = 'write the five most probable classes of each image to a .csv or .jsonl'
     option('--predictions', type=path, metavar='FILE', help=text)
+    add_processes(parser)
 
 
 def _sizes(text: str) -> tuple[int, ...]:
@@ -54,16 +60,22 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 
 def _run(args: argparse.Namespace) -> None:
+    import jax
+
     from se_flax.evaluation.predictions import Predictions
     from se_flax.evaluation.protocols import Protocol
     from se_flax.inference import evaluate_networks
     from se_flax.progress import Progress
+    from se_flax.training.distributed import connect, on_first
 
     if not args.network:
         raise UserError('nothing to evaluate; give --workdir DIR or --weights FILE.safetensors')
     protocol = Protocol(args.size, args.resize, args.crops, args.average)
-    predictions = Predictions(args.predictions) if args.predictions else None
-    with Progress() as progress:
+    if processes := processes_of(args):
+        connect(processes, heartbeat_seconds=HEARTBEAT)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX would only note it
+    predictions = on_first(Predictions, args.predictions) if args.predictions else None
+    with Progress() if jax.process_index() == 0 else contextlib.nullcontext() as progress:
         networks = [open_network(network, args.dtype, args.fold) for network in args.network]
         result = evaluate_networks(
             networks,
@@ -72,7 +84,7 @@ def _run(args: argparse.Namespace) -> None:
             protocol,
             batch_size=args.batch_size,
             predictions=predictions,
-            seen=progress.show,
+            seen=progress and progress.show,
         )
     if args.per_class:
         print(_class_table(result), end='\n\n')

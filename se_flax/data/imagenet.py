@@ -2,8 +2,9 @@
 
 The tars are listed once; each image is then read in place, so nothing is extracted. One process
 writes a shard and renames it when it is complete. The folder is named `.incomplete` until all
-shards are there. An interrupted build therefore resumes with the missing shards, ends in the same
-bytes as an uninterrupted one, and is never mistaken for a data set.
+shards are there; in a bucket, where folders have no names to change, features.json is written last.
+An interrupted build therefore resumes with the missing shards, ends in the same bytes as an
+uninterrupted one, and is never mistaken for a data set.
 """
 
 import concurrent.futures
@@ -19,6 +20,7 @@ import pathlib
 import shlex
 import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -28,6 +30,7 @@ import numpy as np
 import simplejpeg
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
 from se_flax.data import imagenet_tars
@@ -35,7 +38,15 @@ from se_flax.data.decode import JPEG, decode
 from se_flax.data.imagenet_tars import ENTRY, TARS
 from se_flax.errors import UserError, check_at_least
 from se_flax.progress import Progress
-from se_flax.storage import atomic_write, sync
+from se_flax.storage import (
+    AnyPath,
+    as_path,
+    atomic_write,
+    copy_missing,
+    is_remote,
+    read_json,
+    sync,
+)
 
 NAME = 'imagenet2012'
 VERSION = '5.1.0'  # of tfds's data set, whose features and labels are used
@@ -78,16 +89,15 @@ def build(folder: PathLike, data_dir: PathLike, options: Options) -> None:
     than ImageNet's, and if the build was begun with other tars or options.
     """
     tars = imagenet_tars.find_tars(pathlib.Path(folder))
-    final = pathlib.Path(data_dir) / NAME / VERSION
-    if final.exists():
-        raise UserError(f'{final} exists, but is not a complete data set; delete it first')
-    work = _incomplete(data_dir)
+    final, work = _folders(data_dir)
     plan: dict[str, Any] = {
         'from': os.path.abspath(folder),
         **options._asdict(),
         'tars': {tar.name: [tar.stat().st_size, tar.stat().st_mtime_ns] for tar in tars.values()},
     }
     begun = (work / PLAN).exists()
+    if final.exists() and not (begun and work == final):
+        raise UserError(f'{final} exists, but is not a complete data set; delete it first')
     if begun:
         check_made_with(work, plan)
     pool = concurrent.futures.ProcessPoolExecutor(
@@ -97,25 +107,23 @@ def build(folder: PathLike, data_dir: PathLike, options: Options) -> None:
     )
     try:
         if begun and (work / INDEX).exists():
-            entries = dict(np.load(work / INDEX))
+            entries = dict(np.load(io.BytesIO((work / INDEX).read_bytes())))
         else:
             entries = _list_splits(tars, pool)
         for split, tar in tars.items():
             imagenet_tars.check_counts(split, tar, entries[split], options.allow_other_counts)
         plan['shards'] = {split: num_shards(split, len(entries[split])) for split in tars}
+        there = {path.name for path in work.glob(f'{NAME}-*')}
         shards = [
-            (path, split, part)
+            (work / name, split, part)
             for split, count in plan['shards'].items()
             for i, part in enumerate(np.array_split(entries[split], count))
-            if not (path := work / f'{NAME}-{split}.array_record-{i:05}-of-{count:05}').exists()
+            if (name := f'{NAME}-{split}.array_record-{i:05}-of-{count:05}') not in there
         ]
-        work.parent.mkdir(parents=True, exist_ok=True)
         # The size of images that are encoded again is unknown.
         kept = [part for _, split, part in shards if split != 'train' or not options.quality]
-        needed = sum(int(part['size'].sum()) for part in kept) / 1e9
-        if needed > (free := shutil.disk_usage(work.parent).free / 1e9):
-            raise UserError(f'{work.parent} has {free:.1f} GB free, but {needed:.1f} GB are needed')
-        with _lock(work):
+        needed = sum(int(part['size'].sum()) for part in kept)
+        with _lock(work, needed):
             index = io.BytesIO()
             np.savez(index, train=entries['train'], validation=entries['validation'])
             atomic_write(work / INDEX, index.getvalue())
@@ -128,8 +136,9 @@ def build(folder: PathLike, data_dir: PathLike, options: Options) -> None:
             _wait('images', futures)
             _write_metadata(work, entries, plan)
             (work / INDEX).unlink()
-            work.rename(final)
-            sync(final.parent)
+            if work != final:
+                work.rename(final)
+                sync(final.parent)
     except (OSError, RuntimeError) as error:  # ArrayRecord and a broken pool raise RuntimeError
         raise UserError(
             f'{NAME!r} cannot be built: {error}; finished shards are kept: run the same command '
@@ -141,8 +150,8 @@ def build(folder: PathLike, data_dir: PathLike, options: Options) -> None:
 
 def read_plan(folder: PathLike) -> dict[str, Any]:
     """Reads how a data set was made; one that another program made keeps all bytes."""
-    path = pathlib.Path(folder) / PLAN
-    return json.loads(path.read_text()) if path.exists() else {'max_side': None, 'quality': None}
+    path = as_path(folder) / PLAN
+    return read_json(path) if path.exists() else {'max_side': None, 'quality': None}
 
 
 def check_made_with(folder: PathLike, wanted: dict[str, Any]) -> None:
@@ -164,7 +173,7 @@ def check_made_with(folder: PathLike, wanted: dict[str, Any]) -> None:
 
 def how_to_prepare(data_dir: PathLike, option: str = '') -> str:
     """Returns the message for a missing data set; `option` is the command's for `data_dir`."""
-    work = _incomplete(data_dir)
+    _, work = _folders(data_dir)
     command = f'se-flax data prepare {NAME} --from'
     if not (work / PLAN).exists():
         return (
@@ -233,10 +242,14 @@ def serialize(image: bytes, label: int, name: bytes) -> bytes:
     return example.SerializeToString(deterministic=True)
 
 
-def write_shard(
-    shard: pathlib.Path, tar: pathlib.Path, entries: np.ndarray, options: Options
-) -> None:
+def write_shard(shard: AnyPath, tar: pathlib.Path, entries: np.ndarray, options: Options) -> None:
     """Writes images to an ArrayRecord file."""
+    if is_remote(shard):  # where ArrayRecord cannot write
+        with tempfile.TemporaryDirectory() as folder:
+            local = pathlib.Path(folder, shard.name)
+            write_shard(local, tar, entries, options)
+            atomic_write(shard, local.read_bytes())
+        return
     temporary = shard.with_name(f'.{shard.name}.new')
     # JPEG does not compress further, and reads faster uncompressed; tfds groups by one, too.
     writer = ArrayRecordWriter(str(temporary), 'group_size:1,uncompressed')
@@ -253,13 +266,27 @@ def write_shard(
     temporary.replace(shard)
 
 
-def _incomplete(data_dir: PathLike) -> pathlib.Path:
-    return pathlib.Path(data_dir) / NAME / f'{VERSION}.incomplete'
+def _folders(data_dir: PathLike) -> tuple[AnyPath, AnyPath]:
+    """Returns the folders of the complete data set and of one in the making."""
+    final = as_path(data_dir) / NAME / VERSION
+    return final, final if is_remote(final) else final.with_name(f'{VERSION}.incomplete')
 
 
 @contextlib.contextmanager
-def _lock(work: pathlib.Path) -> Iterator[None]:
-    """Makes and locks the folder; the system releases the lock when the process ends."""
+def _lock(work: AnyPath, needed: int) -> Iterator[None]:
+    """Makes and locks the folder; the system releases the lock when the process ends.
+
+    Raises UserError if another process holds it, or its disk has not `needed` bytes. A bucket has
+    no lock; two processes write the same bytes there.
+    """
+    if is_remote(work):
+        yield
+        return
+    work.parent.mkdir(parents=True, exist_ok=True)
+    if needed > (free := shutil.disk_usage(work.parent).free):
+        raise UserError(
+            f'{work.parent} has {free / 1e9:.1f} GB free, but {needed / 1e9:.1f} GB are needed'
+        )
     work.mkdir(exist_ok=True)
     descriptor = os.open(work, os.O_RDONLY)
     try:
@@ -296,36 +323,44 @@ def _list_splits(tars: dict[str, pathlib.Path], pool: concurrent.futures.Executo
     }
 
 
-def _write_metadata(work: pathlib.Path, entries: Entries, plan: dict[str, Any]) -> None:
-    splits = [
-        tfds.core.SplitInfo(
-            name=split,
-            shard_lengths=[len(part) for part in np.array_split(entries[split], count)],
-            num_bytes=sum(path.stat().st_size for path in work.glob(f'{NAME}-{split}.*')),
-            filename_template=tfds.core.ShardedFileTemplate(
-                data_dir=work, dataset_name=NAME, split=split, filetype_suffix='array_record'
-            ),
-        )
-        for split, count in plan['shards'].items()
-    ]
+def _write_metadata(work: AnyPath, entries: Entries, plan: dict[str, Any]) -> None:
+    shards = list(epath.Path(work).glob(f'{NAME}-*'))
     shrunk = ''
     if plan['quality']:
         side = f', shorter side {plan["max_side"]} pixels at most' if plan['max_side'] else ''
         shrunk = f' Training images were encoded again: JPEG quality {plan["quality"]}{side}.'
-    tfds.folder_dataset.write_metadata(
-        data_dir=work,
-        features={
-            'image': tfds.features.Image(encoding_format='jpeg'),
-            'label': tfds.features.ClassLabel(names=imagenet_tars.class_names()),
-            'file_name': tfds.features.Text(),
-        },
-        split_infos=splits,
-        version=VERSION,
-        check_data=False,  # that needs TensorFlow
-        description=f'ImageNet, ILSVRC 2012.{shrunk}',
-        supervised_keys=('image', 'label'),
-        homepage='https://image-net.org/',
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        splits = [
+            tfds.core.SplitInfo(
+                name=split,
+                shard_lengths=[len(part) for part in np.array_split(entries[split], count)],
+                num_bytes=sum(p.stat().length for p in shards if f'-{split}.' in p.name),
+                filename_template=tfds.core.ShardedFileTemplate(
+                    data_dir=folder, dataset_name=NAME, split=split, filetype_suffix='array_record'
+                ),
+            )
+            for split, count in plan['shards'].items()
+        ]
+        named = [pathlib.Path(folder, shard.name) for shard in shards]
+        for path in named:  # tfds reads only the names
+            path.touch()
+        tfds.folder_dataset.write_metadata(
+            data_dir=folder,
+            features={
+                'image': tfds.features.Image(encoding_format='jpeg'),
+                'label': tfds.features.ClassLabel(names=imagenet_tars.class_names()),
+                'file_name': tfds.features.Text(),
+            },
+            split_infos=splits,
+            version=VERSION,
+            check_data=False,  # that needs TensorFlow
+            description=f'ImageNet, ILSVRC 2012.{shrunk}',
+            supervised_keys=('image', 'label'),
+            homepage='https://image-net.org/',
+        )
+        for path in named:
+            path.unlink()
+        copy_missing(pathlib.Path(folder), work, last=tfds.core.constants.FEATURES_FILENAME)
     sync(work)
 
 

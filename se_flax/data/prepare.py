@@ -8,8 +8,9 @@ from tensorflow_datasets.core.download.download_manager import NonMatchingChecks
 
 from se_flax.data import imagenet, sources
 from se_flax.data.fashion_mnist import DEBIAN_FOLDER, FashionMnist
-from se_flax.data.sources import FOLDER, find_builder
+from se_flax.data.sources import FOLDER, data_folder, find_builder
 from se_flax.errors import MissingError, UserError
+from se_flax.storage import AnyPath, copy_missing, is_remote
 
 
 def check(name: str, data_dir: str | None = None) -> str:
@@ -50,12 +51,14 @@ def prepare(
 ) -> str:
     """Builds the data set `name` if it is not there; returns `check`'s description of it.
 
-    It is written below `data_dir` (default: where tfds looks), and renamed once it is complete.
+    It is written below `data_dir` (default: where tfds looks), and found there once it is complete.
     `imagenet2012` is made from the two tars in `folder`, with `se_flax.data.imagenet.Options`;
     `fashion_mnist` from the four files in `folder`, or a download; other names by tfds. Raises
     UserError if `name` cannot be built, and MissingError for a missing folder or tar.
     """
-    data_dir = data_dir and os.path.expanduser(data_dir)
+    root = data_folder(data_dir)
+    if folder is not None and is_remote(folder):
+        raise UserError(f'--from={os.fspath(folder)}: the files must be on a disk or a mount')
     if folder is not None and name not in (imagenet.NAME, FashionMnist.name):
         raise UserError(f'--from is for {imagenet.NAME} and {FashionMnist.name}, not for {name!r}')
     if any(options.values()) and name != imagenet.NAME:
@@ -73,14 +76,25 @@ def prepare(
             imagenet.check_made_with(find_builder(name, data_dir).data_dir, how._asdict())
         return description
     if name == imagenet.NAME and folder is not None:
-        data_dir = data_dir or tfds.core.constants.DATA_DIR
-        imagenet.build(os.path.expanduser(folder), data_dir, how)
+        imagenet.build(os.path.expanduser(folder), root, how)
+    elif is_remote(root):
+        _build_and_copy(name, root, folder)
     else:
-        _build(name, data_dir, folder)
+        _build(name, root, folder)
     return check(name, data_dir)
 
 
-def _build(name: str, data_dir: str | None, folder: str | os.PathLike | None) -> None:
+def _build_and_copy(name: str, root: AnyPath, folder: str | os.PathLike | None) -> None:
+    # tfds cannot write ArrayRecord files to a bucket.
+    default = tfds.core.constants.DATA_DIR
+    local = '~/tensorflow_datasets' if is_remote(default) else default
+    prepare(name, local, folder)
+    builder = find_builder(name, local)
+    target = root / builder.info.full_name
+    copy_missing(builder.data_path, target, last=tfds.core.constants.FEATURES_FILENAME)
+
+
+def _build(name: str, data_dir: AnyPath, folder: str | os.PathLike | None) -> None:
     hint = ''
     try:
         if name == FashionMnist.name:

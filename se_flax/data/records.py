@@ -4,6 +4,7 @@ import bisect
 import concurrent.futures
 import contextlib
 import os
+import re
 import resource
 import struct
 from collections.abc import Sequence
@@ -16,15 +17,22 @@ from google.protobuf.message import DecodeError as ProtoError
 from tensorflow_datasets.proto import tf_example_pb2
 
 from se_flax.data.decode import DecodeError
-from se_flax.errors import UserError
+from se_flax.errors import UnreachableError, UserError
+from se_flax.storage import is_remote
 
 Paths = Sequence[str | os.PathLike]
+OUT_OF_REACH = re.compile(r'(?i)permanent error|retry policy')  # of Google's C++ client
 Records: TypeAlias = grain.sources.RandomAccessDataSource[bytes]
 
 
 def open_records(paths: Paths, file_format: str) -> Records:
     """Opens shards, in order, as one sequence; UserError for a format or shard it cannot read."""
     if file_format == 'tfrecord':
+        if is_remote(paths[0]):
+            raise UserError(
+                f'{os.fspath(paths[0])}: TFRecord files must be on a disk or a mount; ArrayRecord '
+                f'files may be in a bucket'
+            )
         return TFRecords(paths)
     if file_format != 'array_record':
         raise UserError(
@@ -39,7 +47,17 @@ def open_records(paths: Paths, file_format: str) -> Records:
     try:
         return ArrayRecordDataSource([str(path) for path in paths])
     except RuntimeError as error:
+        check_reached(error)
         raise UserError(f'a shard is damaged or truncated: {error}') from error
+
+
+def check_reached(error: Exception) -> None:
+    """Raises UnreachableError if ArrayRecord raised `error` because of a bucket, not of a record.
+
+    Its reader tries again for 15 minutes before that.
+    """
+    if OUT_OF_REACH.search(str(error)):
+        raise UnreachableError(f'cannot reach the data: {" ".join(str(error).split())}') from error
 
 
 class TFRecords:

@@ -10,14 +10,16 @@ import shlex
 
 import numpy as np
 import tensorflow_datasets as tfds
+from etils import epath
 from tensorflow_datasets.core import read_only_builder
 
 from se_flax.data import imagenet
 from se_flax.data.dataset import Dataset, digest
 from se_flax.data.decode import DecodeError
 from se_flax.data.folder import open_folder
-from se_flax.data.records import Records, open_records, parse_example
+from se_flax.data.records import Records, check_reached, open_records, parse_example
 from se_flax.errors import MissingError, UserError, check_known
+from se_flax.storage import AnyPath, as_path, is_remote, reaching
 
 # The tfds splits of each; of an eval split's, the first that exists: ImageNet's test has no labels.
 SPLITS = {'train': ('train',), 'eval': ('validation', 'test')}
@@ -44,6 +46,7 @@ class TfdsDataset(Dataset):
         try:
             record = self.records[i]
         except (RuntimeError, OSError) as error:  # ArrayRecord raises RuntimeError
+            check_reached(error)
             raise DecodeError(str(error)) from error
         return parse_example(record)
 
@@ -97,20 +100,30 @@ def find_builder(name: str, data_dir: str | None = None) -> tfds.core.DatasetBui
     """Finds the files of a prepared tfds data set; raises as `open_dataset` does."""
     if name == EMBEDDED:
         return tfds.builder_from_directory(pathlib.Path(__file__).parent / EMBEDDED / '1.0.0')
-    data_dir = data_dir and os.path.expanduser(data_dir)
-    with contextlib.suppress(tfds.core.DatasetNotFoundError):
-        return read_only_builder.builder_from_files(name, data_dir=data_dir)
+    root = data_folder(data_dir)
+    with reaching(root), contextlib.suppress(tfds.core.DatasetNotFoundError):
+        return read_only_builder.builder_from_files(name, data_dir=root if data_dir else None)
     plain_name = re.split('[/:]', name)[0]
     names = [*COMMON, *tfds.list_builders(with_community_datasets=False)]
     near = difflib.get_close_matches(plain_name, names, cutoff=0.5)
     check_known('data set', plain_name, names if near else COMMON)  # all of tfds: two screens
-    root = data_dir or tfds.core.constants.DATA_DIR
-    option = f' --data-dir={shlex.quote(str(data_dir))}' if data_dir else ''
+    option = f' --data-dir={shlex.quote(os.fspath(root))}' if data_dir else ''
     if plain_name == imagenet.NAME:
         raise MissingError(imagenet.how_to_prepare(root, option))
     raise MissingError(
         f'data set {name!r} is not in {root}; run: se-flax data prepare {name}{option}'
     )
+
+
+def data_folder(data_dir: str | os.PathLike | None) -> AnyPath:
+    """Returns the folder of tfds, by default TFDS_DATA_DIR or `~/tensorflow_datasets`.
+
+    Raises as `as_path` does, and UserError for a bucket that is not `gs://`.
+    """
+    folder = os.fspath(data_dir or tfds.core.constants.DATA_DIR)
+    if is_remote(folder) and not folder.startswith('gs://'):
+        raise UserError(f'{folder}: data sets are read from disks, mounts and gs:// buckets')
+    return as_path(folder)
 
 
 def _open_tfds(name: str, split: str, builder: tfds.core.DatasetBuilder) -> TfdsDataset:
@@ -128,7 +141,9 @@ def _open_tfds(name: str, split: str, builder: tfds.core.DatasetBuilder) -> Tfds
                 f'it has {", ".join(sorted(info.features))}'
             )
     paths, count = info.splits[tfds_split].filepaths, info.splits[tfds_split].num_examples
-    absent = [path for path in paths if not path.exists()]
+    with reaching(builder.data_dir):
+        there = {path.name for path in epath.Path(builder.data_dir).iterdir()}  # one request
+    absent = [path for path in paths if path.name not in there]
     if absent:
         raise MissingError(
             f'data set {name!r} lacks {len(absent)} of its {len(paths)} {tfds_split} files, such '

@@ -169,8 +169,7 @@ class Checkpointer(contextlib.AbstractContextManager):
         leaves differ from those of `target`.
         """
         # One process reads and hashes each file, the others rely on it.
-        newest, refused = on_first(_newest_good, self.directory) or (-1, [])
-        newest = broadcast(newest)
+        newest, refused = _agree_on_newest(self.directory)
         restored = None if newest < 0 else _read(self.directory / str(newest), target)
         for each in refused:
             names = (f'{each.kind}-{each.folder.name}-{n}' for n in itertools.count())
@@ -209,7 +208,7 @@ class Checkpointer(contextlib.AbstractContextManager):
 def load(directory: str | os.PathLike, target: Any) -> tuple[Any, dict[str, Any]]:
     """Restores like `Checkpointer`, but only reads; raises MissingError if nothing is saved."""
     directory = _absolute(directory)
-    newest, _ = _newest_good(directory)
+    newest, _ = _agree_on_newest(directory)
     if newest < 0:
         raise MissingError(f'no finished checkpoint in {directory}; train first')
     return _read(directory / str(newest), target)
@@ -219,6 +218,12 @@ class _Refused(Exception):  # `kind` is 'damaged' or 'incomplete'
     def __init__(self, folder: epath.Path, kind: str, reason: str):
         super().__init__(f'checkpoint {folder} is {kind}: {reason}')
         self.folder, self.kind = folder, kind
+
+
+def _agree_on_newest(directory: epath.Path) -> tuple[int, list[_Refused]]:
+    """Returns what process 0 finds; only there with what is wrong with newer steps."""
+    newest, refused = on_first(_newest_good, directory) or (-1, [])
+    return broadcast(newest), refused
 
 
 def _newest_good(directory: epath.Path) -> tuple[int, list[_Refused]]:

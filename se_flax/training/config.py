@@ -21,8 +21,8 @@ from se_flax.data.transforms import CROPS, INTERPOLATIONS
 from se_flax.errors import Problems, UserError, check_known, check_multiple
 from se_flax.models import Network, check_model, create_model
 from se_flax.storage import AnyPath, as_path
-from se_flax.training.distributed import Processes
 from se_flax.training.optimizer import SCHEDULES
+from se_flax.training.processes import Processes, add_processes, processes_of
 
 
 class Field(NamedTuple):
@@ -138,7 +138,7 @@ MACHINE = {
     'compilation_cache': Field(
         '~/.cache/se_flax', 'Folder that keeps compiled programs; empty for none.', machine=True
     ),
-    'async_checkpoints': Field(True, 'Write checkpoints while training goes on.', machine=True),
+    'async_checkpoints': Field(True, 'Write checkpoints in the background.', machine=True),
     'shard_optimizer': Field(False, 'Split the optimizer state over the devices.', machine=True),
     'heartbeat_seconds': Field(30, 'Silence until a process counts as lost.', **SECONDS, least=1),
     'watchdog_seconds': Field(300.0, 'Time until hangs are logged; 0: never.', **SECONDS, least=0),
@@ -203,24 +203,13 @@ def parse_args(argv: Sequence[str], default: str) -> tuple[ConfigDict, AnyPath, 
     )
     parser.add_argument('--config', default=default, metavar='FILE[:ARGUMENT]')
     parser.add_argument('--workdir', help='default: runs/<name of the config>')
-    many = parser.add_argument_group('several processes, each started with this command')
-    many.add_argument(
-        '--distributed',
-        action='store_true',
-        help='read the three options below from Cloud TPU, SLURM, Open MPI, or the variables '
-        'JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID',
-    )
-    many.add_argument('--coordinator', metavar='HOST:PORT', help='of process 0, with a free port')
-    many.add_argument('--num-processes', type=int, metavar='N')
-    many.add_argument('--process-id', type=int, metavar='I', help='0 to N - 1')
+    add_processes(parser)
     args, rest = parser.parse_known_args(argv)
     config = make_config(args.config, parse_assignments(rest, FLAGS))
     file, colon, argument = args.config.partition(':')
     name = pathlib.Path(file).stem + colon.replace(':', '-') + argument
-    processes = args.coordinator, args.num_processes, args.process_id
-    distributed = args.distributed or processes != (None, None, None)
     workdir = as_path(args.workdir or f'runs/{name}')
-    return config.lock(), workdir, processes if distributed else None
+    return config.lock(), workdir, processes_of(args)
 
 
 def parse_assignments(

@@ -15,10 +15,10 @@ from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 
 from se_flax.errors import UserError, check_at_least
+from se_flax.training.processes import Processes
 
 log = logging.getLogger(__name__)
 Result = TypeVar('Result')
-Processes = tuple[str | None, int | None, int | None]  # coordinator, their number, own number
 PEER_LOST = 142  # next to `preemption.EXIT_CODE`, in the range that schedulers restart
 PATIENCE = 15  # seconds to connect without a warning
 LOST = (

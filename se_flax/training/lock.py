@@ -33,7 +33,7 @@ class Lock(contextlib.AbstractContextManager):
         self._workdir, self._path = workdir, workdir / FILE
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
-        self._own = {
+        self._own: dict[str, Any] = {
             'host': socket.gethostname(),
             'pid': os.getpid(),
             'since': time.strftime('%Y-%m-%d %H:%M:%S %Z'),

@@ -23,6 +23,8 @@ from se_flax.data import check, decode, imagenet, open_dataset, prepare
 from se_flax.data.imagenet_tars import list_images, list_tar
 from se_flax.errors import MissingError, UserError
 
+from ..emulator import BUCKET
+
 ROOT = pathlib.Path(__file__).parents[2]
 TRAIN, VALIDATION = 'ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar'
 CMYK, PNG = 'n01440764_0.JPEG', 'n01440764_1.JPEG'  # the formats of the script's first two images
@@ -202,6 +204,32 @@ def test_a_killed_build_resumes(tars, prepared, no_tensorflow, tmp_path, capsys)
     assert all(final[path.name] == time for path, time in written.items())  # not written again
     assert not work.exists()
     assert files_of(data_dir) == files_of(prepared)
+
+
+@pytest.mark.faults
+def test_a_killed_build_in_a_bucket_resumes(bucket, tars, prepared, capsys):
+    env = os.environ | {'PYTHONPATH': str(ROOT)}  # etils would open buckets with TensorFlow
+    data_dir = f'gs://{BUCKET}/tfds'
+    assert run(*command(tars, data_dir), code=DIE, env=env).returncode == -signal.SIGKILL
+
+    def stored():
+        return {
+            about['name'].rpartition('/')[2]: about
+            for about in bucket.get_file_list(BUCKET, 'tfds/imagenet2012/5.1.0/')[0]
+        }
+
+    written = {name: about for name, about in stored().items() if name.startswith('imagenet2012-')}
+    assert 3 <= len(written) < 10
+    assert main(['data', 'check', 'imagenet2012', '--data-dir', data_dir]) == 2
+    said = capsys.readouterr().err
+    assert f'in {data_dir} is not complete: {len(written)} of 10 shards are written' in said
+
+    resume = said.strip().partition('to resume, run: se-flax ')[2]
+    ended = run(*shlex.split(resume), env=env)
+    assert ended.returncode == 0, ended.stderr
+    final = stored()
+    assert all(final[name] == about for name, about in written.items())  # not written again
+    assert {n: bucket.get_file(BUCKET, a['name']) for n, a in final.items()} == files_of(prepared)
 
 
 def test_nothing_is_done_twice(tars, prepared):

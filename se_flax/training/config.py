@@ -187,20 +187,21 @@ def describe_fields() -> str:
     return '\n'.join(lines[1:])
 
 
-def parse_args(argv: Sequence[str], default: str) -> tuple[ConfigDict, AnyPath, Processes | None]:
+def parse_args(argv: Sequence[str]) -> tuple[ConfigDict, AnyPath, Processes | None]:
     """Returns the locked config, the workdir, and the processes for `distributed.connect`, if any.
 
-    `argv` has no program name; `default` is the config file. A UserError lists everything wrong.
+    `argv` is what follows `se-flax train`. A UserError lists everything wrong.
     """
     parser = argparse.ArgumentParser(
-        prog='train_main.py',
+        prog='se-flax train',
         description='Trains a network. The same command resumes a run that was stopped.',
         epilog='Fields of the config, set by --config.FIELD=VALUE such as --config.batch_size=128\n'
         f'\n{describe_fields()}',
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument('--config', default=default, metavar='FILE[:ARGUMENT]')
+    text = f'default: quickstart; a file, or a recipe: {", ".join(recipes())}'
+    parser.add_argument('--config', default='quickstart', metavar='FILE[:ARGUMENT]', help=text)
     parser.add_argument('--workdir', help='default: runs/<name of the config>')
     many = parser.add_argument_group('several processes, each started with this command')
     many.add_argument(
@@ -255,16 +256,24 @@ def make_config(spec: str, assignments: Sequence[tuple[str, str]]) -> ConfigDict
     return config
 
 
-def load_config(spec: str, beside: str = '') -> ConfigDict:
+def recipes() -> dict[str, pathlib.Path]:
+    """Returns the file of each recipe that the package has, by name."""
+    # A link to the `configs/` of the clone, of which an installed package has copies.
+    folder = pathlib.Path(__file__).parents[1] / 'configs'
+    return {path.stem: path for path in sorted(folder.glob('*.py'))}
+
+
+def load_config(spec: str) -> ConfigDict:
     """Returns `get_config()` of a file, or `get_config(ARGUMENT)` for FILE:ARGUMENT.
 
-    With `beside`, such as `__file__`, a relative FILE is in the folder of that file.
+    FILE is a path or the name of a recipe of the package, such as `imagenet:se_resnet50`.
     """
     file, _, argument = spec.partition(':')
-    path = pathlib.Path(beside).parent / pathlib.Path(file).expanduser()
+    path = pathlib.Path(file).expanduser()
     if not path.is_file():
-        siblings = [str(p) for p in sorted((path.parent if path.suffix else path).glob('*.py'))]
-        check_known('config file', file, siblings or ['configs/quickstart.py'])
+        siblings = sorted((path.parent if path.suffix else path).glob('*.py'))
+        check_known('config', file, [*recipes(), *map(str, filter(pathlib.Path.is_file, siblings))])
+        path = recipes()[file]
     try:
         get_config = runpy.run_path(str(path)).get('get_config')
         if not callable(get_config):

@@ -13,6 +13,7 @@ def add_to(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
+    from se_flax.training.clock import describe
     from se_flax.training.config import parse_args
     from se_flax.training.distributed import connect
     from se_flax.training.preemption import stop_signals
@@ -28,3 +29,5 @@ def _run(args: argparse.Namespace) -> None:
         f'{result["examples"]:,} images after {result["step"]:,} steps; '
         f'see {workdir}/ for curves.png, metrics.jsonl and checkpoints/'
     )
+    if 'goodput' in result:  # older runs have none
+        print(describe(result['goodput']))

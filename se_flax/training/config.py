@@ -23,6 +23,7 @@ from se_flax.models import Network, check_model, create_model
 from se_flax.storage import AnyPath, as_path
 from se_flax.training.distributed import Processes
 from se_flax.training.optimizer import SCHEDULES
+from se_flax.training.tracker import find
 
 
 class Field(NamedTuple):
@@ -140,6 +141,8 @@ MACHINE = {
     ),
     'shard_optimizer': Field(False, 'Split the optimizer state over the devices.', machine=True),
     'heartbeat_seconds': Field(30, 'Silence until a process counts as lost.', **SECONDS, least=1),
+    'profile_steps': Field((), 'First and last step to trace into profile/.', machine=True),
+    'tracker': Field('', 'Also gets all rows: wandb, mlflow or MODULE:FUNCTION.', machine=True),
     'watchdog_seconds': Field(300.0, 'Time until hangs are logged; 0: never.', **SECONDS, least=0),
 }
 
@@ -373,6 +376,8 @@ def check_values(config: ConfigDict, num_devices: int | None, problems: Problems
     for name, field in FIELDS.items():
         channels = None if 'in_channels' in problems.wrong else c.in_channels
         check([name], _check_value, name, field, c.get(name), channels)
+    if c.get('tracker'):
+        check(['tracker'], find, c.tracker)
     group = 'batch_size', 'bn_group_size'
     for name in ('batch_size', 'eval_batch_size') if num_devices else ():
         check([name], check_multiple, name, c.get(name), 'the number of devices', num_devices)

@@ -135,6 +135,13 @@ def test_a_run_from_the_quick_start_to_its_export(tmp_path, monkeypatch, capsys,
     assert names['logits'].shape == (5, 10)
 
 
+def test_the_tracker_of_the_docs(tmp_path):
+    names = run_python(DOCS / 'guides/watch.md', {})
+    with names['to_csv']({}, tmp_path) as write:
+        write({'step': 3, 'split': 'train', 'loss': 0.5})
+    assert (tmp_path / 'mine.csv').read_text() == 'train,3,0.5\n'
+
+
 @pytest.mark.parametrize('name', ['start/quickstart', 'start/fine_tune', 'guides/weights'])
 def test_commands_that_a_page_repeats_are_readmes(name):
     """As `.ci/run` and tests/weights/fine_tuning_test.py run those of README."""

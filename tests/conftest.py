@@ -16,6 +16,8 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from se_flax import cli
+
 from .emulator import emulated_bucket
 
 # Compiling takes longer than running. JAX reads this when it first compiles, here and in children.
@@ -151,8 +153,9 @@ def start_train_main(fields, environ):
 @pytest.fixture
 def train_main(fields, own_cache):
     """`train_main(workdir, *arguments)` runs the tiny run in this process, returns the code."""
-    main = runpy.run_path(str(ROOT / 'train_main.py'))['main']
-    return lambda workdir, *arguments: main([f'--workdir={workdir}', *fields, *arguments])
+    return lambda workdir, *arguments: cli.main(
+        ['train', f'--workdir={workdir}', *fields, *arguments]
+    )
 
 
 @pytest.fixture(scope='session')

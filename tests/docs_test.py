@@ -36,7 +36,7 @@ def blocks(language, page):
 
 def commands(text, program=r'python train_main\.py'):
     """The arguments of each command line in a text."""
-    lines = re.findall(rf'(?:\.venv/bin/)?{program}[^"\n;]*', text.replace('\\\n', ''))
+    lines = re.findall(rf'(?:\.venv/bin/)?{program}[^`"\n;]*', text.replace('\\\n', ''))
     return [shlex.split(line, comments=True)[program.count(' ') + 1 :] for line in lines]
 
 
@@ -122,7 +122,7 @@ def test_a_run_from_the_quick_start_to_its_export(tmp_path, monkeypatch, capsys,
 
     assert '--workdir=runs/mine' in mine
     train(mine)
-    [convert] = commands(quickstart.read_text(), 'se-flax')
+    [convert] = commands('\n'.join(blocks('bash', quickstart)), 'se-flax')
     assert cli.main(convert) == 0
     train(longer)
     assert (tmp_path / 'runs/longer/DONE').exists()
@@ -133,6 +133,13 @@ def test_a_run_from_the_quick_start_to_its_export(tmp_path, monkeypatch, capsys,
             assert cli.main(argv) == 0, argv
         names = run_python(page, {})
     assert names['logits'].shape == (5, 10)
+
+
+def test_the_tracker_of_the_docs(tmp_path):
+    names = run_python(DOCS / 'guides/watch.md', {})
+    with names['to_csv']({}, tmp_path) as write:
+        write({'step': 3, 'split': 'train', 'loss': 0.5})
+    assert (tmp_path / 'mine.csv').read_text() == 'train,3,0.5\n'
 
 
 @pytest.mark.parametrize('name', ['start/quickstart', 'start/fine_tune', 'guides/weights'])
@@ -202,14 +209,15 @@ def test_each_block_of_commands_is_run_or_says_that_it_is_not(page):
 def test_commands_parse(page, monkeypatch):
     monkeypatch.chdir(ROOT)
     text = page.read_text().replace('gs://', '/')  # no bucket is within reach of tests
-    for argv in commands(text):
+    for argv in commands(text) + commands(text, 'se-flax train'):
         argv = [word for word in argv if word.startswith('-')]
-        config, workdir, _ = parse_args(argv, default='configs/quickstart.py')
+        config, workdir, _ = parse_args(argv)
         assert config.model or config.init_from  # the weights know theirs
         assert str(workdir).startswith(('runs/', '/'))  # the root: what hosts share
     parser = cli.make_parser()
     for argv in commands('\n'.join(blocks('bash', page)), 'se-flax'):
         _, rest = parser.parse_known_args(argv)
+        rest = [] if argv[0] == 'train' else rest  # parsed above
         assert all(word.startswith(('--config.', '$')) for word in rest), argv
 
 
@@ -219,7 +227,7 @@ def test_each_config_says_its_command(path, monkeypatch):
     said = commands(path.read_text())
     assert said
     for argv in said:
-        parse_args(argv, default='configs/quickstart.py')
+        parse_args(argv)
         named = any(str(path.relative_to(ROOT)) in word for word in argv)
         assert named or path.stem == 'quickstart'
 
@@ -242,7 +250,7 @@ def test_the_reference_is_generated_from_the_code():
     assert [name for name in base_config() if f'| `{name}` |' not in made['fields']] == []
     assert [name for name in list_models() if f'| {name} |' not in made['networks']] == []
     assert [path.name for path in CONFIGS if f'## {path.name}' not in made['recipes']] == []
-    for command in ('python train_main.py', 'se-flax data prepare', 'se-flax analyze excitation'):
+    for command in ('se-flax train', 'se-flax data prepare', 'se-flax analyze excitation'):
         assert f'## {command}\n' in made['commands']
     for name in ('nn.SqueezeExcite', 'models.create_model', 'weights.load_weights', 'data.decode'):
         assert f'::: se_flax.{name}\n' in made['api']

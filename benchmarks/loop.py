@@ -3,7 +3,8 @@
 Trains one run, of the quick start or of any config (`--config`, `--config.FIELD=VALUE`). At regular
 intervals the trainer pauses, and the same step runs repeatedly on one batch that is already on the
 device, for the same time. Noise of the machine thus affects both. On a CPU the threads that read
-images share the processor with the step; their CPU time is reported as well. Writes
+images share the processor with the step; their CPU time is reported as well. With `--saves` each
+round has a checkpoint, and the trainer's time ends when it is on the disk. Writes
 `benchmarks/results/loop.json` and `loop.md`, a row for each command.
 """
 
@@ -23,10 +24,11 @@ from se_flax.data import train_batches
 from se_flax.errors import UserError
 from se_flax.parallel import data_mesh, shard_batch
 from se_flax.tables import markdown
+from se_flax.training import run as run_module
+from se_flax.training.checkpoint import Checkpointer
 from se_flax.training.config import assign, load_config, parse_assignments
 from se_flax.training.metrics_log import read_rows as read_metrics
 from se_flax.training.recipe import make_plan, make_step
-from se_flax.training.run import run
 from se_flax.training.state import make_init
 from se_flax.training.step import jit_train_step
 
@@ -59,7 +61,7 @@ def make_bare(config):
     return bare
 
 
-def alternate(bare, num_steps, pairs):
+def alternate(bare, num_steps, pairs, checkpointers):
     """Yields False at each turn of the trainer; records the seconds of its steps and bare ones."""
     while True:
         begin = time.perf_counter()
@@ -68,18 +70,28 @@ def alternate(bare, num_steps, pairs):
         for _ in range(num_steps):
             yield False
         jax.block_until_ready(jax.live_arrays())  # the trainer's last step is still running
+        for checkpointer in checkpointers:
+            checkpointer.wait()
         pairs.append((middle - begin, time.perf_counter() - middle))
 
 
-def measure(config, rounds, num_steps):
+def measure(config, rounds, num_steps, saves):
     """Returns `(bare, trainer)` seconds of each round, and the rows of the trainer's steps."""
     config.num_steps = (rounds + 1) * num_steps
     config.log_every_steps = num_steps
     # Steady state: the trainer's clock also pauses for evaluations and saves.
     config.eval_every_epochs = config.checkpoint_every_epochs = None
-    turns = alternate(make_bare(config), num_steps, pairs := [])
+    config.checkpoint_every_steps = num_steps if saves else None
+    checkpointers = []
+
+    def noted(*args, **kwargs):
+        checkpointers.append(Checkpointer(*args, **kwargs))
+        return checkpointers[0]
+
+    run_module.Checkpointer = noted
+    turns = alternate(make_bare(config), num_steps, pairs := [], checkpointers)
     with tempfile.TemporaryDirectory() as workdir, contextlib.redirect_stdout(io.StringIO()):
-        run(config, pathlib.Path(workdir), stop_requested=lambda _: next(turns))
+        run_module.run(config, pathlib.Path(workdir), stop_requested=lambda _: next(turns))
         rows = [row for row in read_metrics(f'{workdir}/metrics.jsonl') if row['split'] == 'train']
     return pairs[1:], rows[1:]  # the first round compiles
 
@@ -106,6 +118,7 @@ def main():
     parser.add_argument('--config', default=str(QUICKSTART), help='allows --config.FIELD=VALUE')
     parser.add_argument('--rounds', type=int, default=20)
     parser.add_argument('--steps', type=int, default=50, help='steps of each kind per round')
+    parser.add_argument('--saves', action='store_true', help='save a checkpoint in each round')
     args, rest = parser.parse_known_args()
 
     try:
@@ -115,11 +128,11 @@ def main():
     except UserError as error:
         parser.error(str(error))
     reading = reading_seconds(config)
-    pairs, log = measure(config, args.rounds, args.steps)
+    pairs, log = measure(config, args.rounds, args.steps, args.saves)
     bare, trainer = (statistics.median(seconds) for seconds in zip(*pairs, strict=True))
     ratios = sorted(bare / trainer for bare, trainer in pairs)
     row = {
-        'config': ' '.join([os.path.relpath(args.config), *rest]),
+        'config': ' '.join([os.path.relpath(args.config), *['--saves'] * args.saves, *rest]),
         'rounds': args.rounds,
         'images': config.batch_size,
         'bare_s': bare / args.steps,

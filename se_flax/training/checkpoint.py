@@ -10,12 +10,14 @@ error. So each step folder gets a `manifest.json`, which is written last and rea
       incomplete-400-0/     renamed by `restore`: killed before the manifest was written
 """
 
+import concurrent.futures
 import contextlib
 import hashlib
 import itertools
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -27,26 +29,38 @@ from etils import epath
 
 from se_flax import storage
 from se_flax.errors import MissingError, UserError
-from se_flax.training.distributed import broadcast, lost_a_peer, on_first
+from se_flax.training.distributed import all_gather, broadcast, lost_a_peer, on_first
 
 MANIFEST = 'manifest.json'
 log = logging.getLogger(__name__)
 
-# Orbax logs some forty INFO lines per save through absl's logger; its warnings are kept.
+# Orbax logs some forty INFO lines per save through absl's logger, and the traceback of what its
+# background thread raises again for us; its warnings are kept.
 logging.getLogger('absl').addFilter(
-    lambda record: record.levelno > logging.INFO or 'orbax' not in record.pathname
+    lambda record: 'orbax' not in record.pathname or record.levelno == logging.WARNING
 )
+
+
+def _without_late_writers(kind, error, traceback, hook=sys.excepthook):
+    # Orbax's writers outlive a failed save, and each would print a traceback.
+    if str(error) != 'Event loop is closed':
+        hook(kind, error, traceback)
+
+
+sys.excepthook = _without_late_writers
 
 
 class CheckpointError(UserError):
     """A checkpoint could not be saved, or is not what was saved; earlier ones are untouched."""
 
 
-class Checkpointer:
+class Checkpointer(contextlib.AbstractContextManager):
     """Saves the training state of one run to a folder and restores its newest good step.
 
     A state is a pytree of numeric `jax.Array`s. Only one Checkpointer may use a folder at a time,
-    as it removes what a crashed save left. It keeps the newest `keep` steps, at least 2.
+    as it removes what a crashed save left. It keeps the newest `keep` steps, at least 2. In the
+    `background`, a save returns once the state is copied to the host; leaving the context, or the
+    next save, waits for it.
 
     >>> import tempfile, jax.numpy as jnp
     >>> checkpoints = Checkpointer(tempfile.mkdtemp())
@@ -55,15 +69,21 @@ class Checkpointer:
     ({'w': Array([1., 1., 1.], dtype=float32)}, {'best_top1': 0.5})
     """
 
-    def __init__(self, directory: str | os.PathLike, *, keep: int = 2):
+    def __init__(self, directory: str | os.PathLike, *, keep: int = 2, background: bool = False):
         if keep < 2:
             raise UserError(f'keep={keep} checkpoints leaves none if the newest is damaged; keep 2')
         self.directory = _absolute(directory)
-        self.keep = keep
+        self.keep, self.background = keep, background
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, 'checkpoint')
+        self._saving: tuple[int, concurrent.futures.Future] | None = None  # step, what writes it
         self._writes = jax.process_index() == 0  # the manifests; Orbax has each process write
         if self._writes:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._remove_unfinished()
+
+    def __exit__(self, kind, error, traceback):
+        if error is None or not lost_a_peer(error):  # without a peer no save can finish
+            self.wait()
 
     def steps(self) -> list[int]:
         """Returns the steps in the folder, good or not, ascending."""
@@ -73,8 +93,10 @@ class Checkpointer:
         """Writes `state` and the JSON-able `progress` durably, then removes the oldest steps.
 
         Raises UserError for what cannot be restored exactly, and CheckpointError if the step is not
-        above the newest one or writing fails, which leaves nothing of the step.
+        above the newest one or writing fails, this time or in the background the last time. Nothing
+        is left of a step that failed.
         """
+        self.wait()
         if step <= (newest := max(self.steps(), default=-1)):
             raise CheckpointError(f'step {step} must be above {newest}, the newest checkpoint')
         try:
@@ -83,25 +105,61 @@ class Checkpointer:
             raise UserError(f'progress {progress} cannot be written as JSON: {error}') from None
         _check_numeric(state)
         manifest = {'step': step, 'progress': progress, 'leaves': _describe(state)}
-        folder = self.directory / str(step)
+        # Not CheckpointManager: it remembers steps, skips a save below them without an error, and
+        # removes an old step before the new one has its manifest. The layout is the same.
+        orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state))
         try:
-            with _orbax() as orbax:
-                orbax.save(folder, args=ocp.args.Composite(state=ocp.args.StandardSave(state)))
+            orbax.save(self.directory / str(step), args=args)  # copies the state to the host
+        except Exception as error:
+            raise self._failed(step, error) from error
+        self._saving = step, self._thread.submit(self._finish, orbax, manifest)
+        if not self.background:
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns once the last save is on the disk, in every process; raises if it failed."""
+        if not self._saving:
+            return
+        (step, writing), self._saving = self._saving, None
+        while True:
+            if jax.process_count() == 1:
+                concurrent.futures.wait([writing])
+            # A process whose save failed never reaches the others' barrier; they must not wait.
+            error = writing.exception() if writing.done() else None
+            states = all_gather(2 if error else int(writing.done()))
+            if error:
+                raise error
+            if 2 in states:
+                failed = f'process {list(states).index(2)} could not save step {step}'
+                raise CheckpointError(f'{failed}; see its output')
+            if 0 not in states:
+                return
+            time.sleep(0.02)
+
+    def _finish(self, orbax: ocp.AsyncCheckpointer, manifest: dict[str, Any]) -> None:
+        step = manifest['step']
+        try:
+            with contextlib.closing(orbax):
+                orbax.wait_until_finished()
             if self._writes:
-                _write_manifest(folder, manifest)
+                _write_manifest(self.directory / str(step), manifest)
         except Exception as error:  # Orbax raises ValueError for a full disk
-            if lost_a_peer(error):
-                raise
-            if self._writes:
-                _remove(folder)
-                self._remove_unfinished()
-            raise CheckpointError(
-                f'could not save step {step} to {self.directory} ({error}); '
-                f'earlier steps are untouched: {self.steps() or "none"}'
-            ) from error
+            raise self._failed(step, error) from error
         for old in self.steps()[: -self.keep] if self._writes else ():
             _remove(self.directory / str(old))
-        broadcast(step)  # no process takes a step for saved before all of it is
+
+    def _failed(self, step: int, error: Exception) -> Exception:
+        for each in (error, error.__cause__):  # Orbax turns a lost peer into a TimeoutError
+            if isinstance(each, Exception) and lost_a_peer(each):
+                return each
+        if self._writes:
+            _remove(self.directory / str(step))
+            self._remove_unfinished()
+        return CheckpointError(
+            f'could not save step {step} to {self.directory} ({error}); '
+            f'earlier steps are untouched: {self.steps() or "none"}'
+        )
 
     def restore(self, target: Any) -> tuple[Any, dict[str, Any]] | None:
         """Returns state and progress of the newest good step, or None if no save has finished.
@@ -212,14 +270,8 @@ def _read(folder: epath.Path, target: Any) -> tuple[Any, dict[str, Any]]:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     args = ocp.args.Composite(state=ocp.args.StandardRestore(jax.tree.map(abstract, target)))
-    with _orbax() as orbax:
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as orbax:
         return orbax.restore(folder, args=args).state, manifest['progress']
-
-
-def _orbax() -> ocp.Checkpointer:
-    # Not CheckpointManager: it remembers steps, skips a save below them without an error, and
-    # removes an old step before the new one has its manifest. The layout on disk is the same.
-    return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
 
 
 def _absolute(directory: str | os.PathLike) -> epath.Path:

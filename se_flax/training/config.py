@@ -138,6 +138,7 @@ MACHINE = {
     'compilation_cache': Field(
         '~/.cache/se_flax', 'Folder that keeps compiled programs; empty for none.', machine=True
     ),
+    'async_checkpoints': Field(True, 'Write checkpoints in the background.', machine=True),
     'shard_optimizer': Field(False, 'Split the optimizer state over the devices.', machine=True),
     'heartbeat_seconds': Field(30, 'Silence until a process counts as lost.', **SECONDS, least=1),
     'watchdog_seconds': Field(300.0, 'Time until hangs are logged; 0: never.', **SECONDS, least=0),

@@ -96,17 +96,22 @@ def all_or_none(act: Callable[..., Result], *args: Any, **kwargs: Any) -> Result
         result = act(*args, **kwargs)
     except UserError as error:
         failure = error
-    failed = multihost_utils.process_allgather(np.int32(failure is not None)).reshape(-1)
+    failed = all_gather(failure is not None)
     if failure:
         raise failure
-    if failed.any():
-        raise UserError(f'process {failed.argmax()} failed; see its output')
+    if any(failed):
+        raise UserError(f'process {failed.index(True)} failed; see its output')
     return result
 
 
 def on_first(act: Callable[..., Result], *args: Any) -> Result | None:
     """Calls `act` in process 0; None in the others. If it raises UserError, all raise."""
     return all_or_none(act, *args) if jax.process_index() == 0 else all_or_none(lambda: None)
+
+
+def all_gather(number: int) -> list[int]:
+    """Returns each process's number in every process, once all have called this."""
+    return multihost_utils.process_allgather(np.int32(number)).reshape(-1).tolist()
 
 
 def broadcast(number: int) -> int:

@@ -14,7 +14,8 @@ EXIT_CODE = 143  # 128 + SIGTERM; Kubernetes JobSets made by xpk restart 42 and 
 def stop_signals() -> Iterator[Callable[[int], bool]]:
     """Yields `step -> whether SIGTERM, SIGUSR1 or Ctrl-C asked to stop`.
 
-    A second Ctrl-C interrupts. A signal to one process stops all, at the same step. Only for the main thread.
+    A second Ctrl-C interrupts. A signal to one process stops all, at the same step. Only for the
+    main thread.
     """
     received = []
 

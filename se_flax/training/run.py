@@ -23,6 +23,7 @@ from se_flax.training import curves, fine_tune, memory, optimizer, recipe, summa
 from se_flax.training.checkpoint import Checkpointer
 from se_flax.training.clock import Clock
 from se_flax.training.distributed import all_or_none, broadcast, on_first
+from se_flax.training.lock import Lock
 from se_flax.training.loop import train
 from se_flax.training.metrics_log import MetricsWriter, read_rows
 from se_flax.training.progress import Progress
@@ -71,28 +72,34 @@ def run(
     data = workdir.fingerprints(training=plan.train_set, evaluation=plan.eval_set)
     all_or_none(workdir.check_data, directory, data, allow_changes=config.allow_changed_data)
 
+    held = Lock(directory)
+    on_first(held.check_free)
+
     init = recipe.make_start(config, plan.model, plan.optimizer, mesh)
-    key = jax.random.key(config.seed)
-    abstract = jax.eval_shape(init, key)
+    abstract = jax.eval_shape(init, jax.random.key(config.seed))
     # Compiled before the workdir is claimed: a batch that does not fit in memory leaves no trace.
     step = _compiled_step(plan, mesh, abstract)
-    on_first(workdir.claim, directory, saved, data)
-    all_or_none(workdir.check, directory, saved)  # the other processes compare with it
-    all_or_none(workdir.check_data, directory, data)
-
-    checkpoints = Checkpointer(directory / workdir.CHECKPOINTS, keep=config.keep_checkpoints)
-    state, best = checkpoints.restore(abstract) or (init(key), {})
-    start = int(state.step)
-    if config.init_from and not start:
-        state = fine_tune.start_from(config, state, plan.train_set.class_names)
-    if jax.process_index() == 0:
-        _describe(plan, state, directory)
-    print(f'Workdir: {directory}, {f"resuming from step {start}" if start else "a new run"}.')
-    trainer = Trainer(plan, mesh, directory, checkpoints, step, stop_requested, start, best)
-    with trainer.files:
-        state = train(trainer, state, start)
-    checkpoints.verify(state)
-    on_first(_conclude, directory, trainer.best)
+    with held:
+        on_first(workdir.claim, directory, saved, data)
+        all_or_none(workdir.check, directory, saved)  # the other processes compare with it
+        all_or_none(workdir.check_data, directory, data)
+        keep, background = config.keep_checkpoints, config.async_checkpoints
+        folder = directory / workdir.CHECKPOINTS
+        checkpoints = Checkpointer(folder, keep=keep, background=background)
+        state, best = checkpoints.restore(abstract) or (init(jax.random.key(config.seed)), {})
+        start = int(state.step)
+        if config.init_from and not start:
+            state = fine_tune.start_from(config, state, plan.train_set.class_names)
+        if jax.process_index() == 0:
+            _describe(plan, state, directory)
+        print(f'Workdir: {directory}, {f"resuming from step {start}" if start else "a new run"}.')
+        trainer = Trainer(
+            plan, mesh, directory, held, checkpoints, step, stop_requested, start, best
+        )
+        with trainer.files, checkpoints:
+            state = train(trainer, state, start)
+        checkpoints.verify(state)
+        on_first(_conclude, directory, trainer.best)
     return workdir.finished(directory)
 
 
@@ -103,6 +110,7 @@ class Trainer:
     plan: recipe.Plan
     mesh: Mesh
     directory: AnyPath
+    held: Lock
     checkpoints: Checkpointer
     step: Any  # compiled: state, batch -> state, metrics
     stop_requested: Callable[[int], bool]
@@ -176,6 +184,7 @@ class Trainer:
             self.clock.spending('pause', f'the checkpoint of step {i}'),
             jax.transfer_guard('allow'),  # the processes exchange numbers
         ):
+            on_first(self.held.check)
             if self.rows:
                 self.rows.flush()  # first, so that no checkpoint on disk lacks rows
             self.checkpoints.save(i, state, self.best)

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from se_flax.data import Dataset
 from se_flax.errors import MissingError, UserError
 from se_flax.storage import AnyPath, atomic_write, is_remote, read_json, without_lists
+from se_flax.training import lock
 from se_flax.training.config import ADDED, MACHINE_FIELDS, base_config
 
 log = logging.getLogger(__name__)
@@ -28,8 +29,9 @@ def check(workdir: AnyPath, ours: Mapping[str, Any]) -> None:
     """Raises UserError unless a workdir is new, or its run has the same `saved_config`."""
     if not (workdir / CONFIG).exists():
         _check_folder(workdir)
-        # A `claim` that was killed leaves only the temporary file of `atomic_write`.
-        if workdir.is_dir() and {p.name for p in workdir.iterdir()} - {f'.{CONFIG}.new'}:
+        # A killed `claim` leaves only its lock and the temporary file of `atomic_write`.
+        left = {lock.FILE, f'.{CONFIG}.new'}
+        if workdir.is_dir() and {p.name for p in workdir.iterdir()} - left:
             raise UserError(f'{workdir} is not empty but has no {CONFIG}; use another --workdir')
         return
     theirs = ADDED | _read(workdir)

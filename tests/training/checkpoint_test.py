@@ -13,6 +13,7 @@ import sys
 import textwrap
 import threading
 import time
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -404,7 +405,7 @@ def test_a_writer_that_outlives_a_failed_save_leaves_nothing(two_steps, monkeypa
         writer.start()
         raise ValueError('it said no')
 
-    monkeypatch.setattr(ocp.Checkpointer, 'save', save)
+    monkeypatch.setattr(ocp.AsyncCheckpointer, 'save', save)
     with pytest.raises(CheckpointError, match=r'step 30 .*\(it said no\)'):
         Checkpointer(two_steps).save(30, make_state(30), {})
     writer.join()
@@ -467,6 +468,58 @@ def test_killed_at_random_moments_it_goes_on_from_a_good_step(tmp_path):
         assert started == reached  # whatever an earlier process had finished, and no less
         reached = max((int(path.parent.name) for path in whole), default=0)
     assert reached > 6
+
+
+# In the background
+
+
+@contextlib.contextmanager
+def held_at(place):
+    """Stops a save in the background at the sync of `place`; yields the event that frees it."""
+    sync, reached, free = storage.sync, threading.Event(), threading.Event()
+
+    def waiting_sync(path):
+        if path.name == place:
+            reached.set()
+            assert free.wait(60)
+        sync(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, 'sync', waiting_sync)
+        yield reached, free
+
+
+@pytest.mark.parametrize('count', [1, 8])
+def test_training_continues_on_the_memory_that_is_being_saved(two_steps, count):
+    double = jax.jit(lambda state: jax.tree.map(lambda x: x + x, state), donate_argnums=0)
+    state = make_state(30, sharding=on_devices(count))
+    with held_at('_METADATA') as (reached, free):
+        with Checkpointer(two_steps, background=True) as checkpoints:
+            checkpoints.save(30, state, {'best': 30 / 3})
+            for _ in range(3):
+                state = jax.block_until_ready(double(state))
+            assert reached.wait(60)
+            assert_loads(two_steps, 20)  # incomplete until its manifest is there
+            assert names(two_steps) == ['10', '20', '30']  # and until then the oldest is kept
+            free.set()
+        assert_loads(two_steps, 30)
+        assert names(two_steps) == ['20', '30']
+
+
+@pytest.mark.parametrize('place', PLACES)
+@pytest.mark.parametrize('by', ['save', 'exit'])
+def test_a_failed_save_in_the_background_is_raised_with_its_step(two_steps, place, by):
+    checkpoints = Checkpointer(two_steps, background=True)
+    save = partial(checkpoints.save, 40, make_state(40), {})
+    then = {'save': save, 'exit': partial(checkpoints.__exit__, None, None, None)}[by]
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    message = r'could not save step 30 .*No space left on device.*untouched: \[10, 20\]'
+    with sync_fails(place, two_steps / '30', full):
+        checkpoints.save(30, make_state(30), {})
+        with pytest.raises(CheckpointError, match=message):
+            then()
+    assert names(two_steps) == ['10', '20']
+    assert_loads(two_steps, 20)
 
 
 # Refusals

@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -208,6 +209,18 @@ def test_processes_told_different_things_all_stop(start_processes, tmp_path):
     end(processes, 2)
     assert 'error: process 1 failed; see its output' in output(processes[0])
     assert 'seed was 0, now 1' in output(processes[1])
+
+
+@pytest.mark.faults
+def test_one_process_cannot_write_its_part_of_a_checkpoint(start_processes, tmp_path):
+    """The others wait for it in the background; they must not wait to the end of their patience."""
+    processes = start_processes(2, 1, f'--workdir={tmp_path / "run"}')
+    wait_for_three_steps(processes)
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.prlimit(processes[1].pid, resource.RLIMIT_FSIZE, (1000, hard))
+    end(processes, 2)
+    assert re.search(r'^error: process 1 could not save step \d+;', output(processes[0]), re.M)
+    assert re.fullmatch(r'error: could not save step \d+ .*too large.*\n', output(processes[1]))
 
 
 @pytest.mark.parametrize(

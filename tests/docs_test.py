@@ -154,7 +154,7 @@ def test_commands_that_a_page_repeats_are_readmes(name):
 
 
 def test_the_data_page_lists_data_sets(tmp_path, capsys):
-    every, one = commands((DOCS / 'guides/data.md').read_text(), 'se-flax data check')
+    every, one, _ = commands((DOCS / 'guides/data.md').read_text(), 'se-flax data check')
     assert cli.main(['data', 'check', *every]) == 0
     assert 'fashion_mnist_mini' in capsys.readouterr().out
     assert cli.main(['data', 'check', *one, '--data-dir', str(tmp_path)]) == 2

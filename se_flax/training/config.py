@@ -77,7 +77,7 @@ MODEL = {
 DATA = {
     'data': Field('', 'Data set, one of `se-flax data check` or folder:PATH.'),
     'eval_split': Field(0.0, 'Part of a folder without val to evaluate on.', **SHARE, added=True),
-    'data_dir': Field('', 'Folder of tfds; empty for ~/tensorflow_datasets.', machine=True),
+    'data_dir': Field('', 'Folder or gs:// of tfds; empty: ~/tensorflow_datasets.', machine=True),
     'allow_changed_data': Field(False, 'Resume even if the examples have changed.', machine=True),
     'image_size': Field(224, 'Height and width of input.', **PIXELS, above=0),
     'in_channels': Field(3, 'Channels; 1 reads images as gray.', least=1, from_weights=True),

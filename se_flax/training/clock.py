@@ -20,7 +20,7 @@ KINDS = ('steps', 'device', 'compiling', 'data', 'evaluation', 'saving', 'lost',
 class Clock:
     """Counts each second of this process as one of KINDS, at first as 'other'."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._kind, self._begin = 'other', time.perf_counter()
         self._seconds = dict.fromkeys(KINDS, 0.0)
         self._laps: dict[str, dict[str, float]] = {}

@@ -155,6 +155,15 @@ def test_a_config_says_how_it_is_run_and_is_valid(file):
         assert set(config) == set(base_config())
 
 
+@pytest.mark.parametrize('file', FILES)
+def test_a_recipe_of_the_package_has_a_name(file, tmp_path, monkeypatch):
+    by_path = load_config(file).to_json()
+    monkeypatch.chdir(tmp_path)
+    assert load_config(pathlib.Path(file).stem).to_json() == by_path
+    config, workdir, _ = parse_args(['--config=imagenet:vgg16'])
+    assert (config.model, workdir) == ('vgg16', pathlib.Path('runs/imagenet-vgg16'))
+
+
 def test_every_field_is_used():
     sources = [ROOT / 'train_main.py', *(ROOT / 'se_flax').rglob('*.py')]
     sources = [path for path in sources if path.name != 'config.py']
@@ -184,6 +193,9 @@ MISTAKES = """
 --config=configs/quickstrat.py
 --config=configs
 --config=nowhere/quickstart.py
+--config=quickstrat
+--config=imagenett:vgg16
+--config.tracker=wandbb
 --config=configs/quickstart.py:se_resnet50
 --config=train_main.py
 quickstart

@@ -24,7 +24,7 @@ FAMILIES = {
     'timm_seresnet50': {'stage_sizes': (1, 1, 1, 1)},
     'timm_legacy_seresnet18': {'stage_sizes': (1, 1, 1, 1)},
     'se_resnet20_cifar': {'stage_sizes': (1, 1, 1)},
-    'se_vgg16': {},
+    'se_vgg16': {'width': 16},
     'se_bn_inception': {},
     'se_inception_resnet_v2': {'stage_sizes': (1, 1, 2)},
     'se_mobilenet': {},

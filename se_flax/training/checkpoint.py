@@ -37,6 +37,12 @@ logging.getLogger('absl').addFilter(
     lambda record: record.levelno > logging.INFO or 'orbax' not in record.pathname
 )
 
+# One device writes an array that all have. By Orbax's default each writes a part, and to cut the
+# parts it compiles a program for each shape and device.
+_HANDLERS = ocp.type_handlers.create_type_handler_registry(
+    (jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False))
+)
+
 
 class CheckpointError(UserError):
     """A checkpoint could not be saved, or is not what was saved; earlier ones are untouched."""
@@ -86,7 +92,7 @@ class Checkpointer:
         folder = self.directory / str(step)
         try:
             with _orbax() as orbax:
-                orbax.save(folder, args=ocp.args.Composite(state=ocp.args.StandardSave(state)))
+                orbax.save(folder, args=ocp.args.Composite(state=ocp.args.PyTreeSave(state)))
             if self._writes:
                 _write_manifest(folder, manifest)
         except Exception as error:  # Orbax raises ValueError for a full disk
@@ -206,15 +212,19 @@ def _read(folder: epath.Path, target: Any) -> tuple[Any, dict[str, Any]]:
         sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-    args = ocp.args.Composite(state=ocp.args.StandardRestore(jax.tree.map(abstract, target)))
+    target = jax.tree.map(abstract, target)
+    args = ocp.args.PyTreeRestore(
+        target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)
+    )
     with _orbax() as orbax:
-        return orbax.restore(folder, args=args).state, manifest['progress']
+        return orbax.restore(folder, args=ocp.args.Composite(state=args)).state, manifest['progress']
 
 
 def _orbax() -> ocp.Checkpointer:
     # Not CheckpointManager: it remembers steps, skips a save below them without an error, and
     # removes an old step before the new one has its manifest. The layout on disk is the same.
-    return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+    state = ocp.PyTreeCheckpointHandler(type_handler_registry=_HANDLERS)
+    return ocp.Checkpointer(ocp.CompositeCheckpointHandler(state=state))
 
 
 def _absolute(directory: str | os.PathLike) -> epath.Path:

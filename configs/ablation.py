@@ -28,7 +28,7 @@ from se_flax.training.config import load_config
 
 
 def get_config(model: str = 'se_resnet50'):
-    c = load_config(f'imagenet.py:{model}', beside=__file__)
+    c = load_config(f'imagenet:{model}')
     if model.startswith('se_'):
         c.model_fields.se = {'use_bias': False}
 

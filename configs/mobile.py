@@ -17,7 +17,7 @@ from se_flax.training.config import load_config
 
 
 def get_config(model: str = 'se_mobilenet'):
-    c = load_config(f'imagenet.py:{model}', beside=__file__)
+    c = load_config(f'imagenet:{model}')
     c.crop_area = (0.25, 1.0)  # "slightly less aggressive"
 
     c.batch_size = 256

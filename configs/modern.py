@@ -13,7 +13,7 @@ from se_flax.training.config import load_config
 
 
 def get_config(model: str = 'se_resnet50'):
-    c = load_config(f'imagenet.py:{model}', beside=__file__)
+    c = load_config(f'imagenet:{model}')
     c.model_fields.zero_init = True  # units start as identities; only ResNets have this field
     c.dtype = 'bfloat16'
 

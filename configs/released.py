@@ -19,7 +19,7 @@ from se_flax.training.config import load_config
 
 
 def get_config(model: str = 'se_resnet50'):
-    c = load_config(f'imagenet.py:{model}', beside=__file__)
+    c = load_config(f'imagenet:{model}')
     c.rotation = 10.0
     c.jitter = 20.0
 

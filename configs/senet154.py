@@ -28,7 +28,7 @@ from se_flax.training.config import load_config
 
 def get_config(image_size: str = '224'):
     check_known('image size', image_size, ('224', '320'))
-    c = load_config('imagenet.py:senet154', beside=__file__)
+    c = load_config('imagenet:senet154')
     c.image_size = int(image_size)
     c.eval_resize = {'224': 256, '320': 320}[image_size]
 

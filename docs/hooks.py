@@ -148,9 +148,9 @@ def commands() -> str:
 
     os.environ['COLUMNS'] = '100'
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
-        parse_args(['--help'], default='configs/quickstart.py')
-    texts = {'python train_main.py': out.getvalue()}
-    texts |= {parser.prog: parser.format_help() for parser in leaves(cli.make_parser())}
+        parse_args(['--help'])
+    texts = {parser.prog: parser.format_help() for parser in leaves(cli.make_parser())}
+    texts['se-flax train'] = out.getvalue()
     return '\n\n'.join(f'## {name}\n\n```text\n{text}```' for name, text in texts.items())
 
 

@@ -1,4 +1,4 @@
-"""The console script `se-flax`: its parser, and how each command and `train_main.py` end."""
+"""The console script `se-flax`: its parser, and how each command ends."""
 
 import argparse
 import io
@@ -9,17 +9,27 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from se_flax.commands import ablate, analyze, convert, data, evaluate, export, models, predict
+from se_flax.commands import (
+    ablate,
+    analyze,
+    convert,
+    data,
+    evaluate,
+    export,
+    models,
+    predict,
+    train,
+)
 from se_flax.errors import UserError, extra_to_install
 
-COMMANDS = (models, data, evaluate, predict, convert, export, ablate, analyze)
+COMMANDS = (models, data, train, evaluate, predict, convert, export, ablate, analyze)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code, see `exit_code`."""
     parser = make_parser()
     args, rest = parser.parse_known_args(argv)
-    if rest and not args.trains:  # `ablate` takes --config.FIELD=VALUE
+    if rest and not args.trains:  # these take --config.FIELD=VALUE
         parser.error(f'unrecognized arguments: {" ".join(rest)}')
     args.rest = rest
     return exit_code(partial(args.run, args), trains=args.trains)

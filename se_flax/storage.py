@@ -91,9 +91,9 @@ def copy_missing(source: AnyPath, target: AnyPath, *, last: str) -> None:
     """
     with reaching(target):
         sizes = {path.name: path.stat().length for path in epath.Path(target).glob('*')}
-        for path in sorted(epath.Path(source).iterdir(), key=lambda path: path.name == last):
-            if path.is_file() and sizes.get(path.name) != path.stat().length:
-                atomic_write(target / path.name, path.read_bytes())
+    for path in sorted(epath.Path(source).iterdir(), key=lambda path: path.name == last):
+        if path.is_file() and sizes.get(path.name) != path.stat().length:
+            atomic_write(target / path.name, path.read_bytes())
 
 
 def read_json(path: AnyPath) -> Any:

@@ -11,7 +11,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from se_flax import nn
-from se_flax.models import create_model, list_models
+from se_flax.models import bn_inception, create_model, list_models, mobilenet, vgg
 from se_flax.nn import conv, pool
 from se_flax.nn.squeeze_excite import SQUEEZE
 from se_flax.parallel import data_mesh
@@ -214,6 +214,16 @@ def test_the_table_has_every_family():
     assert {type(create_model(name)) for name in NETWORKS} == every
 
 
+@pytest.fixture
+def shallow(monkeypatch):
+    """Networks without `stage_sizes` have some of their units, one of each kind."""
+    modules = {name: bn_inception.MODULES[name] for name in ('3a', '3c', '5b')}
+    monkeypatch.setattr(bn_inception, 'MODULES', modules)
+    monkeypatch.setattr(mobilenet, 'PAIRS', mobilenet.PAIRS[:2])
+    monkeypatch.setattr(vgg, 'STAGES', vgg.STAGES[:2])
+
+
+@pytest.mark.usefixtures('shallow')
 @pytest.mark.parametrize('name', NETWORKS)
 def test_networks_lower_on_every_platform(name):
     """In training; what each operation's derivatives are is tested above."""

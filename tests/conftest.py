@@ -16,10 +16,16 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from se_flax import cli
+
 from .emulator import emulated_bucket
 
 # Compiling takes longer than running. JAX reads this when it first compiles, here and in children.
-os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
+flags = ['--xla_backend_optimization_level=0']
+if jax.__version_info__ < (0, 11):  # later versions have this one code generator less
+    # It compiles four times as fast; CI's stages with flags of their own have the other.
+    flags += ['--xla_cpu_use_fusion_emitters=false', '--xla_cpu_parallel_codegen_split_count=1']
+os.environ.setdefault('XLA_FLAGS', ' '.join(flags))
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 ROOT = pathlib.Path(__file__).parents[1]
@@ -151,8 +157,9 @@ def start_train_main(fields, environ):
 @pytest.fixture
 def train_main(fields, own_cache):
     """`train_main(workdir, *arguments)` runs the tiny run in this process, returns the code."""
-    main = runpy.run_path(str(ROOT / 'train_main.py'))['main']
-    return lambda workdir, *arguments: main([f'--workdir={workdir}', *fields, *arguments])
+    return lambda workdir, *arguments: cli.main(
+        ['train', f'--workdir={workdir}', *fields, *arguments]
+    )
 
 
 @pytest.fixture(scope='session')

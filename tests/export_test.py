@@ -14,8 +14,8 @@ from se_flax.models import fold_batch_norm
 from se_flax.weights import Preprocessing, save_weights
 
 MEAN, STD = (120.0, 121.0, 122.0), (60.0, 61.0, 62.0)
-# Of the largest logit. Another program adds float32 numbers in another order: through ShuffleNet's
-# 50 layers that makes 2e-5. A mean or deviation that is off by one, in one channel, makes 5e-3.
+# Of the largest logit. Another program adds float32 numbers in another order: through 50 layers
+# that makes 2e-5. A mean or deviation that is off by one, in one channel, makes 5e-3.
 ROUNDING = 1e-4
 READER = """
 import sys
@@ -41,16 +41,15 @@ def read_and_call(path, images):
 
 
 @pytest.mark.parametrize(
-    ('name', 'size', 'folded'),
+    ('name', 'size', 'fields', 'folded'),
     [
-        ('se_resnet8_cifar', 32, False),
-        ('se_resnet8_cifar', 32, True),
-        ('se_mobilenet', 64, True),
-        ('se_shufflenet', 64, False),
+        ('se_resnet8_cifar', 32, {}, False),
+        ('se_resnet8_cifar', 32, {}, True),
+        ('se_shufflenet', 64, {'stage_sizes': (1, 1, 2)}, True),  # groups and depthwise
     ],
 )
-def test_another_process_has_the_same_logits(name, size, folded, tmp_path):
-    model = create_model(name, num_classes=7)
+def test_another_process_has_the_same_logits(name, size, fields, folded, tmp_path):
+    model = create_model(name, num_classes=7, **fields)
     images = random_images(3, size, size, 3)
     normalized = (images.astype(np.float32) - np.float32(MEAN)) / np.float32(STD)
     variables = jax.jit(model.init)(jax.random.key(0), normalized)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pathlib
 import re
 import signal
 import subprocess
@@ -306,7 +307,8 @@ def test_mistakes_are_told_in_a_line(reference, images, tmp_path, capsys):
 
 
 def test_the_console_script_is_installed():
-    command = [sys.executable, '-m', 'se_flax.cli', 'evaluate', '--workdir', 'nowhere']
+    script = pathlib.Path(sys.executable).with_name('se-flax')
+    command = [script, 'evaluate', '--workdir', 'nowhere']
     done = subprocess.run(command, text=True, capture_output=True)
     assert done.returncode == 2
     assert done.stderr.startswith('error: nowhere is not the workdir of a run')

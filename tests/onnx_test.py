@@ -29,7 +29,7 @@ NETWORKS = {  # a small one of each kind, and two sizes of its images
     'senet154': ((64, 75), SHALLOW),
     'timm_seresnet50': ((64, 75), SHALLOW),
     'se_resnet20_cifar': ((32, 21), THREE),
-    'se_vgg16': ((64, 75), {}),
+    'se_vgg16': ((64, 75), {'width': 16}),
     'se_bn_inception': ((64, 96), {}),
     'se_inception_resnet_v2': ((75, 96), THREE),
     'se_mobilenet': ((64, 75), {}),

@@ -130,7 +130,9 @@ def test_every_file_is_installed():
         for path in (ROOT / package.replace('.', '/')).glob(pattern)
     }
     files = {path for path in (ROOT / 'se_flax').rglob('*') if path.is_file()}
-    assert installed == {path for path in files if path.suffix not in ('.py', '.pyc')}
+    recipes = {path for path in installed if path.parent.name == 'configs'}
+    assert recipes == {*(ROOT / 'se_flax/configs').glob('*.py')} != set()
+    assert installed - recipes == {path for path in files if path.suffix not in ('.py', '.pyc')}
     assert ROOT / 'se_flax' / 'py.typed' in installed
 
 

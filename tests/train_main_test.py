@@ -2,11 +2,12 @@
 
 import pathlib
 import re
-import runpy
 import subprocess
 import sys
 
 import pytest
+
+from se_flax import cli
 
 pytestmark = pytest.mark.quick
 
@@ -16,11 +17,11 @@ ROOT = pathlib.Path(__file__).parents[1]
 @pytest.fixture
 def fails(tmp_path, capfd):
     """`fails(*arguments)` returns what is printed about a mistake; '{tmp}' is a folder."""
-    main = runpy.run_path(str(ROOT / 'train_main.py'))['main']
 
     def fails(*arguments):
         arguments = [argument.format(tmp=tmp_path) for argument in arguments]
-        assert main([f'--workdir={tmp_path}/run', '--config.cache=false', *arguments]) == 2
+        words = [f'--workdir={tmp_path}/run', '--config.cache=false', *arguments]
+        assert cli.main(['train', *words]) == 2
         out, err = capfd.readouterr()
         assert out == ''
         assert err.startswith('error: ')
@@ -79,8 +80,9 @@ def fails(tmp_path, capfd):
         (['--workdir={tmp}/used/file/run'], r'{tmp}/used/file is a file, so .*/run cannot be .*'),
         (
             [f'--config={ROOT}/configs/quickstrat.py'],
-            r"unknown config file '.*/quickstrat.py': did you mean .*/configs/quickstart.py.*",
+            r"unknown config '.*/quickstrat.py': did you mean .*/configs/quickstart.py.*",
         ),
+        (['--config=quickstrat'], r"unknown config 'quickstrat': did you mean quickstart\?"),
     ],
 )
 def test_a_mistake_is_told_in_a_line(arguments, message, fails, tmp_path):
@@ -101,8 +103,11 @@ def test_a_tilde_in_a_path_is_the_home(tmp_path, monkeypatch, fails):
     assert not (tmp_path / '~').exists()
 
 
-def test_a_mistake_prints_no_traceback():
-    command = [sys.executable, ROOT / 'train_main.py', '--config.batchsize=64']
+@pytest.mark.parametrize(
+    'program', [[ROOT / 'train_main.py'], ['-m', 'se_flax.cli', 'train']], ids=['file', 'command']
+)
+def test_a_mistake_prints_no_traceback(program):
+    command = [sys.executable, *program, '--config.batchsize=64']
     done = subprocess.run(command, text=True, capture_output=True)
     assert done.returncode == 2
     assert done.stdout == ''

@@ -11,7 +11,7 @@ from se_flax.commands.common import add_command, names
 from se_flax.errors import Problems, UserError, check_at_least, check_known
 from se_flax.storage import as_path, is_remote
 
-EXAMPLE = 'se-flax ablate squeeze --config configs/quickstart.py --out runs/squeeze'
+EXAMPLE = 'se-flax ablate squeeze --config quickstart --out runs/squeeze'
 FLAGS = (
     *('--config', '--config.FIELD=VALUE', '--out', '--seeds', '--networks', '--vary'),
     *('--shard', '--runs'),

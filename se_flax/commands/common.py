@@ -8,14 +8,19 @@ from typing import Any
 
 DTYPE = "float32 or bfloat16; default: the run's own, float32 for weights"
 FOLD = 'merge BatchNorm into the convolutions; equal up to rounding'
-DATA_DIR = "of TFDS; default: the run's own, or ~/tensorflow_datasets"
+DATA_DIR = "of TFDS, or gs://; default: the run's own, or ~/tensorflow_datasets"
 
 
 def add_command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], int | None],
+    text: str,
+    **settings: Any,
 ) -> argparse.ArgumentParser:
     """Adds the parser of a command to `add_subparsers()`; `run` returns the exit code."""
-    parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    settings |= {'help': text, 'description': text, 'allow_abbrev': False}
+    parser = commands.add_parser(name, **settings)
     parser.set_defaults(run=run)
     return parser
 

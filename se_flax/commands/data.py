@@ -15,7 +15,7 @@ def add_to(commands: Any) -> None:
     prepare = add_command(verbs, 'prepare', _prepare, 'prepare a data set')
     prepare.add_argument('name', metavar='NAME')
     for parser in (check, prepare):
-        parser.add_argument('--data-dir', help='of TFDS; default: ~/tensorflow_datasets')
+        parser.add_argument('--data-dir', help='of TFDS, or gs://; default: ~/tensorflow_datasets')
     text = 'contains the two tars of imagenet2012, or the four files of fashion_mnist'
     prepare.add_argument('--from', dest='folder', metavar='DIR', help=text)
     of_imagenet = prepare.add_argument_group('imagenet2012').add_argument

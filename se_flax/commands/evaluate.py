@@ -18,8 +18,6 @@ from se_flax.errors import UserError
 from se_flax.tables import aligned
 from se_flax.training.processes import add_processes, processes_of
 
-HEARTBEAT = 30  # seconds of silence until a process counts as lost
-
 
 def add_to(commands: Any) -> None:
     parser = add_command(commands, 'evaluate', _run, 'measure the error rates of trained networks')
@@ -66,13 +64,14 @@ def _run(args: argparse.Namespace) -> None:
     from se_flax.evaluation.protocols import Protocol
     from se_flax.inference import evaluate_networks
     from se_flax.progress import Progress
+    from se_flax.training.config import base_config
     from se_flax.training.distributed import connect, on_first
 
     if not args.network:
         raise UserError('nothing to evaluate; give --workdir DIR or --weights FILE.safetensors')
     protocol = Protocol(args.size, args.resize, args.crops, args.average)
     if processes := processes_of(args):
-        connect(processes, heartbeat_seconds=HEARTBEAT)
+        connect(processes, heartbeat_seconds=base_config().heartbeat_seconds)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX would only note it
     predictions = on_first(Predictions, args.predictions) if args.predictions else None
     with Progress() if jax.process_index() == 0 else contextlib.nullcontext() as progress:

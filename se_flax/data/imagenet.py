@@ -135,7 +135,7 @@ def build(folder: PathLike, data_dir: PathLike, options: Options) -> None:
             }
             _wait('images', futures)
             _write_metadata(work, entries, plan)
-            (work / INDEX).unlink()
+            (work / INDEX).unlink(missing_ok=True)
             if work != final:
                 work.rename(final)
                 sync(final.parent)
@@ -276,8 +276,8 @@ def _folders(data_dir: PathLike) -> tuple[AnyPath, AnyPath]:
 def _lock(work: AnyPath, needed: int) -> Iterator[None]:
     """Makes and locks the folder; the system releases the lock when the process ends.
 
-    Raises UserError if another process holds it, or its disk has not `needed` bytes. A bucket has
-    no lock; two processes write the same bytes there.
+    Raises UserError if another process holds it, or its disk has less than `needed` bytes free. A
+    bucket has no lock; two processes write the same bytes there.
     """
     if is_remote(work):
         yield

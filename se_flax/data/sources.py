@@ -81,9 +81,9 @@ def open_dataset(
     `name` is 'fashion_mnist_mini' (ships with se_flax), 'synthetic', 'folder:PATH' (`open_folder`,
     which takes `eval_split` and `seed`), or a tfds data set such as 'imagenet2012' or
     'imagenet_resized/64x64' with an Image `image` and a ClassLabel `label`, prepared as ArrayRecord
-    or TFRecord files below `data_dir` (default: TFDS_DATA_DIR or `~/tensorflow_datasets`). Its eval
-    split is 'validation', else 'test'. Raises MissingError, with the command that prepares it, for
-    a missing data set.
+    or TFRecord files below `data_dir` (default: TFDS_DATA_DIR or `~/tensorflow_datasets`), the
+    former also in a `gs://` bucket. Its eval split is 'validation', else 'test'. Raises
+    MissingError, with the command that prepares it, for a missing data set, and UnreachableError.
     """
     check_known('split', split, SPLITS)
     if eval_split and not name.startswith(FOLDER):

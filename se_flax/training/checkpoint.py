@@ -40,14 +40,20 @@ logging.getLogger('absl').addFilter(
     lambda record: 'orbax' not in record.pathname or record.levelno == logging.WARNING
 )
 
+# One device writes an array that all have. By Orbax's default each writes a part, and to cut the
+# parts it compiles a program for each shape and device.
+_HANDLERS = ocp.type_handlers.create_type_handler_registry(
+    (jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False))
+)
 
-def _without_late_writers(kind, error, traceback, hook=sys.excepthook):
+
+def _without_late_writers(unraisable, hook=sys.unraisablehook):
     # Orbax's writers outlive a failed save, and each would print a traceback.
-    if str(error) != 'Event loop is closed':
-        hook(kind, error, traceback)
+    if str(unraisable.exc_value) != 'Event loop is closed':
+        hook(unraisable)
 
 
-sys.excepthook = _without_late_writers
+sys.unraisablehook = _without_late_writers
 
 
 class CheckpointError(UserError):
@@ -107,8 +113,8 @@ class Checkpointer(contextlib.AbstractContextManager):
         manifest = {'step': step, 'progress': progress, 'leaves': _describe(state)}
         # Not CheckpointManager: it remembers steps, skips a save below them without an error, and
         # removes an old step before the new one has its manifest. The layout is the same.
-        orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state))
+        orbax = ocp.AsyncCheckpointer(_handler())
+        args = ocp.args.Composite(state=ocp.args.PyTreeSave(state))
         try:
             orbax.save(self.directory / str(step), args=args)  # copies the state to the host
         except Exception as error:
@@ -269,9 +275,17 @@ def _read(folder: epath.Path, target: Any) -> tuple[Any, dict[str, Any]]:
         sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-    args = ocp.args.Composite(state=ocp.args.StandardRestore(jax.tree.map(abstract, target)))
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as orbax:
+    target = jax.tree.map(abstract, target)
+    options = ocp.checkpoint_utils.construct_restore_args(target)
+    args = ocp.args.Composite(state=ocp.args.PyTreeRestore(target, restore_args=options))
+    with ocp.Checkpointer(_handler()) as orbax:
         return orbax.restore(folder, args=args).state, manifest['progress']
+
+
+def _handler() -> ocp.CompositeCheckpointHandler:
+    # Weights hardly compress: 7 % less to write for a third more processor time.
+    options: Any = {'type_handler_registry': _HANDLERS, 'use_compression': False}
+    return ocp.CompositeCheckpointHandler(state=ocp.PyTreeCheckpointHandler(**options))
 
 
 def _absolute(directory: str | os.PathLike) -> epath.Path:

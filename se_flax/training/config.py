@@ -23,6 +23,7 @@ from se_flax.models import Network, check_model, create_model
 from se_flax.storage import AnyPath, as_path
 from se_flax.training.optimizer import SCHEDULES
 from se_flax.training.processes import Processes, add_processes, processes_of
+from se_flax.training.tracker import find
 
 
 class Field(NamedTuple):
@@ -76,7 +77,7 @@ MODEL = {
 DATA = {
     'data': Field('', 'Data set, one of `se-flax data check` or folder:PATH.'),
     'eval_split': Field(0.0, 'Part of a folder without val to evaluate on.', **SHARE, added=True),
-    'data_dir': Field('', 'Folder of tfds; empty for ~/tensorflow_datasets.', machine=True),
+    'data_dir': Field('', 'Folder or gs:// of tfds; empty: ~/tensorflow_datasets.', machine=True),
     'allow_changed_data': Field(False, 'Resume even if the examples have changed.', machine=True),
     'image_size': Field(224, 'Height and width of input.', **PIXELS, above=0),
     'in_channels': Field(3, 'Channels; 1 reads images as gray.', least=1, from_weights=True),
@@ -141,6 +142,8 @@ MACHINE = {
     'async_checkpoints': Field(True, 'Write checkpoints in the background.', machine=True),
     'shard_optimizer': Field(False, 'Split the optimizer state over the devices.', machine=True),
     'heartbeat_seconds': Field(30, 'Silence until a process counts as lost.', **SECONDS, least=1),
+    'profile_steps': Field((), 'First and last step to trace into profile/.', machine=True),
+    'tracker': Field('', 'Also gets all rows: wandb, mlflow or MODULE:FUNCTION.', machine=True),
     'watchdog_seconds': Field(300.0, 'Time until hangs are logged; 0: never.', **SECONDS, least=0),
 }
 
@@ -188,20 +191,21 @@ def describe_fields() -> str:
     return '\n'.join(lines[1:])
 
 
-def parse_args(argv: Sequence[str], default: str) -> tuple[ConfigDict, AnyPath, Processes | None]:
+def parse_args(argv: Sequence[str]) -> tuple[ConfigDict, AnyPath, Processes | None]:
     """Returns the locked config, the workdir, and the processes for `distributed.connect`, if any.
 
-    `argv` has no program name; `default` is the config file. A UserError lists everything wrong.
+    `argv` is what follows `se-flax train`. A UserError lists everything wrong.
     """
     parser = argparse.ArgumentParser(
-        prog='train_main.py',
+        prog='se-flax train',
         description='Trains a network. The same command resumes a run that was stopped.',
         epilog='Fields of the config, set by --config.FIELD=VALUE such as --config.batch_size=128\n'
         f'\n{describe_fields()}',
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument('--config', default=default, metavar='FILE[:ARGUMENT]')
+    text = f'default: quickstart; a file, or a recipe: {", ".join(recipes())}'
+    parser.add_argument('--config', default='quickstart', metavar='FILE[:ARGUMENT]', help=text)
     parser.add_argument('--workdir', help='default: runs/<name of the config>')
     add_processes(parser)
     args, rest = parser.parse_known_args(argv)
@@ -245,16 +249,24 @@ def make_config(spec: str, assignments: Sequence[tuple[str, str]]) -> ConfigDict
     return config
 
 
-def load_config(spec: str, beside: str = '') -> ConfigDict:
+def recipes() -> dict[str, pathlib.Path]:
+    """Returns the file of each recipe that the package has, by name."""
+    # A link to the `configs/` of the clone, of which an installed package has copies.
+    folder = pathlib.Path(__file__).parents[1] / 'configs'
+    return {path.stem: path for path in sorted(folder.glob('*.py'))}
+
+
+def load_config(spec: str) -> ConfigDict:
     """Returns `get_config()` of a file, or `get_config(ARGUMENT)` for FILE:ARGUMENT.
 
-    With `beside`, such as `__file__`, a relative FILE is in the folder of that file.
+    FILE is a path or the name of a recipe of the package, such as `imagenet:se_resnet50`.
     """
     file, _, argument = spec.partition(':')
-    path = pathlib.Path(beside).parent / pathlib.Path(file).expanduser()
+    path = pathlib.Path(file).expanduser()
     if not path.is_file():
-        siblings = [str(p) for p in sorted((path.parent if path.suffix else path).glob('*.py'))]
-        check_known('config file', file, siblings or ['configs/quickstart.py'])
+        siblings = sorted((path.parent if path.suffix else path).glob('*.py'))
+        check_known('config', file, [*recipes(), *map(str, filter(pathlib.Path.is_file, siblings))])
+        path = recipes()[file]
     try:
         get_config = runpy.run_path(str(path)).get('get_config')
         if not callable(get_config):
@@ -354,6 +366,8 @@ def check_values(config: ConfigDict, num_devices: int | None, problems: Problems
     for name, field in FIELDS.items():
         channels = None if 'in_channels' in problems.wrong else c.in_channels
         check([name], _check_value, name, field, c.get(name), channels)
+    if c.get('tracker'):
+        check(['tracker'], find, c.tracker)
     group = 'batch_size', 'bn_group_size'
     for name in ('batch_size', 'eval_batch_size') if num_devices else ():
         check([name], check_multiple, name, c.get(name), 'the number of devices', num_devices)

@@ -18,6 +18,7 @@ from se_flax.parallel import data_mesh
 from se_flax.training import config as configs
 from se_flax.training import fine_tune
 from se_flax.training.optimizer import make_optimizer, make_schedule
+from se_flax.training.profile import check_steps
 from se_flax.training.state import TrainState, make_init
 from se_flax.training.step import TrainStep, make_train_step
 
@@ -75,6 +76,7 @@ def make_plan(config: ConfigDict, num_devices: int) -> Plan:
         train_set, eval_set = (decode_all(s, eval_view.decode) for s in (train_set, eval_set))
     steps_per_epoch = len(train_set) / config.batch_size
     num_steps = total_steps(config, steps_per_epoch)
+    check_steps(config.profile_steps, num_steps)
     every = {what: interval(config, what, steps_per_epoch) for what in configs.INTERVALS}
     model = make_model(config, train_set.num_classes)
     schedule, optimizer = make_training(config, num_steps, steps_per_epoch)

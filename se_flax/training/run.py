@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import logging
 import math
 import os
@@ -26,9 +27,11 @@ from se_flax.training.distributed import all_or_none, broadcast, on_first
 from se_flax.training.lock import Lock
 from se_flax.training.loop import train
 from se_flax.training.metrics_log import MetricsWriter, read_rows
+from se_flax.training.profile import Trace
 from se_flax.training.progress import Progress
 from se_flax.training.state import TrainState
 from se_flax.training.step import jit_train_step
+from se_flax.training.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +53,12 @@ def run(
 ) -> dict[str, Any]:
     """Trains `config` in the workdir `directory`, or resumes from its last checkpoint.
 
-    Returns the last evaluation: `step`, `loss`, `top1`, `top5` (shares, 0 to 1) and `examples`.
+    Returns the last evaluation: `step`, `loss`, `top1`, `top5` (shares, 0 to 1) and `examples`; and
+    the `goodput`, the shares of all time, see `Clock.goodput`.
     Raises UserError for an invalid config, missing data or another run's workdir, NonFiniteError,
     and Preempted after the save that `stop_requested(step)` asked for, see `stop_signals`.
     """
+    clock = Clock()
     # Before anything is compiled; `make_plan` reports what is wrong with the config.
     cache = getattr(config, 'compilation_cache', None)
     if cache and isinstance(cache, str):
@@ -78,7 +83,8 @@ def run(
     init = recipe.make_start(config, plan.model, plan.optimizer, mesh)
     abstract = jax.eval_shape(init, jax.random.key(config.seed))
     # Compiled before the workdir is claimed: a batch that does not fit in memory leaves no trace.
-    step = _compiled_step(plan, mesh, abstract)
+    with clock.spending('compiling', 'compiling the step'):
+        step = _compiled_step(plan, mesh, abstract)
     with held:
         on_first(workdir.claim, directory, saved, data)
         all_or_none(workdir.check, directory, saved)  # the other processes compare with it
@@ -94,12 +100,17 @@ def run(
             _describe(plan, state, directory)
         print(f'Workdir: {directory}, {f"resuming from step {start}" if start else "a new run"}.')
         trainer = Trainer(
-            plan, mesh, directory, held, checkpoints, step, stop_requested, start, best
+            plan, mesh, directory, held, checkpoints, step, stop_requested, start, best, clock
         )
-        with trainer.files, checkpoints:
+        with (
+            trainer.files,
+            clock.spending('saving', 'the last checkpoint'),
+            checkpoints,
+            clock.spending('steps', 'the first step'),
+        ):
             state = train(trainer, state, start)
         checkpoints.verify(state)
-        on_first(_conclude, directory, trainer.best)
+        on_first(_conclude, directory, {'best': trainer.best, 'goodput': clock.goodput()})
     return workdir.finished(directory)
 
 
@@ -112,10 +123,11 @@ class Trainer:
     directory: AnyPath
     held: Lock
     checkpoints: Checkpointer
-    step: Any  # compiled: state, batch -> state, metrics
+    compiled: Any  # the step: state, batch -> state, metrics
     stop_requested: Callable[[int], bool]
     start: int  # the restored step
     best: dict[str, Any]  # `top1` and `step` of the best evaluation; at first the restored ones
+    clock: Clock
 
     def __post_init__(self):
         plan, config = self.plan, self.plan.config
@@ -144,17 +156,29 @@ class Trainer:
         if jax.process_index() == 0:
             rows = MetricsWriter(self.directory, resume_step=self.start)
             self.rows, self.progress = map(self.files.enter_context, (rows, Progress(plan)))
-        self.clock = self.files.enter_context(Clock(config.watchdog_seconds))
+            times = self.clock.keeping(self.directory / workdir.TIMES, self.start)
+            self.files.enter_context(times)
+            tracker = Tracker(config.tracker, json.loads(config.to_json()), self.directory)
+            self.tracker = self.files.enter_context(tracker)
+        trace = Trace(self.directory / workdir.PROFILE, config.profile_steps, self.clock)
+        self.trace = self.files.enter_context(trace)
+        self.files.enter_context(self.clock.watching(config.watchdog_seconds))
 
     def next_batch(self, i: int) -> dict[str, jax.Array]:
         with self.clock.spending('data', f'the data of step {i + 1}'):
             batch = next(self.batches)
+        self.trace.before(i + 1)
         self.clock.doing(f'step {i + 1}')
         return shard_batch(self.mesh, batch)
+
+    def step(self, state: TrainState, batch: Any) -> tuple[TrainState, Any]:
+        with jax.profiler.StepTraceAnnotation('train', step_num=self.trace.step):
+            return self.compiled(state, batch)
 
     def report(self, i: int, metrics: Mapping[str, jax.Array]) -> None:
         with self.clock.spending('device', f'step {i}'):
             row = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        self.trace.after(i)
         if not row.pop('finite'):
             raise NonFiniteError(f'step {i}, with the loss {row["loss"]},')
         if self.due('log', i):
@@ -164,7 +188,7 @@ class Trainer:
 
     def evaluate(self, i: int, state: TrainState) -> TrainState:
         config = self.plan.config
-        with self.clock.spending('pause', f'the evaluation after step {i}'):
+        with self.clock.spending('evaluation', f'the evaluation after step {i}'):
             begin = time.perf_counter()
             result = self.evaluator.run([state.variables]).summary()
             if not math.isfinite(result['loss']):
@@ -181,18 +205,21 @@ class Trainer:
 
     def save(self, i: int, state: TrainState) -> None:
         with (
-            self.clock.spending('pause', f'the checkpoint of step {i}'),
+            self.clock.spending('saving', f'the checkpoint of step {i}'),
             jax.transfer_guard('allow'),  # the processes exchange numbers
         ):
             on_first(self.held.check)
             if self.rows:
                 self.rows.flush()  # first, so that no checkpoint on disk lacks rows
             self.checkpoints.save(i, state, self.best)
+        self.clock.note(i, durably=True)
 
     def _record(self, row: dict[str, Any]) -> None:
         if self.rows and self.progress:
             self.rows.write(row)
             self.progress.show(row)
+            self.tracker.write(row)
+            self.clock.note(row['step'])
 
 
 def _compiled_step(plan: recipe.Plan, mesh: Mesh, state: TrainState) -> Any:
@@ -222,9 +249,9 @@ def _describe(plan: recipe.Plan, state: TrainState, directory: AnyPath) -> None:
         print(fine_tune.start_message(config, plan.train_set.class_names))
 
 
-def _conclude(directory: AnyPath, best: dict[str, Any]) -> None:
+def _conclude(directory: AnyPath, more: dict[str, Any]) -> None:
     history = read_rows(directory / 'metrics.jsonl')
     curves.save(curves.draw_curves(history), directory / 'curves.png')
     last = next(row for row in reversed(history) if row['split'] == 'eval')
     result = {name: last[name] for name in ('step', 'loss', 'top1', 'top5', 'examples')}
-    workdir.finish(directory, result | {'best': best})
+    workdir.finish(directory, result | more)

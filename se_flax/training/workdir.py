@@ -17,7 +17,7 @@ from se_flax.training.config import ADDED, MACHINE_FIELDS, base_config
 
 log = logging.getLogger(__name__)
 CONFIG, DONE, CHECKPOINTS = 'config.json', 'DONE', 'checkpoints'
-DATA, PARAMETERS = 'data.json', 'parameters.txt'
+DATA, PARAMETERS, TIMES, PROFILE = 'data.json', 'parameters.txt', 'times.jsonl', 'profile'
 
 
 def saved_config(config: ConfigDict, class_names: Sequence[str]) -> dict[str, Any]:

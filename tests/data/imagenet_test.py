@@ -1,3 +1,4 @@
+import concurrent.futures
 import fcntl
 import io
 import json
@@ -62,6 +63,15 @@ def run(*argv, code='', **options):
     code = f'{code}\nimport sys; from se_flax.cli import main; sys.exit(main(sys.argv[1:]))'
     command = [sys.executable, '-c', code, *map(str, argv)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+
+
+@pytest.fixture
+def in_threads(monkeypatch):
+    """`prepare` works in threads, as starting two processes takes seconds."""
+    threads = concurrent.futures.ThreadPoolExecutor
+    monkeypatch.setattr(
+        imagenet.concurrent.futures, 'ProcessPoolExecutor', lambda number, *_: threads(number)
+    )
 
 
 @pytest.fixture(scope='session')
@@ -240,6 +250,7 @@ def test_nothing_is_done_twice(tars, prepared):
     assert files_of(prepared) == before
 
 
+@pytest.mark.usefixtures('in_threads')
 def test_smaller_training_images(tars, originals, prepared, tmp_path):
     prepare('imagenet2012', tmp_path, tars, max_side=100, allow_other_counts=True)
     for name, example in as_tfds_reads(tmp_path, 'train').items():
@@ -279,6 +290,7 @@ def test_encoding_again(originals):
         ({}, 'holds 36 images of 3 classes, but ImageNet has 1,281,167 of 1,000; to use only'),
     ],
 )
+@pytest.mark.usefixtures('in_threads')
 def test_wrong_options(tars, tmp_path, options, message):
     with pytest.raises(UserError, match=message):
         prepare('imagenet2012', tmp_path, tars, **options)
@@ -351,15 +363,20 @@ def build(script, tars, tmp_path):
     return build
 
 
+@pytest.mark.usefixtures('in_threads')
 def test_files_that_are_not_images_of_imagenet(build):
     with pytest.raises(UserError, match='holds n99999999_1.JPEG, which is not an image of the tr'):
         build('n99999999_1.JPEG', b'')
     with pytest.raises(UserError, match='holds readme.txt, which is not an image of the train'):
         build('readme.txt', b'')
+
+
+def test_an_error_of_a_worker_is_told(build):
     with pytest.raises(UserError, match='n01440764_7.JPEG of .*_train.tar is not an image: '):
         build('n01440764_7.JPEG', b'\xff\xd8 and then nothing')
 
 
+@pytest.mark.usefixtures('in_threads')
 def test_the_tar_of_a_class_is_damaged_or_there_is_none(script, tars, tmp_path):
     shutil.copy(tars / VALIDATION, tmp_path)
     with script['create'](tmp_path / TRAIN) as tar:
@@ -379,6 +396,7 @@ def test_the_tar_of_a_class_is_damaged_or_there_is_none(script, tars, tmp_path):
         prepare('imagenet2012', tmp_path, tmp_path, allow_other_counts=True)
 
 
+@pytest.mark.usefixtures('in_threads')
 def test_a_disk_that_is_too_small(tars, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, 'disk_usage', lambda _: shutil._ntuple_diskusage(9, 9, 1000))
     with pytest.raises(UserError, match=r'has 0\.0 GB free, but 0\.0 GB are needed'):
@@ -386,6 +404,7 @@ def test_a_disk_that_is_too_small(tars, tmp_path, monkeypatch):
     assert 'is not in' in imagenet.how_to_prepare(tmp_path)
 
 
+@pytest.mark.usefixtures('in_threads')
 def test_two_builds_at_a_time(tars, tmp_path):
     work = tmp_path / 'imagenet2012' / '5.1.0.incomplete'
     work.mkdir(parents=True)

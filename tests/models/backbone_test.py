@@ -47,7 +47,7 @@ def test_shapes_and_dtypes_are_those_that_are_listed(name):
             assert shape[1] == shape[2] == x.shape[1] // feature.stride
     pooled = jax.eval_shape(model.apply, variables, x)
     assert pooled.dtype == jnp.float32
-    assert pooled.shape == (4, 4096 if 'vgg' in name else listed[-1].channels)
+    assert pooled.shape == (4, 64 * model.width if 'vgg' in name else listed[-1].channels)
 
 
 def test_strides_end_where_the_paper_s_do():

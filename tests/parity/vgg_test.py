@@ -12,7 +12,8 @@ from .compare import SE, ConvNorms, check_logits, check_training, enliven, to_fl
 
 nn, F = torch.nn, torch.nn.functional
 
-WIDTHS = (64, 64, 'M', 128, 128, 'M', *(256,) * 3, 'M', *(512,) * 3, 'M', *(512,) * 3, 'M')
+WIDTH = 16  # a quarter of the paper's
+WIDTHS = (1, 1, 'M', 2, 2, 'M', *(4,) * 3, 'M', *(8,) * 3, 'M', *(8,) * 3, 'M')
 
 
 class SEVGG(ConvNorms):
@@ -26,14 +27,15 @@ class SEVGG(ConvNorms):
                 self.layers.append(None)
                 stage, i = stage + 1, 0
                 continue
+            width *= WIDTH
             i += 1
             self.layers.append(f'{stage}_{i}')
             self.add(f'{stage}_{i}', channels, width, 3)
             self.add_module(f'se{stage}_{i}', SE(width))
             channels = width
-        self.fc6 = nn.Linear(512 * 7 * 7, 4096)
-        self.fc7 = nn.Linear(4096, 4096)
-        self.head = nn.Linear(4096, 1000)
+        self.fc6 = nn.Linear(8 * WIDTH * 7 * 7, 64 * WIDTH)
+        self.fc7 = nn.Linear(64 * WIDTH, 64 * WIDTH)
+        self.head = nn.Linear(64 * WIDTH, 1000)
 
     def forward(self, x):
         for layer in self.layers:
@@ -47,9 +49,9 @@ class SEVGG(ConvNorms):
 
 
 def test_vgg16_is_torchvisions():
-    net = enliven(torchvision.models.vgg16_bn(), 224)
+    net = enliven(torchvision.models.vgg16_bn(), 96)
     variables = from_torch('vgg16', net.state_dict())
-    for size in (224, 96):
+    for size in (96, 75):
         check_logits(create_model('vgg16'), variables, net, size)
 
 
@@ -62,9 +64,9 @@ def test_vgg16_is_pytorchcvs():
 def test_se_vgg16_is_the_papers():
     net = enliven(SEVGG(), 224)
     for size in (224, 96):
-        check_logits(create_model('se_vgg16'), to_flax(net.state_dict()), net, size)
+        check_logits(create_model('se_vgg16', width=WIDTH), to_flax(net.state_dict()), net, size)
 
 
 def test_se_vgg16_trains_alike():
-    model = create_model('se_vgg16', dtype=jnp.float64, dropout=0.0)
+    model = create_model('se_vgg16', width=WIDTH, dtype=jnp.float64, dropout=0.0)
     check_training(model, to_flax, enliven(SEVGG(), 64), 32)

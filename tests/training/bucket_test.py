@@ -45,7 +45,7 @@ def test_killed_and_damaged_it_goes_on_exactly(bucket, start_train_main, referen
     about = {k: v for k, v in about.items() if k not in ('crc32c', 'md5Hash')}
     bucket.create_file(BUCKET, f'{newest}/{damaged}', bytes(content), about)
 
-    process = start_train_main(WORKDIR, seldom)
+    process = start_train_main(WORKDIR, seldom, '--config.profile_steps=10,11')
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert f'{damaged} has changed (SHA-256)' in output
@@ -54,6 +54,10 @@ def test_killed_and_damaged_it_goes_on_exactly(bucket, start_train_main, referen
     assert f'see {WORKDIR}/ for ' in output
     for name in ('curves.png', 'DONE', 'checkpoints/damaged-16-0/manifest.json'):
         assert bucket.get_file(BUCKET, f'{RUN}/{name}')
+    # Of steps 9 to 16, whose seconds came with their checkpoint.
+    assert json.loads(bucket.get_file(BUCKET, f'{RUN}/DONE'))['goodput']['lost'] > 0
+    traces, _ = bucket.get_file_list(BUCKET, f'{RUN}/profile/process0/plugins/profile/')
+    assert any(file['name'].endswith('.xplane.pb') for file in traces)
 
 
 def test_an_address_of_no_bucket_is_refused(train_main, capsys):

@@ -48,7 +48,7 @@ def test_arguments_in_any_order():
     ]
     seen = []
     for order in itertools.permutations(arguments):
-        config, workdir, _ = parse_args(list(itertools.chain(*order)), default=QUICKSTART)
+        config, workdir, _ = parse_args(list(itertools.chain(*order)))
         seen.append((config.to_json(), workdir))
     assert len(set(seen)) == 1
     assert (config.model, config.batch_size, config.learning_rate) == ('resnet50', 128, 2.0)
@@ -66,12 +66,12 @@ def test_arguments_in_any_order():
     ],
 )
 def test_the_workdir_is_named_after_the_config(argv, workdir):
-    assert parse_args(argv, default=QUICKSTART)[1] == pathlib.Path(workdir)
+    assert parse_args(argv)[1] == pathlib.Path(workdir)
 
 
 def test_the_last_of_two_values_counts():
     argv = ['--config.seed=1', '--config.seed=2']
-    assert parse_args(argv, default=QUICKSTART)[0].seed == 2
+    assert parse_args(argv)[0].seed == 2
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_fields_of_the_network_are_open(name, text, value):
 
 def test_fields_of_the_network_join_those_of_the_file():
     argv = ['--config.model_fields.se.reduction=8', '--config.model_fields.se.squeeze=max']
-    config, *_ = parse_args(argv, default=QUICKSTART)
+    config, *_ = parse_args(argv)
     assert config.model_fields.se.to_dict() == {'reduction': 8, 'squeeze': 'max'}
     assert config.model_fields.width == 32
 
@@ -142,7 +142,7 @@ def test_a_config_says_how_it_is_run_and_is_valid(file):
     assert commands
     for command in commands:
         argv = shlex.split(command)
-        config, *_ = parse_args(argv, default=QUICKSTART)
+        config, *_ = parse_args(argv)
         specs = [word.removeprefix('--config=') for word in argv if word.startswith('--config=')]
         spec = specs[0] if specs else QUICKSTART
         assert spec.partition(':')[0] == file
@@ -153,6 +153,15 @@ def test_a_config_says_how_it_is_run_and_is_valid(file):
         assert config.to_json() == want.to_json()
         check_config(config, num_devices=1)
         assert set(config) == set(base_config())
+
+
+@pytest.mark.parametrize('file', FILES)
+def test_a_recipe_of_the_package_has_a_name(file, tmp_path, monkeypatch):
+    by_path = load_config(file).to_json()
+    monkeypatch.chdir(tmp_path)
+    assert load_config(pathlib.Path(file).stem).to_json() == by_path
+    config, workdir, _ = parse_args(['--config=imagenet:vgg16'])
+    assert (config.model, workdir) == ('vgg16', pathlib.Path('runs/imagenet-vgg16'))
 
 
 def test_every_field_is_used():
@@ -167,7 +176,7 @@ def test_every_field_is_used():
 
 def test_help_lists_every_field(capsys):
     with pytest.raises(SystemExit):
-        parse_args(['--help'], default=QUICKSTART)
+        parse_args(['--help'])
     told = capsys.readouterr().out
     for name, field in FIELDS.items():
         assert f'  {name}={field.default}: ' in told
@@ -184,6 +193,9 @@ MISTAKES = """
 --config=configs/quickstrat.py
 --config=configs
 --config=nowhere/quickstart.py
+--config=quickstrat
+--config=imagenett:vgg16
+--config.tracker=wandbb
 --config=configs/quickstart.py:se_resnet50
 --config=train_main.py
 quickstart
@@ -251,7 +263,7 @@ def test_every_mistake_has_its_message(golden):
     """On eight devices; the text is what a user reads after `error: `."""
 
     def read(command):
-        config, *_ = parse_args(shlex.split(command), default=QUICKSTART)
+        config, *_ = parse_args(shlex.split(command))
         check_config(config, num_devices=8)
 
     lines = []
@@ -318,7 +330,7 @@ def test_a_mistake_in_a_file_is_told_in_a_line(line, told, tmp_path):
     def study():
         ablate.check(Plan(STUDIES['squeeze'], str(file), (), 1, tmp_path))
 
-    for start in (lambda: parse_args([f'--config={file}'], default=''), run_from_python, study):
+    for start in (lambda: parse_args([f'--config={file}']), run_from_python, study):
         with pytest.raises(UserError) as error:
             start()
         message = str(error.value)
@@ -333,7 +345,7 @@ def test_assignments_and_the_file_are_told_together(tmp_path):
     file.write_text(FILE.format('c.learning_rat = 5'))
     argv = [f'--config={file}', '--config.momentun=1', '--config.seed=x', '--config.crop=pads']
     with pytest.raises(UserError) as error:
-        parse_args(argv, default='')
+        parse_args(argv)
     told = str(error.value).splitlines()
     assert told[0] == '4 mistakes:'
     for word in ('momentum', "seed has type int, got 'x'", 'learning_rate', 'did you mean pad'):
@@ -349,7 +361,7 @@ def test_what_is_no_config_is_refused(argument, tmp_path):
 def test_names_come_before_data(tmp_path):
     argv = ['--config=configs/imagenet.py:se_resnet5', f'--config.data_dir={tmp_path}']
     with pytest.raises(UserError, match=r"^unknown model 'se_resnet5': did you mean se_resnet50"):
-        parse_args(argv, default='')
+        parse_args(argv)
     config = load_config('configs/imagenet.py')
     config.update({'data_dir': str(tmp_path), 'model_fields': {'placement': 'behind'}})
     with pytest.raises(UserError) as error:

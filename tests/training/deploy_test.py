@@ -81,9 +81,7 @@ def test_the_jobsets_command_parses(container, monkeypatch, deploy):
     monkeypatch.chdir(deploy.parent)
     python, program, *arguments = container['command']
     assert (python, program) == ('python', 'train_main.py')
-    config, workdir, _ = parse_args(
-        [argument.replace('gs://', '/') for argument in arguments], default='none'
-    )
+    config, _, _ = parse_args([argument.replace('gs://', '/') for argument in arguments])
     assert config.model == 'se_resnet50'
 
 

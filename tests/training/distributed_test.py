@@ -214,7 +214,8 @@ def test_processes_told_different_things_all_stop(start_processes, tmp_path):
 @pytest.mark.faults
 def test_one_process_cannot_write_its_part_of_a_checkpoint(start_processes, tmp_path):
     """The others wait for it in the background; they must not wait to the end of their patience."""
-    processes = start_processes(2, 1, f'--workdir={tmp_path / "run"}')
+    split = '--config.shard_optimizer=true'  # so that each has something to write
+    processes = start_processes(2, 1, f'--workdir={tmp_path / "run"}', split)
     wait_for_three_steps(processes)
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     resource.prlimit(processes[1].pid, resource.RLIMIT_FSIZE, (1000, hard))

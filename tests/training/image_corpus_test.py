@@ -73,7 +73,8 @@ def test_train_evaluate_predict_and_fine_tune(photos, tmp_path, train_main, capf
     weights = tmp_path / 'w.safetensors'
     assert cli.main(['convert', str(tmp_path / 'run'), '--out', str(weights)]) == 0
     caplog.clear()
-    assert train_main(tmp_path / 'tuned', *fields, f'--config.init_from={weights}') == 0
+    fields += [f'--config.init_from={weights}', '--config.num_steps=2']
+    assert train_main(tmp_path / 'tuned', *fields) == 0
     out, err = capfd.readouterr()
     assert 'head kept' in out
     assert 'Traceback' not in out + err

@@ -44,7 +44,7 @@ RECIPES = {
 @pytest.mark.parametrize('name', RECIPES)
 def test_a_recipe(name, golden):
     file, *fields = RECIPES[name]
-    config, *_ = parse_args([f'--config={CONFIGS / file}', *fields], default='')
+    config, *_ = parse_args([f'--config={CONFIGS / file}', *fields])
     check_config(config, num_devices=8)
     examples, classes = EXAMPLES[config.data]
     steps_per_epoch = examples / config.batch_size

@@ -23,6 +23,7 @@ from se_flax import cli
 from se_flax.training import run as run_module
 from se_flax.training import workdir as workdirs
 from se_flax.training.metrics_log import read_rows
+from se_flax.training.workdir import finished
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -203,8 +204,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
     assert f'checkpoint {workdir}/checkpoints/24 is damaged: ' in caplog.text
     assert 'resuming from step 22' in capfd.readouterr().out
     assert kill_run['differences'](reference, workdir) == []
-    best = json.loads((workdir / 'DONE').read_text())['best']
-    assert best['step'] < 22, (
+    done = json.loads((workdir / 'DONE').read_text())
+    goodput = done['goodput']
+    assert goodput['lost'] > 0  # steps 23 and 24, of the first process
+    assert sum(goodput.values()) - goodput['seconds'] == pytest.approx(1, abs=1e-3)  # rounded
+    assert goodput['seconds'] > finished(reference)['goodput']['seconds']
+    assert done['best']['step'] < 22, (
         'the best evaluation must come from the checkpoint for this to test it'
     )
 

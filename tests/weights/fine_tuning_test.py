@@ -1,16 +1,20 @@
 """README's example, from the hub (a cache that the test writes) to a fine-tuned network."""
 
 import json
-import os
 import pathlib
 import re
-import subprocess
-import sys
+import runpy
+import shlex
+from functools import partial
 
 import cv2
 import numpy as np
 import pytest
 import safetensors.numpy
+from huggingface_hub import constants
+
+from se_flax import cli
+from se_flax.models import registry
 
 ROOT = pathlib.Path(__file__).parents[2]
 README = (ROOT / 'README.md').read_text()
@@ -20,23 +24,26 @@ CONFIG = {
         **{'mean': [0.485, 0.456, 0.406], 'std': [0.229, 0.224, 0.225]},
     },
 }
-TINY = (
-    '--config.image_size=32 --config.num_steps=2 --config.batch_size=4 --config.eval_batch_size=4'
-)
+NAME, SMALL = 'timm_seresnet50', {'stage_sizes': (1, 1, 1, 1), 'width': 16}
+TINY = ('image_size=32', 'num_steps=2', 'batch_size=8', 'eval_batch_size=8', 'compilation_cache=')
 
 
 def commands(mark):
     block = README.split(mark, 1)[1].split('```', 2)[1]
-    found = re.findall(r'^\.venv/bin/((?:se-flax|python) .*)$', block, re.M)
+    found = re.findall(r'^\.venv/bin/(?:se-flax|python train_main\.py) (.*)$', block, re.M)
     assert found
-    return found
+    return map(shlex.split, found)
 
 
 @pytest.fixture
-def home(tmp_path, weights):
-    """A folder in which README's commands find their files."""
-    for name in ('train_main.py', 'configs'):
-        (tmp_path / name).symlink_to(ROOT / name)
+def home(tmp_path, weights, monkeypatch):
+    """The working directory has README's files; its network is a small one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'hub'))
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    make, size = registry._ENTRIES[NAME]
+    monkeypatch.setitem(registry._ENTRIES, NAME, (partial(make, **SMALL), size))
+    (tmp_path / 'configs').symlink_to(ROOT / 'configs')
     rng = np.random.default_rng(0)
     for split in ('train', 'val'):
         for name in ('cat', 'dog'):
@@ -47,30 +54,19 @@ def home(tmp_path, weights):
                 cv2.imwrite(str(folder / f'{i}.jpg'), image)
     (tmp_path / 'cat.jpg').symlink_to(tmp_path / 'photos/train/cat/0.jpg')
 
-    modules = weights.resnet_modules((3, 4, 6, 3), 3, style='timm', se=True)
-    state = weights.to_torch(modules, weights.flat_variables('timm_seresnet50'))
+    modules = weights.resnet_modules(SMALL['stage_sizes'], 3, style='timm', se=True)
+    state = weights.to_torch(modules, weights.flat_variables(NAME))
     weights.hub_cache(
         *(tmp_path / 'hub', 'timm/seresnet50.a1_in1k'),
         model_safetensors=safetensors.numpy.save(state, {'format': 'pt'}),
         config_json=json.dumps(CONFIG).encode(),
     )
-    return tmp_path
 
 
-def test_readmes_example(home):
-    environ = os.environ | {'HF_HUB_CACHE': str(home / 'hub'), 'HF_HUB_OFFLINE': '1'}
-    environ |= {'JAX_PLATFORMS': 'cpu'}
-
-    def run(command):
-        program, rest = command.split(' ', 1)
-        path = (
-            sys.executable if program == 'python' else pathlib.Path(sys.executable).parent / program
-        )
-        done = subprocess.run(
-            f'{path} {rest}', shell=True, cwd=home, env=environ, text=True, capture_output=True
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+def test_readmes_example(home, capsys):
+    def run(argv, main=cli.main):
+        assert main(argv) == 0
+        return capsys.readouterr().out
 
     convert, predict = commands('## A network with public weights')
     assert run(convert) == (
@@ -80,7 +76,9 @@ def test_readmes_example(home):
     assert re.fullmatch(r'cat.jpg\n(  class \d+ +\d+\.\d\d %\n){5}', run(predict))
 
     train, evaluate = commands('<!-- ci:fine-tune -->')
-    assert 'of 8 images after 2 steps' in run(f'{train} {TINY}')
+    train_main = runpy.run_path(str(ROOT / 'train_main.py'))['main']
+    tiny = [f'--config.{field}' for field in TINY]
+    assert 'of 8 images after 2 steps' in run([*train, *tiny], train_main)
     told = run(evaluate)
     # 235 of 224 pixels are 34 of 32
     assert told.startswith(

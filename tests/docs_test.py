@@ -45,7 +45,7 @@ SHALLOW = {'stage_sizes': (1, 1, 1, 1)}
 
 def run_python(page, names):
     """Runs a page's blocks; its networks of 50 layers have one unit a stage."""
-    shallow = f"\\1, stage_sizes={SHALLOW['stage_sizes']}"
+    shallow = f'\\1, stage_sizes={SHALLOW["stage_sizes"]}'
     with jax.default_prng_impl('rbg'):  # compiles faster than the default
         for block in blocks('python', page):
             exec(re.sub(r"(create_model\('\w*resnet50')", shallow, block), names)

@@ -213,11 +213,10 @@ def _read(folder: epath.Path, target: Any) -> tuple[Any, dict[str, Any]]:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     target = jax.tree.map(abstract, target)
-    args = ocp.args.PyTreeRestore(
-        target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)
-    )
+    types = ocp.checkpoint_utils.construct_restore_args(target)
+    args = ocp.args.Composite(state=ocp.args.PyTreeRestore(target, restore_args=types))
     with _orbax() as orbax:
-        return orbax.restore(folder, args=ocp.args.Composite(state=args)).state, manifest['progress']
+        return orbax.restore(folder, args=args).state, manifest['progress']
 
 
 def _orbax() -> ocp.Checkpointer:

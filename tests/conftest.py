@@ -21,11 +21,7 @@ from se_flax import cli
 from .emulator import emulated_bucket
 
 # Compiling takes longer than running. JAX reads this when it first compiles, here and in children.
-flags = ['--xla_backend_optimization_level=0']
-if jax.__version_info__ < (0, 11):  # later versions have this one code generator less
-    # It compiles four times as fast; CI's stages with flags of their own have the other.
-    flags += ['--xla_cpu_use_fusion_emitters=false', '--xla_cpu_parallel_codegen_split_count=1']
-os.environ.setdefault('XLA_FLAGS', ' '.join(flags))
+os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 ROOT = pathlib.Path(__file__).parents[1]

@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 
 import cv2
 import numpy as np
@@ -302,7 +303,7 @@ def test_mistakes_are_named(make, message):
 
 def test_attributes_are_the_fields():
     for cls in (TrainTransform, EvalTransform, View):
-        listed = cls.__doc__.split('Attributes:')[1]
-        lines = [line.split(':')[0].strip() for line in listed.splitlines() if line[8:9].isalpha()]
+        listed = inspect.getdoc(cls).split('Attributes:')[1]
+        lines = [line.split(':')[0].strip() for line in listed.splitlines() if line[4:5].isalpha()]
         own = [field.name for field in dataclasses.fields(cls) if field.name in cls.__annotations__]
         assert [name for line in lines for name in line.split(', ')] == own

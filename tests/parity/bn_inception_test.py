@@ -92,15 +92,15 @@ class BNInception(ConvNorms):
 def test_bn_inception_is_pytorchcvs():
     net = get_model('bninception')
     net.features.final_pool = nn.AdaptiveAvgPool2d(1)
-    variables = from_torch('bn_inception', enliven(net, 224).state_dict())
-    for size in (224, 96):
+    variables = from_torch('bn_inception', enliven(net, 128).state_dict())
+    for size in (128, 96):
         check_logits(create_model('bn_inception'), variables, net, size)
 
 
 @pytest.mark.parametrize('name', ['bn_inception', 'se_bn_inception'])
 def test_bn_inception_is_the_released_one(name):
-    net = enliven(BNInception(name.startswith('se_')), 224)
-    for size in (224, 96):
+    net = enliven(BNInception(name.startswith('se_')), 128)
+    for size in (128, 96):
         check_logits(create_model(name), to_flax(net.state_dict()), net, size)
 
 

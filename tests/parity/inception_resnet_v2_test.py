@@ -50,9 +50,9 @@ def to_variables(state, **fields):
 
 
 def test_inception_resnet_v2_is_timms():
-    net = enliven(timm.create_model('inception_resnet_v2'), 299)
+    net = enliven(timm.create_model('inception_resnet_v2'), 139)
     variables = from_torch('inception_resnet_v2', net.state_dict())
-    for size in (299, 96):
+    for size in (139, 96):
         check_logits(create_model('inception_resnet_v2'), variables, net, size)
 
 
@@ -64,9 +64,9 @@ def test_inception_resnet_v2_is_pytorchcvs():
 
 
 def test_se_inception_resnet_v2_scales_branches_and_mixed_modules():
-    net = enliven(with_se(timm.create_model('inception_resnet_v2')), 299)
+    net = enliven(with_se(timm.create_model('inception_resnet_v2')), 139)
     variables = to_variables(net.state_dict())
-    for size in (299, 96):
+    for size in (139, 96):
         check_logits(create_model('se_inception_resnet_v2'), variables, net, size)
 
 

@@ -1,5 +1,6 @@
 """The files of `deploy/` on a real SLURM: two nodes on this machine, disturbed in every way."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -80,9 +81,10 @@ def cluster(tmp_path_factory, environ):
             until(lambda: states_of_nodes(env) == ['idle', 'idle'], 60, (folder / 'log').read_text)
             yield env
         finally:
-            kill = ['scancel', '--signal=KILL', '--full', '--user=root']
-            subprocess.run(kill, env=env, check=False)
-            time.sleep(1)
+            for options in (['--signal=KILL', '--full'], []):
+                subprocess.run(['scancel', '--user=root', *options], env=env, check=False)
+            with contextlib.suppress(AssertionError):  # else what a failed test left would stay
+                until(lambda: not jobs(env), 30, str)
             for daemon in reversed(daemons):
                 daemon.terminate()
                 daemon.wait(60)
@@ -107,6 +109,11 @@ def configure(folder):
 def states_of_nodes(env):
     command = ['sinfo', '--noheader', '--Node', '--format=%T']
     return subprocess.run(command, env=env, capture_output=True, text=True).stdout.split()
+
+
+def jobs(env, *options):
+    command = ['squeue', '--noheader', *options]
+    return subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
 
 
 def until(condition, seconds, log):
@@ -145,8 +152,7 @@ class Job:
 
     def end(self):
         """Waits for the end; returns the state and the exit code."""
-        queue = ['squeue', '--noheader', f'--jobs={self.id}']
-        until(lambda: not self.run(queue), 600, self.log)
+        until(lambda: not jobs(self.env, f'--jobs={self.id}'), 600, self.log)
         return self.field('JobState'), self.field('ExitCode')
 
 

@@ -91,7 +91,12 @@ class Lock(contextlib.AbstractContextManager):
             if dead:
                 self._remove(dead)
             with contextlib.suppress(FileExistsError), self._path.open('xb') as file:
-                file.write(content)
+                try:
+                    file.write(content)
+                    file.flush()
+                except OSError:  # a full disk
+                    self._path.unlink()
+                    raise
         self.check()
         self._thread.start()
 

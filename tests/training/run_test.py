@@ -404,6 +404,7 @@ def test_a_full_disk_loses_nothing(small_disk, reference, train_main, kill_run, 
     assert train_main(workdir) == 2  # not even a row of metrics has room
     assert re.fullmatch('error: .*No space left on device.*\n', capfd.readouterr().err)
     assert newest(workdir) == 22
+    assert not (workdir / 'lock.json').exists()  # a torn one would keep the next start waiting
 
     resize(10 << 20)
     assert train_main(workdir) == 0

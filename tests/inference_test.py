@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import pathlib
 import re
 import signal
@@ -79,6 +80,7 @@ def test_evaluate_beside_a_trainer_changes_nothing(reference, tmp_path, start_tr
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.002)
     process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED)  # each of its threads
     before = content(tmp_path)
     run = open_run(tmp_path)
     evaluate_networks([run])

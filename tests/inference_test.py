@@ -88,7 +88,7 @@ def test_evaluate_beside_a_trainer_changes_nothing(reference, tmp_path, start_tr
     process.send_signal(signal.SIGCONT)
     text = process.communicate()[0]
     assert process.returncode == 0, text
-    assert 4 <= run.step < 24
+    assert 2 <= run.step < 24  # the checkpoint of 4 may be under way
     assert kill_run['differences'](reference, tmp_path) == []
 
 

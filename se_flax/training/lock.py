@@ -25,8 +25,8 @@ class Lock(contextlib.AbstractContextManager):
     """The lock of a workdir, which process 0 holds in the context and a thread renews.
 
     A holder on this machine is dead if its process is. One on another machine is dead if it does
-    not renew the lock for PATIENCE. A bucket has no exclusive create: of two processes that start
-    within the same second both may go on until the first of them calls `check`.
+    not renew the lock for PATIENCE. In a bucket the lock is a plain write: of two processes that
+    start within the same second, both may continue until the first of them calls `check`.
     """
 
     def __init__(self, workdir: AnyPath):

@@ -88,7 +88,7 @@ class Tracker(contextlib.AbstractContextManager):
     def write(self, row: Row | None) -> None:
         """Passes on a row of metrics; None is the end."""
         if self._thread.is_alive():
-            with contextlib.suppress(queue.Full):  # it hangs, which is told at the end
+            with contextlib.suppress(queue.Full):  # it hangs; reported at the end
                 self._rows.put_nowait(row)
 
     def __exit__(self, *exc_info):
@@ -105,7 +105,7 @@ class Tracker(contextlib.AbstractContextManager):
                     write(row)
         except BaseException as error:  # SystemExit included
             text = f'{type(error).__name__}: {error}'
-            log.warning('tracker %s failed (%s); the run goes on without it', self._name, text)
+            log.warning('tracker %s failed (%s); the run continues without it', self._name, text)
 
 
 def _named(row: Row) -> dict[str, float]:

@@ -55,7 +55,7 @@ def test_a_run_tells_every_row_and_its_config(mine, tmp_path, train_main):
 def test_one_that_fails_is_a_warning_and_ends_no_run(mine, tmp_path, train_main, caplog):
     fields = f'--config.tracker={mine}:breaks', '--config.num_steps=2'
     assert train_main(tmp_path / 'run', *fields) == 0
-    told = f'tracker {mine}:breaks failed (OSError: no network); the run goes on without it'
+    told = f'tracker {mine}:breaks failed (OSError: no network); the run continues without it'
     assert [r.getMessage() for r in caplog.records if 'tracker' in r.getMessage()] == [told]
 
 

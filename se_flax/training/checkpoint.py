@@ -132,12 +132,13 @@ class Checkpointer(contextlib.AbstractContextManager):
             if jax.process_count() == 1:
                 concurrent.futures.wait([writing])
             # A process whose save failed never reaches the others' barrier; they must not wait.
-            error = writing.exception() if writing.done() else None
-            states = all_gather(2 if error else int(writing.done()))
+            done = writing.done()  # once: it may fail between two questions
+            error = writing.exception() if done else None
+            states = all_gather(2 if error else int(done))
             if error:
                 raise error
             if 2 in states:
-                failed = f'process {list(states).index(2)} could not save step {step}'
+                failed = f'process {states.index(2)} could not save step {step}'
                 raise CheckpointError(f'{failed}; see its output')
             if 0 not in states:
                 return

@@ -1,5 +1,6 @@
 """Damage is done to real files, kills are real kills; what must come back is told by the step."""
 
+import concurrent.futures
 import contextlib
 import errno
 import json
@@ -520,6 +521,18 @@ def test_a_failed_save_in_the_background_is_raised_with_its_step(two_steps, plac
             then()
     assert names(two_steps) == ['10', '20']
     assert_loads(two_steps, 20)
+
+
+def test_a_save_that_fails_while_the_processes_ask_is_raised(two_steps, monkeypatch):
+    checkpoints, writing = Checkpointer(two_steps), concurrent.futures.Future()
+    writing.set_exception(CheckpointError('it said no'))
+    answers = iter([False])  # it fails just after the first question
+    monkeypatch.setattr(writing, 'done', lambda: next(answers, True))
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    monkeypatch.setattr(checkpoint, 'all_gather', lambda number: [number, 1])
+    checkpoints._saving = 30, writing
+    with pytest.raises(CheckpointError, match='it said no'):
+        checkpoints.wait()
 
 
 # Refusals

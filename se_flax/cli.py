@@ -72,13 +72,13 @@ def exit_code(run: Callable[[], int | None], *, trains: bool) -> int:
             print(f'interrupted, the steps since the last checkpoint are lost; {_resume()}')
         else:
             print('interrupted', file=sys.stderr)
-        return _leave(130, at_once=True)
+        return _leave(130)
     except Exception as error:
         code, line = _explain(error, trains)
         if not line:
             raise
         print(line, file=sys.stdout if code == 143 else sys.stderr)
-        return _leave(code, at_once=code == 142)
+        return _leave(code)
 
 
 def _explain(error: Exception, trains: bool) -> tuple[int, str]:
@@ -109,13 +109,13 @@ def _explain(error: Exception, trains: bool) -> tuple[int, str]:
     return 1, ''
 
 
-def _leave(code: int, at_once: bool) -> int:
+def _leave(code: int) -> int:
     import jax
 
     if jax.distributed.is_initialized():
         # A normal exit waits for threads, and those of a failed save wait for other processes.
         sys.stdout.flush()
-        if not at_once:
+        if code not in (130, 142):
             jax.distributed.shutdown()  # the others, too, have the time to print what happened
         os._exit(code)
     return code

@@ -31,6 +31,7 @@ class Lock(contextlib.AbstractContextManager):
 
     def __init__(self, workdir: AnyPath):
         self._workdir, self._path = workdir, workdir / FILE
+        self._dead: dict[str, Any] | None = None  # what a dead holder left
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
         self._own: dict[str, Any] = {
@@ -55,21 +56,20 @@ class Lock(contextlib.AbstractContextManager):
                 self.check()
                 self._path.unlink()
 
-    def check_free(self) -> dict[str, Any] | None:
-        """Raises UserError if another process trains in the workdir; may wait for PATIENCE.
-
-        Returns what a dead holder left, if anything.
-        """
+    def check_free(self) -> None:
+        """Raises UserError if another process trains in the workdir; may wait once for PATIENCE."""
         seen = _read(self._path)
-        if seen is None or (_is_here(seen) and not _is_alive(seen)):
-            return seen
+        if seen in (None, self._dead) or (_is_here(seen) and not _is_alive(seen)):
+            self._dead = seen
+            return
         if not _is_here(seen):
             log.warning('%s: waiting %g s for a sign of life', self._in_use(seen), PATIENCE)
             end = time.monotonic() + PATIENCE
             while (found := _read(self._path)) == seen and time.monotonic() < end:
                 time.sleep(PATIENCE / 100)
             if found is None or found == seen:
-                return found
+                self._dead = found
+                return
         raise UserError(f'{self._in_use(seen)}; stop that process, or use another --workdir')
 
     def check(self) -> None:
@@ -81,15 +81,15 @@ class Lock(contextlib.AbstractContextManager):
             raise UserError(f'{self._in_use(found)}; this process stops')
 
     def _acquire(self) -> None:
-        dead = self.check_free()
+        self.check_free()
         self._workdir.mkdir(parents=True, exist_ok=True)
         content = json.dumps(self._own).encode()
         if is_remote(self._path):
             self._path.write_bytes(content)
             time.sleep(1)  # for another process that found it free at the same time
         else:
-            if dead:
-                self._remove(dead)
+            if self._dead:
+                self._remove(self._dead)
             with contextlib.suppress(FileExistsError), self._path.open('xb') as file:
                 try:
                     file.write(content)

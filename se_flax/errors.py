@@ -109,15 +109,16 @@ def check_multiple(what: str, value: int, of_what: str, of: int) -> None:
         )
 
 
-def check_at_least(what: str, value: Any, least: int) -> None:
-    """Raises UserError unless `value` is an integer of at least `least`.
+def check_at_least(what: str, value: Any, least: int, *, whole: bool = True) -> None:
+    """Raises UserError unless `value` is an integer (or any number) of at least `least`.
 
     >>> check_at_least('batch_size', 0, 1)
     Traceback (most recent call last):
     se_flax.errors.UserError: batch_size=0 must be at least 1
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise UserError(f'{what}={value!r} must be an integer')
+    kind, name = (numbers.Integral, 'an integer') if whole else (numbers.Real, 'a number')
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise UserError(f'{what}={value!r} must be {name}')
     if value < least:
         raise UserError(f'{what}={value} must be at least {least}')
 

@@ -3,6 +3,9 @@
 `plan.json` is all a study's folder needs: which runs have finished is read from their workdirs.
 """
 
+import bisect
+import dataclasses
+import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -12,10 +15,12 @@ import ml_collections
 
 from se_flax.analysis.study import PLAIN, SE, Cell, Study
 from se_flax.errors import MissingError, UserError
-from se_flax.models import check_model
+from se_flax.models import Network, check_model
+from se_flax.models.complexity import count
 from se_flax.storage import AnyPath, as_path, atomic_write, read_json, without_lists
 from se_flax.training.config import MACHINE_FIELDS, assign, make_config
 from se_flax.training.fine_tune import fill_from_weights
+from se_flax.training.recipe import make_model, open_split
 
 PLAN, RUNS = 'plan.json', 'runs'
 # Fields of networks with SE; on another network, `se` would add blocks.
@@ -46,11 +51,18 @@ class Plan(NamedTuple):
             twin = config.model.removeprefix('se_')
             if cell.model == PLAIN and twin == config.model:
                 raise UserError(f'{config.model} has no SE to remove; use a model named se_*')
+            with_se = config.copy_and_resolve_references()
             config.model = twin if cell.model == PLAIN else cell.model
             check_model(config.model)
             if not config.model.startswith('se_'):
                 for name in {*SE_FIELDS} & {*config.model_fields}:
                     del config.model_fields[name]
+            if cell.equal:
+                classes = open_split(config, 'train').num_classes
+                pair = make_model(config, classes), make_model(with_se, classes)
+                with config.model_fields.ignore_type():  # a fraction in place of an integer
+                    if width := equal_width(*pair, config.image_size, cell.equal):
+                        config.model_fields.width = width
         for name, text in cell.fields:
             assign(config, name, text)
         if seed is not None:
@@ -64,10 +76,36 @@ class Plan(NamedTuple):
         folders = []
         for cell, config in zip(self.study.cells, configs, strict=True):
             fields = [f'{name.removeprefix("model_fields.")}={text}' for name, text in cell.fields]
+            narrow = self.cell_config(cell._replace(equal=None))
+            if config.model_fields != narrow.model_fields:
+                fields.append(f'width={config.model_fields.width:g}')
             name = re.sub(r'[^\w.=+-]+', '_', ' '.join([config.model, *fields])).strip('_')
             folders.append((cell, self.runs / name))
         seeds = range(configs[0].seed, configs[0].seed + self.seeds)
         return [Task(cell, s, folder / f'seed{s}') for s in seeds for cell, folder in folders]
+
+
+@functools.cache
+def equal_width(model: Network, other: Network, image_size: int, what: str) -> float | None:
+    """Returns the width with which `model` has the 'params' or 'macs' of `other`, or nearly.
+
+    None is the width that it has. Raises UserError for a network without the field `width`.
+    """
+    widths = {field.name: field.type for field in dataclasses.fields(model)}
+    if 'width' not in widths:
+        raise UserError(f'{type(model).__name__} has no width to choose for equal {what}')
+    width: float = getattr(model, 'width')
+    # A step is a channel of the last stage, or the least that the network allows.
+    stages = len(getattr(model, 'stage_sizes', ()))
+    step = 2.0 ** (1 - stages) if widths['width'] is float else 1
+
+    def cost(steps):
+        return getattr(count(model.clone(width=width + steps * step), image_size), what)
+
+    target = getattr(count(other, image_size), what)
+    over = bisect.bisect_left(range(round(4 * width / step)), target, key=cost)
+    steps = min((max(over - 1, 0), over), key=lambda steps: abs(cost(steps) - target))
+    return width + steps * step if steps else None
 
 
 def save_plan(directory: AnyPath, plan: Plan) -> Plan:

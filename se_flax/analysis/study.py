@@ -19,6 +19,7 @@ class Cell(NamedTuple):
     model: str | None = None  # a name, or the config's: PLAIN, SE (which it must have) or as it is
     paper: tuple[float, float | None] | None = None  # top-1 and top-5 error in %
     baseline: str = ''  # the cell to compare with; a baseline has its own name
+    equal: str | None = None  # 'params' or 'macs' that PLAIN has in common with SE, by its width
 
 
 class Study(NamedTuple):
@@ -62,23 +63,35 @@ STUDIES = {
     'nosqueeze': _study('Without the squeeze (Table 16)', 'se.squeeze', 'SE', {
         'original': _ORIGINAL, 'no squeeze': ('None', 22.93, 6.39), 'SE': _SE,
     }),
+    'bias': _study('Initial bias of the gates (not in the paper)', 'se.excite_bias', 'original', {
+        'original': _ORIGINAL, '0': _SE, '2': ('2.0',), '4': ('4.0',),
+    }),
 }  # fmt: skip
+_original, _with_se = STUDIES['nosqueeze'].cells[::2]
+_equal = [
+    _original._replace(name=f'original, equal {name}', paper=None, equal=what)
+    for name, what in (('parameters', 'params'), ('multiply-adds', 'macs'))
+]
+STUDIES['cost'] = Study('SE and wider networks of equal cost', (_with_se, _original, *_equal))
 
 
-def networks(names: Sequence[str]) -> Study:
+def networks(names: Sequence[str], axes: Sequence[str] = ()) -> Study:
     """Returns the study of networks with and without SE (Tables 2 to 5), each pair by itself.
 
-    Raises UserError for a name that is not registered, or has no twin with SE.
+    With axes as in `grid`, it has a pair for each combination. Raises UserError for a name that is
+    not registered, or has no twin with SE.
     """
     if not names:
         raise UserError('the study networks needs --networks, such as --networks resnet50,vgg16')
     cells = []
-    for name in dict.fromkeys(name.removeprefix('se_') for name in names):
-        for twin in (name, f'se_{name}'):
-            check_known('network', twin, list_models())
-            paper = model_info(twin).paper
-            errors = paper and (paper.top1_error, paper.top5_error)
-            cells.append(Cell(twin, model=twin, paper=errors, baseline=name))
+    for fields in _combinations(axes):
+        for name in dict.fromkeys(name.removeprefix('se_') for name in names):
+            for twin in (name, f'se_{name}'):
+                check_known('network', twin, list_models())
+                paper = model_info(twin).paper
+                errors = paper and (paper.top1_error, paper.top5_error)
+                titles = [' '.join([of, *map(_text, fields)]) for of in (twin, name)]
+                cells.append(Cell(titles[0], fields, twin, errors, baseline=titles[1]))
     return Study(NETWORKS, tuple(cells))
 
 
@@ -92,19 +105,25 @@ def grid(axes: Sequence[str]) -> Study:
     """
     if not axes:
         raise UserError('the study grid needs --vary, such as --vary model_fields.se.reduction=4,8')
+    combinations = _combinations(axes)
+    names = [' '.join(map(_text, fields)) for fields in combinations]
+    cells = zip(names, combinations, strict=True)
+    return Study('Grid', tuple(Cell(*cell, baseline=names[0]) for cell in cells))
+
+
+def _combinations(axes: Sequence[str]) -> list[tuple[tuple[str, str], ...]]:
     assignments = []
     for axis in axes:
         field, _, values = axis.partition('=')
         if not values:
             raise UserError(f'--vary {axis}: must be FIELD=VALUE,VALUE')
         assignments.append([(field.removeprefix('config.'), v) for v in _split(values)])
-    combinations = list(itertools.product(*assignments))
-    names = [
-        ' '.join(f'{field.removeprefix("model_fields.")}={value}' for field, value in fields)
-        for fields in combinations
-    ]
-    cells = zip(names, combinations, strict=True)
-    return Study('Grid', tuple(Cell(*cell, baseline=names[0]) for cell in cells))
+    return list(itertools.product(*assignments))
+
+
+def _text(field: tuple[str, str]) -> str:
+    name, value = field
+    return f'{name.removeprefix("model_fields.")}={value}'
 
 
 def _split(values: str) -> list[str]:

@@ -33,7 +33,7 @@ def add_to(commands: Any) -> None:
     option('--out', metavar='DIR')
     option('--seeds', type=int, default=3, metavar='K', help='runs of each cell; default: 3')
     option('--networks', type=names, default=(), metavar='NAME,NAME')
-    text = 'of a grid, which runs all combinations; the first is the baseline'
+    text = 'of a grid, which runs all combinations (the first is the baseline), or of networks'
     option('--vary', action='append', default=[], metavar='FIELD=VALUE,VALUE', help=text)
     text = 'run one of N shards; set by a SLURM array job; indexed Kubernetes jobs need /N'
     option('--shard', metavar='I/N', help=text)
@@ -99,9 +99,10 @@ def _run(args: argparse.Namespace) -> int:
 
 def _study(args: argparse.Namespace) -> Study:
     check_known('study', args.study, [*STUDIES, 'networks', 'grid'])
-    for option, study in (('networks', 'networks'), ('vary', 'grid')):
-        if getattr(args, option) and args.study != study:
-            raise UserError(f'--{option} is for the study {study}, not for {args.study}')
+    for option, studies in (('networks', ['networks']), ('vary', ['grid', 'networks'])):
+        if getattr(args, option) and args.study not in studies:
+            known = ' and '.join(studies)
+            raise UserError(f'--{option} is for the study {known}, not for {args.study}')
     if args.study == 'networks':
-        return networks(args.networks)
+        return networks(args.networks, args.vary)
     return grid(args.vary) if args.study == 'grid' else STUDIES[args.study]

@@ -3,7 +3,7 @@
 from se_flax.errors import extra_needed
 
 with extra_needed():
-    from se_flax.data.dataset import Dataset, decode_all
+    from se_flax.data.dataset import Dataset, decode_all, draw
     from se_flax.data.decode import DecodeError, decode
     from se_flax.data.pipeline import eval_batches, train_batches
     from se_flax.data.prepare import check, list_known, prepare
@@ -21,6 +21,7 @@ __all__ = [
     'check',
     'decode',
     'decode_all',
+    'draw',
     'eval_batches',
     'list_known',
     'open_dataset',

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from se_flax.data.decode import DecodeError, decode
+from se_flax.errors import UserError
 
 logger = logging.getLogger(__name__)
 T = TypeVar('T')
@@ -74,6 +75,38 @@ def digest(names: Iterable[str]) -> str:
     """Returns 16 hexadecimal digits of SHA-256 of the names in order."""
     text = '\0'.join(names)
     return hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True)
+class Subset(Dataset):
+    """Some examples of a data set, in an order of their own."""
+
+    original: Dataset
+    positions: np.ndarray = dataclasses.field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def read(self, i: int) -> tuple[bytes | np.ndarray, int]:
+        return self.original.read(self.positions[i])
+
+    def key(self, i: int) -> str:
+        return self.original.key(self.positions[i])
+
+    def fingerprint(self) -> str:
+        return digest([self.original.fingerprint(), *map(str, self.positions)])
+
+
+def draw(dataset: Dataset, count: int, seed: int) -> Dataset:
+    """Returns `count` random examples; with one seed, a smaller draw is part of a larger one.
+
+    Raises UserError if there are fewer.
+    """
+    if count > len(dataset):
+        raise UserError(f'train_examples={count}, but {dataset.name} has {len(dataset):,}')
+    positions = np.random.default_rng(seed).permutation(len(dataset))[:count]
+    names = dataset.name, dataset.split, dataset.class_names
+    return Subset(*names, dataset, positions)
 
 
 @dataclasses.dataclass(frozen=True)

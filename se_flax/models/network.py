@@ -99,6 +99,8 @@ class Network(nn.Module):
             object.__setattr__(self, field.name, value)
             if field.type in (int, int | None) and value is not None:
                 check_at_least(field.name, value, 0 if field.name == 'num_classes' else 1)
+            if field.name == 'width':
+                check_at_least('width', value, 1, whole=field.type is int)
             if field.type == Sequence[int] and not isinstance(value, tuple):
                 raise UserError(f'{field.name}={value!r} must be a sequence of integers')
         super().__post_init__()
@@ -213,14 +215,14 @@ class ResidualNetwork(Network):
     ) -> Maps:
         """Applies all units to a map of that stride, and yields (stride, map) after each.
 
-        Stage 2 has `width` filters; each further stage doubles them and halves the map, with
-        `halve_first` stage 2 as well.
+        Stage 2 has `width` filters; each further stage doubles them, rounded, and halves the map,
+        with `halve_first` stage 2 as well.
         """
         for stage, size in enumerate(self.stage_sizes, start=2):
             layers = self.layers(train, stage)
             for i in range(size):
                 strides = 2 if i == 0 and (stage > 2 or halve_first) else 1
                 name = f'stage{stage}_block{i + 1}'
-                x = unit(layers, self.width << stage - 2, strides, name=name)(x)
+                x = unit(layers, round(self.width * 2 ** (stage - 2)), strides, name=name)(x)
                 stride *= strides
                 yield stride, x

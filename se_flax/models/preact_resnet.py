@@ -51,7 +51,7 @@ class PreActResNet(ResidualNetwork):
 
     stage_sizes: Sequence[int] = (18, 18, 18)
     bottleneck: bool = False
-    width: int = 16  # filters of stage 2; each further stage doubles them
+    width: float = 16  # filters of stage 2; each further stage doubles them
     se_stages: Sequence[int] = (2, 3, 4)
 
     stages = (2, 3, 4)

@@ -90,7 +90,8 @@ class ResNet(ResidualNetwork):
 
     Attributes:
         block: BasicBlock or Bottleneck, or a `partial` with that class's own fields.
-        width: channels of the stem and filters of stage 2; each further stage doubles them.
+        width: channels of the stem and filters of stage 2; each further stage doubles them. Of a
+            fraction, the filters of each stage are rounded.
         stem: 'imagenet' (7x7 and a pool, both with stride 2), 'deep' (three 3x3, the last twice as
             wide, and the pool) or 'cifar' (3x3).
         stem_strides: 1, 2 or 4, of the stem's first convolution; None is 1 for 'cifar', else 2.
@@ -103,7 +104,7 @@ class ResNet(ResidualNetwork):
     """
 
     block: Callable[..., Unit] = Bottleneck
-    width: int = 64
+    width: float = 64
     stem: str = 'imagenet'
     stem_strides: int | None = None
     pool: str = 'caffe'
@@ -133,13 +134,13 @@ class ResNet(ResidualNetwork):
 
     def trunk(self, x: jax.Array, train: bool) -> Maps:
         conv_norm, small = self.layers(train).conv_norm, self.stem == 'cifar'
-        stride = self.stem_strides or (1 if small else 2)
+        stride, width = self.stem_strides or (1 if small else 2), round(self.width)
         if self.stem == 'deep':
-            x = nn.relu(conv_norm('_stem1', x, self.width, 3, stride))
-            x = nn.relu(conv_norm('_stem2', x, self.width, 3))
-            x = nn.relu(conv_norm('_stem3', x, 2 * self.width, 3))
+            x = nn.relu(conv_norm('_stem1', x, width, 3, stride))
+            x = nn.relu(conv_norm('_stem2', x, width, 3))
+            x = nn.relu(conv_norm('_stem3', x, 2 * width, 3))
         else:
-            x = nn.relu(conv_norm('_stem', x, self.width, 3 if small else 7, stride))
+            x = nn.relu(conv_norm('_stem', x, width, 3 if small else 7, stride))
         yield stride, x
         if not small:
             x = max_pool(x, ceil=True) if self.pool == 'caffe' else max_pool(x, padding=1)
@@ -204,5 +205,5 @@ _legacy('timm_legacy_seresnext26_32x4d', **_resnext(_18, 32, 4))
 # Depth 6n + 2 (arXiv 1512.03385, section 4.2) with projections; the SE paper's ResNet-110 is
 # preact_resnet110.
 _cifar = partial(_pair, block=BasicBlock, width=16, stem='cifar', input_size=32, num_classes=10)
-for _n in (1, 3, 5, 7, 9, 18):
+for _n in (1, 2, 3, 5, 7, 9, 18):
     _cifar(f'resnet{6 * _n + 2}_cifar', stage_sizes=(_n, _n, _n))

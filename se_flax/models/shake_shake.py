@@ -82,7 +82,7 @@ class ShakeResNet(ResidualNetwork):
     stage_sizes: Sequence[int] = (4, 4, 4)
     bottleneck: bool = False  # with ReLUs after the sums, not in the branches
     stem: int = 16  # channels
-    width: int = 96  # channels of stage 2; each further stage doubles them
+    width: float = 96  # channels of stage 2; each further stage doubles them
     backward: str = 'shake'  # or 'even', see `se_flax.nn.shake`
     se_stages: Sequence[int] = (2, 3, 4)
 

@@ -77,6 +77,8 @@ class SqueezeExcite(nn.Module):
         excite: 'sigmoid', 'tanh' or 'relu' (Table 12).
         use_bias: b1 and b2; the released networks have them, the ablations do not.
         hidden_multiple: rounds the hidden width to a multiple; 8 in timm's networks.
+        excite_bias: initial value of b2. The paper's 0 starts every sigmoid gate near 0.5; with 2
+            it starts near 0.88. Other values need `use_bias`.
 
     >>> import jax, jax.numpy as jnp
     >>> variables = SqueezeExcite().init(jax.random.key(0), jnp.ones((2, 7, 7, 64)))
@@ -89,6 +91,7 @@ class SqueezeExcite(nn.Module):
     excite: str = 'sigmoid'
     use_bias: bool = True
     hidden_multiple: int = 1
+    excite_bias: float = 0.0
 
     @overload
     def __call__(self, x: jax.Array) -> jax.Array: ...
@@ -107,6 +110,8 @@ class SqueezeExcite(nn.Module):
                 f'reduction={self.reduction} must be between 1 and the number of channels, '
                 f'{channels}; use {min(max(self.reduction, 1), channels)}'
             )
+        if self.excite_bias and not self.use_bias:
+            raise UserError(f'excite_bias={self.excite_bias} needs use_bias=True')
         # Gates are [B, C], so float32 is free; without a squeeze they are maps in x's dtype.
         wide = jnp.promote_types(x.dtype, jnp.float32)
         dtype = x.dtype if self.squeeze is None else wide
@@ -118,7 +123,10 @@ class SqueezeExcite(nn.Module):
         else:
             z = SQUEEZE[self.squeeze]((x.map() if lazy else x).astype(dtype))
         h = nn.relu(dense(hidden, name='reduce')(z))
-        gate = EXCITE[self.excite](dense(channels, name='expand')(h))
+        expand = dense(
+            channels, name='expand', bias_init=nn.initializers.constant(self.excite_bias)
+        )
+        gate = EXCITE[self.excite](expand(h))
         self.sow('intermediates', 'gate', gate)
         # Cast first: the large multiply stays in x's dtype.
         return x * (gate if lazy else gate.astype(x.dtype))

@@ -61,6 +61,7 @@ SECONDS: Any = {'unit': 'seconds', 'machine': True}
 SHARE: Any = {'unit': 'share', 'least': 0, 'below': 1}
 STEPS: Any = {'unit': 'steps', 'least': 1, 'optional': True, 'type_': int}
 EPOCHS: Any = {'unit': 'epochs', 'above': 0, 'optional': True, 'type_': float}
+EXAMPLES: Any = {'least': 1, 'optional': True, 'added': True, 'type_': int}
 CHANNELS: Any = {'per_channel': True, 'from_weights': True}
 PIXELS: Any = {'unit': 'pixels', 'from_weights': True}
 
@@ -77,6 +78,7 @@ MODEL = {
 DATA = {
     'data': Field('', 'Data set, one of `se-flax data check` or folder:PATH.'),
     'eval_split': Field(0.0, 'Part of a folder without val to evaluate on.', **SHARE, added=True),
+    'train_examples': Field(None, 'Train on so many, drawn by seed.', **EXAMPLES),
     'data_dir': Field('', 'Folder or gs:// of tfds; empty: ~/tensorflow_datasets.', machine=True),
     'allow_changed_data': Field(False, 'Resume even if the examples have changed.', machine=True),
     'image_size': Field(224, 'Height and width of input.', **PIXELS, above=0),

@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from se_flax.data import Dataset, EvalTransform, TrainTransform, decode_all, open_dataset
+from se_flax.data import Dataset, EvalTransform, TrainTransform, decode_all, draw, open_dataset
 from se_flax.errors import Problems, UserError
 from se_flax.models import Network
 from se_flax.parallel import data_mesh
@@ -65,9 +65,9 @@ def make_plan(config: ConfigDict, num_devices: int) -> Plan:
         problems.check(_view_fields(view).values(), make_view, view, config)
         for view in (TrainTransform, EvalTransform)
     )
+    data = 'data', 'data_dir', 'eval_split', 'train_examples'
     train_set, eval_set = (
-        problems.check(('data', 'data_dir', 'eval_split'), _open_split, config, split)
-        for split in ('train', 'eval')
+        problems.check(data, open_split, config, split) for split in ('train', 'eval')
     )
     problems.raise_all()
     if config.init_from:
@@ -126,9 +126,12 @@ def make_step(plan: Plan, mesh: Mesh | None = None) -> TrainStep:
     return make_train_step(*network, **options, mesh=mesh or data_mesh())
 
 
-def _open_split(config: ConfigDict, split: str) -> Dataset:
+def open_split(config: ConfigDict, split: str) -> Dataset:
+    """Opens the 'train' or 'eval' images of a config; raises as `open_dataset` and `draw` do."""
     held_out = {'eval_split': config.eval_split, 'seed': config.seed}
-    return open_dataset(config.data, split, config.data_dir or None, **held_out)
+    dataset = open_dataset(config.data, split, config.data_dir or None, **held_out)
+    count = config.train_examples if split == 'train' else None
+    return draw(dataset, count, config.seed) if count else dataset
 
 
 def make_view(view: type[View], config: ConfigDict) -> View:

@@ -301,7 +301,7 @@ def get_config(model='se_resnet8_cifar'):
             'c.model_fields.widht = 8',
             ["unknown field of se_resnet8_cifar 'widht': did you mean wi"],
         ),
-        ("c.model_fields.width = 'big'", ["width='big' must be an integer"]),
+        ("c.model_fields.width = 'big'", ["width='big' must be a number"]),
         ('c.optimizer.momentum = 0.9', ["{file}:7: AttributeError: ''optimizer' Did you mean"]),
         ("c.batch_size = 'many'", ['{file}:7: TypeError: ', 'batch_size']),
         ('del c.momentum', ['config has no momentum; it must start from base_config()']),

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from se_flax.analysis.plan import Plan, load_plan, save_plan, shard_of
 from se_flax.analysis.study import STUDIES, grid, networks
 from se_flax.errors import MissingError, UserError
+from se_flax.models.complexity import count
+from se_flax.training.recipe import make_model
 
 pytestmark = pytest.mark.quick
 
@@ -75,6 +77,33 @@ def test_another_study_in_its_folder_is_refused(tmp_path):
             save_plan(tmp_path, other)
     with pytest.raises(MissingError, match=r'no plan\.json'):
         load_plan(tmp_path / 'runs')
+
+
+@pytest.mark.parametrize(
+    ('what', 'told'),
+    [('params', ()), ('params', (('model_fields.se.reduction', '2'),)), ('macs', ())],
+)
+def test_no_other_width_is_nearer_to_the_cost_of_se(what, told, tmp_path):
+    plan = plan_of(STUDIES['cost'], tmp_path, *told)
+    with_se, plain, *cells = plan.study.cells
+    [cell] = [cell for cell in cells if cell.equal == what]
+    models = [make_model(plan.cell_config(cell), 10) for cell in (with_se, plain, cell)]
+    target, least, got = (getattr(count(model, 28), what) for model in models)
+    wide = models[-1]
+    assert wide.se is None
+    assert wide.width >= models[1].width
+    for width in (wide.width - 0.25, wide.width + 0.25):
+        other = getattr(count(wide.clone(width=width), 28), what)
+        assert abs(other - target) >= abs(got - target)
+    folders = {task.cell: task.workdir for task in plan.tasks()}
+    assert (folders[cell] == folders[plain]) == (got == least)
+
+
+def test_a_network_of_one_width_has_no_equal(tmp_path):
+    plan = plan_of(STUDIES['cost'], tmp_path, ('data', 'synthetic'))
+    plan = plan._replace(config='mobile:se_shufflenet')
+    with pytest.raises(UserError, match='ShuffleNet has no width to choose for equal params'):
+        plan.tasks()
 
 
 def test_a_network_that_is_plain_cannot_be_ablated(tmp_path):

@@ -18,7 +18,9 @@ def test_each_has_its_baseline_once_and_the_papers_two_common_cells(study):
     assert len(set(names)) == len(names)
     assert {cell.baseline for cell in study.cells} <= set(names)
     for cell in study.cells:
-        if cell.model == PLAIN:
+        if cell.equal or 'excite_bias' in str(cell.fields):
+            assert not cell.paper
+        elif cell.model == PLAIN:
             assert cell.paper == (23.30, 6.55)
         elif not cell.fields:
             assert cell.paper == (22.28, 6.03)
@@ -64,6 +66,16 @@ def test_networks_are_pairs_with_the_papers_errors():
     assert [cell.baseline for cell in study.cells] == ['resnet50', 'resnet50', 'vgg16', 'vgg16']
     paper = model_info('se_vgg16').paper
     assert study.cells[3].paper == (paper.top1_error, paper.top5_error) == (25.22, 7.70)
+
+
+def test_networks_are_pairs_for_each_value_of_a_field():
+    study = networks(['resnet8_cifar'], ['train_examples=20,40'])
+    assert [(cell.name, cell.baseline) for cell in study.cells] == [
+        (f'{name}resnet8_cifar train_examples={n}', f'resnet8_cifar train_examples={n}')
+        for n in (20, 40)
+        for name in ('', 'se_')
+    ]
+    assert study.cells[1].fields == (('train_examples', '20'),)
 
 
 def test_a_grid_is_all_combinations():

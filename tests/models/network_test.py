@@ -60,6 +60,28 @@ def family(name, **fields):
     return create_model(name, 10, **FAMILIES[name], **fields)
 
 
+PAIRS = ('se_resnet20_cifar', 'se_preact_resnet110', 'se_vgg16', 'se_shake_shake26_2x96d')
+
+
+@pytest.mark.parametrize('name', PAIRS)
+def test_a_network_starts_with_the_values_of_its_twin(name):
+    """Studies compare such pairs; SE adds arrays and leaves the others as they are."""
+    x = jnp.zeros((1, 32, 32, 3))
+    ours, theirs = (
+        jax.jit(model.init, compiler_options={'xla_backend_optimization_level': 0})(
+            jax.random.key(3), x
+        )
+        for model in (family(name), family(name, se=None))
+    )
+    ours, theirs = (
+        {jax.tree_util.keystr(k): v for k, v in jax.tree.leaves_with_path(variables)}
+        for variables in (ours, theirs)
+    )
+    assert ours.keys() > theirs.keys()
+    for key, value in theirs.items():
+        np.testing.assert_array_equal(ours[key], value, err_msg=key)
+
+
 def image(size, dtype=jnp.float32, batch=2):
     return jax.ShapeDtypeStruct((batch, size, size, 3), dtype)
 

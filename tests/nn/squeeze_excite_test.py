@@ -47,6 +47,15 @@ def test_equals_the_papers_equations_in_numpy(squeeze, excite, use_bias):
     np.testing.assert_allclose(got, x * gate[:, None, None, :], rtol=1e-12, atol=1e-12)
 
 
+def test_the_gates_start_where_the_bias_says():
+    block, x = SqueezeExcite(4, excite_bias=2.0), jnp.zeros((2, 3, 3, 16))
+    y, variables = block.init_with_output(jax.random.key(0), x + 1e-6)
+    np.testing.assert_allclose(y, 1e-6 / (1 + np.exp(-2)), rtol=1e-5)  # the map opens no gate
+    assert (variables['params']['reduce']['bias'] == 0).all()
+    with pytest.raises(UserError, match='excite_bias=2.0 needs use_bias=True'):
+        block.clone(use_bias=False).init(jax.random.key(0), x)
+
+
 def test_no_squeeze_gates_each_position_by_its_own_channels():
     x = np.random.default_rng(1).normal(size=(2, 3, 5, 8))
     block = SqueezeExcite(4, squeeze=None)

@@ -47,6 +47,28 @@ def test_the_quick_start_is_the_run_it_promises():
     np.testing.assert_allclose(plan.schedule(plan.num_steps), 0, atol=1e-6)
 
 
+def test_some_examples_are_drawn_by_seed():
+    whole = recipe.open_split(quickstart(), 'train')
+    few, more, others = (
+        recipe.open_split(quickstart(train_examples=count, seed=seed), 'train')
+        for count, seed in ((50, 1), (80, 1), (50, 2))
+    )
+    keys, rest = ([of.key(i) for i in range(len(of))] for of in (few, more))
+    assert len(set(keys)) == 50
+    assert keys == rest[:50]
+    assert keys != [others.key(i) for i in range(50)]
+    positions = [int(key.rpartition('/')[2]) for key in keys]
+    assert 2_000 < np.mean(positions) < 8_000  # not the first ones
+    np.testing.assert_array_equal(few.labels(), whole.labels()[positions])
+    assert few.read(7)[0] == whole.read(positions[7])[0]
+    assert len({of.fingerprint() for of in (whole, few, more, others)}) == 4
+    config = quickstart(train_examples=50)
+    assert len(recipe.open_split(config, 'eval')) == 2_000
+    assert recipe.make_plan(config, num_devices=1).steps_per_epoch == 50 / 64
+    with pytest.raises(UserError, match='train_examples=10001, but fashion_mnist_mini has 10,000'):
+        recipe.make_plan(quickstart(train_examples=10_001), num_devices=1)
+
+
 def test_twenty_steps_at_a_constant_rate_are_reachable_by_fields():
     config = quickstart()
     for field, text in {'num_steps': '20', 'schedule': 'constant', 'warmup': '0'}.items():

@@ -27,6 +27,7 @@ from se_flax.tables import markdown
 from se_flax.training import run as run_module
 from se_flax.training.checkpoint import Checkpointer
 from se_flax.training.config import assign, load_config, parse_assignments
+from se_flax.training.loop import Preempted
 from se_flax.training.metrics_log import read_rows as read_metrics
 from se_flax.training.recipe import make_plan, make_step
 from se_flax.training.state import make_init
@@ -61,9 +62,9 @@ def make_bare(config):
     return bare
 
 
-def alternate(bare, num_steps, pairs, checkpointers):
-    """Yields False at each turn of the trainer; records the seconds of its steps and bare ones."""
-    while True:
+def alternate(bare, num_steps, rounds, pairs, checkpointers):
+    """Yields whether to stop, at each step of the trainer; records the seconds of both kinds."""
+    for _ in range(rounds):
         begin = time.perf_counter()
         bare(num_steps)
         middle = time.perf_counter()
@@ -73,11 +74,12 @@ def alternate(bare, num_steps, pairs, checkpointers):
         for checkpointer in checkpointers:
             checkpointer.wait()
         pairs.append((middle - begin, time.perf_counter() - middle))
+    yield True
 
 
 def measure(config, rounds, num_steps, saves):
     """Returns `(bare, trainer)` seconds of each round, and the rows of the trainer's steps."""
-    config.num_steps = (rounds + 1) * num_steps
+    config.num_steps = (rounds + 2) * num_steps  # it stops before the last evaluation
     config.log_every_steps = num_steps
     # Steady state: the trainer's clock also pauses for evaluations and saves.
     config.eval_every_epochs = config.checkpoint_every_epochs = None
@@ -89,9 +91,10 @@ def measure(config, rounds, num_steps, saves):
         return checkpointers[0]
 
     run_module.Checkpointer = noted
-    turns = alternate(make_bare(config), num_steps, pairs := [], checkpointers)
+    turns = alternate(make_bare(config), num_steps, rounds + 1, pairs := [], checkpointers)
     with tempfile.TemporaryDirectory() as workdir, contextlib.redirect_stdout(io.StringIO()):
-        run_module.run(config, pathlib.Path(workdir), stop_requested=lambda _: next(turns))
+        with contextlib.suppress(Preempted):
+            run_module.run(config, pathlib.Path(workdir), stop_requested=lambda _: next(turns))
         rows = [row for row in read_metrics(f'{workdir}/metrics.jsonl') if row['split'] == 'train']
     return pairs[1:], rows[1:]  # the first round compiles
 

@@ -44,7 +44,7 @@ def add_to(commands: Any) -> None:
 def _run(args: argparse.Namespace) -> int:
     if args.study is None:
         rows = [(name, study.title) for name, study in STUDIES.items()]
-        rows += [('networks', f'{NETWORKS}: --networks NAME,NAME')]
+        rows += [('networks', f'{NETWORKS}: --networks NAME,NAME, for each --vary')]
         rows += [('grid', 'all combinations of any fields: --vary FIELD=VALUE,VALUE')]
         print(f'{tables.aligned(rows, left=2)}\n\nexample: {EXAMPLE}')
         return 0

@@ -76,9 +76,9 @@ class Plan(NamedTuple):
         folders = []
         for cell, config in zip(self.study.cells, configs, strict=True):
             fields = [f'{name.removeprefix("model_fields.")}={text}' for name, text in cell.fields]
-            narrow = self.cell_config(cell._replace(equal=None))
-            if config.model_fields != narrow.model_fields:
-                fields.append(f'width={config.model_fields.width:g}')
+            fields += [f'width={config.model_fields.get("width")}'] if cell.equal else []
+            if config == self.cell_config(cell._replace(fields=(), equal=None)):
+                fields = []  # they say what the config says
             name = re.sub(r'[^\w.=+-]+', '_', ' '.join([config.model, *fields])).strip('_')
             folders.append((cell, self.runs / name))
         seeds = range(configs[0].seed, configs[0].seed + self.seeds)

@@ -51,6 +51,10 @@ def test_equal_runs_of_two_studies_have_one_place(tmp_path):
     assert reduction['16'] == stages['all'] == both['se_resnet8_cifar']
     assert reduction['original'] == stages['original'] == both['resnet8_cifar']
     assert reduction['8'] != stages['stage 2']
+    batches = networks(['resnet8_cifar'], ['batch_size=32,64'])  # 64 is the quick start's own
+    of_batch = {task.cell.name: task.workdir for task in plan_of(batches, tmp_path).tasks()}
+    assert of_batch['resnet8_cifar batch_size=64'] == both['resnet8_cifar']
+    assert of_batch['resnet8_cifar batch_size=32'] != both['resnet8_cifar']
 
 
 def test_saved_it_is_what_it_was_and_can_have_more_seeds(tmp_path):

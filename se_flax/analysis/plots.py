@@ -38,6 +38,37 @@ def draw_study(title: str, rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def draw_differences(studies: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """Draws the `comparisons` of each study, a panel each: the mean with its interval over seeds,
+    each seed, and the paper's difference."""
+    counts = [len(rows) for rows in studies.values()]
+    figure = new_figure(9, 1 + 0.5 * len(studies) + 0.3 * sum(counts))
+    heights = [count + 0.5 for count in counts]
+    panels = figure.subplots(len(studies), 1, sharex=True, squeeze=False, height_ratios=heights)
+    for axes, (name, rows) in zip(panels.flat, studies.items(), strict=True):
+        places = np.arange(len(rows))
+        axes.axvline(0, color=INK, linewidth=0.8)
+        each = np.concatenate([row['differences'] for row in rows])
+        at = places.repeat([len(row['differences']) for row in rows])
+        axes.plot(each, at, 'o', color=COLORS[5], alpha=0.6, markersize=4, label='a seed')
+        papers = np.array([row['paper_difference'] for row in rows], float)  # NaN for None
+        axes.plot(papers, places, 's', color=COLORS[1], markersize=5, label='the paper, ImageNet')
+        for place, row in enumerate(rows):
+            bar = {'color': INK, 'linewidth': 1.6, 'label': '' if place else 'mean, 95 % interval'}
+            ends = [row['difference'] if row[end] is None else row[end] for end in ('low', 'high')]
+            axes.plot([ends[0], row['difference'], ends[1]], [place] * 3, marker='|', **bar)
+        axes.set_yticks(places, [f'{row["cell"]}, to {row["baseline"]}' for row in rows])
+        axes.set_title(name, loc='left', fontsize=10)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        tidy(axes)
+    axes.set(
+        xlabel='difference of top-1 error (points): left of 0 better than what it is compared to'
+    )
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles, names, loc='outside lower center', ncols=3, frameon=False)
+    return figure
+
+
 def draw_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """Draws training loss and evaluation error of up to six runs (Figure 4).
 

@@ -1,4 +1,4 @@
-"""`se-flax analyze` (gates of a network, costs of SE, curves of runs) and `se-flax report`."""
+"""`se-flax analyze` (gates, costs of SE, curves, studies) and `se-flax report`."""
 
 import argparse
 import os
@@ -38,6 +38,11 @@ def add_to(commands: Any) -> None:
     option = add_command(verbs, 'curves', _curves, text).add_argument
     option('workdirs', nargs='+', metavar='DIR')
     option('--out', default='curves.png', metavar='FILE.png')
+
+    text = 'draw the differences of studies, from their results.jsonl'
+    option = add_command(verbs, 'differences', _differences, text).add_argument
+    option('studies', nargs='+', metavar='STUDY', help='the folder of a study')
+    option('--out', default='differences.png', metavar='FILE.png')
 
     text = 'write one HTML page of a study or a run'
     option = add_command(commands, 'report', _report, text).add_argument
@@ -124,6 +129,20 @@ def _curves(args: argparse.Namespace) -> None:
         if not runs[name]:
             raise UserError(f'{workdir} has no metrics yet')
     save(plots.draw_curves(runs), as_path(args.out))
+    print(args.out)
+
+
+def _differences(args: argparse.Namespace) -> None:
+    from se_flax.analysis import plots, results
+    from se_flax.training.curves import save
+
+    studies = {}
+    for study in args.studies:
+        rows = results.comparisons(results.read_results(as_path(study)))
+        if not rows:
+            raise UserError(f'{study} has no comparison yet')
+        studies[os.path.basename(os.path.abspath(study))] = rows
+    save(plots.draw_differences(studies), as_path(args.out))
     print(args.out)
 
 

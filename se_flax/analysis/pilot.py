@@ -25,9 +25,9 @@ def needs(rows: Sequence[Mapping[str, Any]], points: float) -> tuple[list[list[s
     lines, most = [list(HEAD)], 0
     compared = comparisons(rows)
     for row in compared:
-        texts = [row['cell'], row['baseline'], str(row['pairs'])]
+        texts = [row['cell'], row['baseline'], str(len(row['differences']))]
         if deviation := row['deviation']:
-            low, high = deviation_interval(deviation, row['pairs'])
+            low, high = deviation_interval(deviation, len(row['differences']))
             seeds = seeds_needed(deviation, points, LEVEL / len(compared))
             most = max(most, seeds)
             texts += [f'{deviation:.2f}', f'{low:.2f} to {high:.2f}', f'{seeds:,}']

@@ -39,32 +39,32 @@ def draw_study(title: str, rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def draw_differences(studies: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """Draws the `comparisons` of each study, a panel each: the mean with its interval over seeds,
-    each seed, and the paper's difference."""
+    """Draws the `comparisons` of studies, a panel each: mean and interval, seeds, the paper's."""
     counts = [len(rows) for rows in studies.values()]
     figure = new_figure(9, 1 + 0.5 * len(studies) + 0.3 * sum(counts))
     heights = [count + 0.5 for count in counts]
     panels = figure.subplots(len(studies), 1, sharex=True, squeeze=False, height_ratios=heights)
     for axes, (name, rows) in zip(panels.flat, studies.items(), strict=True):
-        places = np.arange(len(rows))
         axes.axvline(0, color=INK, linewidth=0.8)
-        each = np.concatenate([row['differences'] for row in rows])
-        at = places.repeat([len(row['differences']) for row in rows])
-        axes.plot(each, at, 'o', color=COLORS[5], alpha=0.6, markersize=4, label='a seed')
-        papers = np.array([row['paper_difference'] for row in rows], float)  # NaN for None
-        axes.plot(papers, places, 's', color=COLORS[1], markersize=5, label='the paper, ImageNet')
         for place, row in enumerate(rows):
-            bar = {'color': INK, 'linewidth': 1.6, 'label': '' if place else 'mean, 95 % interval'}
-            ends = [row['difference'] if row[end] is None else row[end] for end in ('low', 'high')]
-            axes.plot([ends[0], row['difference'], ends[1]], [place] * 3, marker='|', **bar)
-        axes.set_yticks(places, [f'{row["cell"]}, to {row["baseline"]}' for row in rows])
+            seeds, mean = row['differences'], row['difference']
+            ends = [mean if row[end] is None else row[end] for end in ('low', 'high')]
+            style = {'color': INK, 'linewidth': 1.6, 'markeredgewidth': 1.6}
+            axes.plot([mean], [place], '|-', markersize=12, label='mean, 95 % interval', **style)
+            axes.plot(ends, [place] * 2, '|-', markersize=6, **style)
+            below = [place + 0.25] * len(seeds)
+            axes.plot(seeds, below, 'o', color=COLORS[5], markersize=4, label='a seed')
+            paper = np.array([row['paper_difference']], float)  # NaN for None
+            axes.plot(paper, [place], 's', color=COLORS[1], markersize=5, label='the paper')
+            if not place:
+                handles, names = axes.get_legend_handles_labels()
+        axes.set_yticks(
+            range(len(rows)), [f'{row["cell"]} \u2212 {row["baseline"]}' for row in rows]
+        )
         axes.set_title(name, loc='left', fontsize=10)
-        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
         tidy(axes)
-    axes.set(
-        xlabel='difference of top-1 error (points): left of 0 better than what it is compared to'
-    )
-    handles, names = axes.get_legend_handles_labels()
+    axes.set(xlabel='difference of top-1 error (points); below 0, the first one is better')
     figure.legend(handles, names, loc='outside lower center', ncols=3, frameon=False)
     return figure
 

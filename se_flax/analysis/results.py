@@ -87,12 +87,20 @@ def _row(cell: Cell, workdirs: Mapping[int, AnyPath]) -> dict[str, Any]:
 
 
 def compare(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the rows with what `paired` tells of each and its baseline, `p_holm`, `reading`."""
-    errors = {row['cell']: dict(zip(row['seeds'], row['top1_error'], strict=True)) for row in rows}
+    """Returns the rows with what `paired` tells of each and its baseline, and a reading of it.
+
+    They get `p_holm`, corrected for all rows, and `paper_difference`, in points, too.
+    """
+    by_name = {row['cell']: row for row in rows}
     compared = []
     for row in rows:
-        own, baseline = (errors.get(name, {}) for name in (row['cell'], row['baseline']))
-        compared.append({**row, **paired(own, {} if baseline is own else baseline), 'p_holm': None})
+        other = by_name.get(row['baseline'], row)
+        own, theirs = (dict(zip(r['seeds'], r['top1_error'], strict=True)) for r in (row, other))
+        found = paired(own, {} if other is row else theirs)
+        papers = row['paper_top1_error'], other['paper_top1_error']
+        told = found['difference'] is not None and None not in papers
+        found['paper_difference'] = round(papers[0] - papers[1], 2) if told else None
+        compared.append({**row, **found, 'p_holm': None})
     tested = [row for row in compared if row['p'] is not None]
     for row, p in zip(tested, holm([row['p'] for row in tested]), strict=True):
         row['p_holm'] = p
@@ -100,9 +108,9 @@ def compare(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _reading(row: Mapping[str, Any]) -> str:
-    if row['p'] is None:
-        return {None: '', 1: 'only one seed'}.get(row['pairs'], 'not significant')
-    if row['p_holm'] >= LEVEL:
+    if len(row['differences']) < 2:
+        return 'only one seed' if row['differences'] else ''
+    if row['p_holm'] is None or row['p_holm'] >= LEVEL:
         return 'not significant'
     return 'lower' if row['difference'] < 0 else 'higher'
 
@@ -168,7 +176,7 @@ COMPARISONS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     'difference': lambda row: _text('{:+.2f}', row['difference']),
     '95 %, seeds': lambda row: _text('{:+.2f} to {:+.2f}', row['low'], row['high']),
     'p (Holm)': lambda row: _text('{:.2g}', row['p_holm']),
-    'improved': lambda row: f'{row["improved"]} of {row["pairs"]}',
+    'improved': lambda row: f'{row["improved"]} of {len(row["differences"])}',
     'detectable': lambda row: _text('{:.2f}', row['detectable']),
     '95 %, images': lambda row: _text('{:+.2f} to {:+.2f}', row['images_low'], row['images_high']),
     'paper': lambda row: _text('{:+.2f}', row['paper_difference']),
@@ -190,28 +198,9 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     return _table(COMPARISONS, comparisons(rows))
 
 
-def comparisons(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the rows that have a difference.
-
-    Adds `differences`, of each seed that both cells have, and `paper_difference`, in points.
-    """
-    of = {row['cell']: row for row in rows}
-    found = []
-    for row in rows:
-        if row['difference'] is None:
-            continue
-        baseline = of[row['baseline']]
-        theirs = dict(zip(baseline['seeds'], baseline['top1_error'], strict=True))
-        pairs = zip(row['seeds'], row['top1_error'], strict=True)
-        papers = row['paper_top1_error'], baseline['paper_top1_error']
-        found.append(
-            {
-                **row,
-                'differences': [error - theirs[seed] for seed, error in pairs if seed in theirs],
-                'paper_difference': None if None in papers else papers[0] - papers[1],
-            }
-        )
-    return found
+def comparisons(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Returns the rows that have a difference."""
+    return [row for row in rows if row['difference'] is not None]
 
 
 def markdown(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> str:

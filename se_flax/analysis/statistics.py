@@ -13,29 +13,27 @@ LEVEL, POWER = 0.05, 0.8
 def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> dict[str, Any]:
     """Compares errors in %, by seed, over the n seeds that both have.
 
-    With d the differences and s their standard deviation (n - 1), in points: `pairs` is n;
-    `difference` is mean(d) and `deviation` is s; `low` and `high` are mean(d) ± t s / √n, t the
-    97.5 % quantile of Student's distribution with n - 1 degrees of freedom; `p` is that of the
-    two-sided paired t test; `improved` counts the seeds with d < 0, so not a tie; `detectable` is
-    from `detectable`. Without a deviation (one seed, or equal differences), None for what needs it.
+    With d the differences, in points, and s their standard deviation (n - 1): `differences` is d,
+    `difference` mean(d), `deviation` s, `improved` how many are below 0 (a tie is not); `low` and
+    `high` are mean(d) ± t s / √n, t the 97.5 % quantile of Student's distribution with n - 1
+    degrees of freedom; `p` is of the two-sided paired t test; `detectable` is that of `detectable`.
+    With one seed or equal differences, what needs s is None.
 
     >>> found = paired({0: 11.0, 1: 12.2, 2: 10.9}, {0: 10.0, 1: 11.0, 2: 10.1})
     >>> [found[name] for name in ('difference', 'low', 'high', 'p', 'improved', 'detectable')]
     [1.0, 0.503, 1.497, 0.01307, 0, 0.653]
     """
-    d = np.array([values[seed] - baseline[seed] for seed in values if seed in baseline])
-    names = ('difference', 'deviation', 'low', 'high', 'p', 'pairs', 'improved', 'detectable')
-    found: dict[str, Any] = dict.fromkeys(names)
-    if not len(d):
-        return found
-    found['difference'] = round(float(d.mean()), 3)
-    found |= {'pairs': len(d), 'improved': int((d < 0).sum())}
-    if len(d) > 1 and np.ptp(d) > 1e-9:  # Student's t divides by the deviation
+    d = np.array([values[seed] - baseline[seed] for seed in values if seed in baseline]).round(4)
+    names = ('difference', 'deviation', 'low', 'high', 'p', 'improved', 'detectable')
+    found: dict[str, Any] = {'differences': d.tolist()} | dict.fromkeys(names)
+    if len(d):
+        found |= {'difference': round(float(d.mean()), 3), 'improved': int((d < 0).sum())}
+    if len(d) > 1 and np.ptp(d):  # Student's t divides by the deviation
         test, deviation = stats.ttest_1samp(d, 0), float(d.std(ddof=1))
-        low, high = (round(float(bound), 3) for bound in test.confidence_interval(0.95))
-        found |= {'deviation': round(deviation, 3), 'low': low, 'high': high}
-        found |= {'p': float(f'{test.pvalue:.4g}')}
-        found |= {'detectable': round(detectable(deviation, len(d)), 3)}
+        bounds = *test.confidence_interval(0.95), deviation, detectable(deviation, len(d))
+        rounded = (round(float(bound), 3) for bound in bounds)
+        found |= zip(('low', 'high', 'deviation', 'detectable'), rounded, strict=True)
+        found['p'] = float(f'{test.pvalue:.4g}')
     return found
 
 

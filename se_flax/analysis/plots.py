@@ -44,6 +44,7 @@ def draw_differences(studies: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figu
     figure = new_figure(9, 1 + 0.5 * len(studies) + 0.3 * sum(counts))
     heights = [count + 0.5 for count in counts]
     panels = figure.subplots(len(studies), 1, sharex=True, squeeze=False, height_ratios=heights)
+    legend: dict[str, Any] = {}
     for axes, (name, rows) in zip(panels.flat, studies.items(), strict=True):
         axes.axvline(0, color=INK, linewidth=0.8)
         for place, row in enumerate(rows):
@@ -54,18 +55,19 @@ def draw_differences(studies: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figu
             axes.plot(ends, [place] * 2, '|-', markersize=6, **style)
             below = [place + 0.25] * len(seeds)
             axes.plot(seeds, below, 'o', color=COLORS[5], markersize=4, label='a seed')
-            paper = np.array([row['paper_difference']], float)  # NaN for None
-            axes.plot(paper, [place], 's', color=COLORS[1], markersize=5, label='the paper')
-            if not place:
-                handles, names = axes.get_legend_handles_labels()
-        axes.set_yticks(
-            range(len(rows)), [f'{row["cell"]} \u2212 {row["baseline"]}' for row in rows]
-        )
+            if (paper := row['paper_difference']) is not None:
+                axes.plot(paper, place, 's', color=COLORS[1], markersize=5, label='the paper')
+        handles, labels = axes.get_legend_handles_labels()
+        legend |= zip(labels, handles, strict=True)
+        labels = [f'{row["cell"]} \u2212 {row["baseline"]}' for row in rows]
+        axes.set_yticks(range(len(rows)), labels)
         axes.set_title(name, loc='left', fontsize=10)
         axes.set_ylim(len(rows) - 0.4, -0.6)
         tidy(axes)
     axes.set(xlabel='difference of top-1 error (points); below 0, the first one is better')
-    figure.legend(handles, names, loc='outside lower center', ncols=3, frameon=False)
+    figure.legend(
+        legend.values(), legend.keys(), loc='outside lower center', ncols=3, frameon=False
+    )
     return figure
 
 

@@ -138,11 +138,11 @@ def write_results(directory: AnyPath, plan: Plan) -> list[dict[str, Any]]:
 
 
 def read_results(directory: AnyPath) -> list[dict[str, Any]]:
-    """Returns the rows of a study's folder; raises MissingError if it has none."""
+    """Returns the rows of a study's folder, compared anew; raises MissingError if it has none."""
     path = directory / 'results.jsonl'
     if not path.exists():
         raise MissingError(f'{directory} has no {path.name}; `se-flax ablate` writes it')
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return compare([json.loads(line) for line in path.read_text().splitlines()])
 
 
 def _cells(row: Mapping[str, Any]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from se_flax import tables
@@ -119,12 +120,9 @@ def _curves(args: argparse.Namespace) -> None:
         raise UserError(
             f'a figure shows {len(plots.COLORS)} runs at most, not {len(args.workdirs)}'
         )
-    workdirs = {os.path.abspath(workdir): workdir for workdir in args.workdirs}
-    parent = os.path.commonpath(workdirs)
     runs = {}
-    for path, workdir in workdirs.items():
+    for name, workdir in _by_name(args.workdirs).items():
         read_config(as_path(workdir))  # raises if it is no run
-        name = os.path.relpath(path, parent) if len(workdirs) > 1 else workdir
         runs[name] = read_rows(as_path(workdir) / 'metrics.jsonl')
         if not runs[name]:
             raise UserError(f'{workdir} has no metrics yet')
@@ -132,16 +130,25 @@ def _curves(args: argparse.Namespace) -> None:
     print(args.out)
 
 
+def _by_name(folders: Sequence[str]) -> dict[str, str]:
+    """Returns each folder by the part of its path that tells it from the others."""
+    paths = {os.path.abspath(folder): folder for folder in folders}
+    if len(paths) == 1:
+        return {folder: folder for folder in paths.values()}
+    parent = os.path.commonpath(paths)
+    return {os.path.relpath(path, parent): folder for path, folder in paths.items()}
+
+
 def _differences(args: argparse.Namespace) -> None:
     from se_flax.analysis import plots, results
     from se_flax.training.curves import save
 
     studies = {}
-    for study in args.studies:
+    for name, study in _by_name(args.studies).items():
         rows = results.comparisons(results.read_results(as_path(study)))
         if not rows:
             raise UserError(f'{study} has no comparison yet')
-        studies[os.path.basename(os.path.abspath(study))] = rows
+        studies[name] = rows
     save(plots.draw_differences(studies), as_path(args.out))
     print(args.out)
 

@@ -120,9 +120,10 @@ def _over_images(
 ) -> tuple[float | None, float | None]:
     seeds = [] if baseline is workdirs else [seed for seed in workdirs if seed in baseline]
     rights = [read_right(of[seed]) for of in (workdirs, baseline) for seed in seeds]
-    if not rights or any(right is None for right in rights) or len({*map(len, rights)}) > 1:
+    found = [right for right in rights if right is not None]
+    if not found or len(found) < len(rights) or len({*map(len, found)}) > 1:
         return None, None
-    own, other = np.split(np.stack(rights), 2)
+    own, other = np.split(np.stack(found), 2)
     return over_images(own, other)
 
 

@@ -14,22 +14,21 @@ from se_flax.training.workdir import finished
 HEAD = ('', 'against', 'seeds', 'deviation', '95 %', 'seeds needed')
 
 
-def needs(rows: Sequence[Mapping[str, Any]], points: float) -> tuple[list[list[str]], int]:
+def needs(
+    rows: Sequence[Mapping[str, Any]], points: float, level: float
+) -> tuple[list[list[str]], int]:
     """Returns a line for each comparison, after a header, and the largest number of seeds.
 
-    Each has the standard deviation of the differences by seed, in points of top-1 error, its 95 %
-    interval, and the seeds that find a true difference of `points` with a power of 0.8 at 5 %
-    divided by the number of comparisons, the first step of Holm's method. Without a deviation the
-    last three are empty; 0 if there is none.
+    A line has the standard deviation of the differences by seed, in points of top-1 error, its 95 %
+    interval, and the seeds that find a true difference of `points` with a power of 0.8 at `level`;
+    without a deviation these are empty. The number is 0 if all are.
     """
     lines, most = [list(HEAD)], 0
-    compared = comparisons(rows)
-    for row in compared:
+    for row in comparisons(rows):
         texts = [row['cell'], row['baseline'], str(len(row['differences']))]
         if deviation := row['deviation']:
             low, high = deviation_interval(deviation, len(row['differences']))
-            seeds = seeds_needed(deviation, points, LEVEL / len(compared))
-            most = max(most, seeds)
+            most = max(most, seeds := seeds_needed(deviation, points, level))
             texts += [f'{deviation:.2f}', f'{low:.2f} to {high:.2f}', f'{seeds:,}']
         lines.append(texts + [''] * (len(HEAD) - len(texts)))
     return lines, most
@@ -62,20 +61,21 @@ def beginning(tasks: Sequence[Task]) -> str:
 
 def page(plan: Plan, rows: Sequence[Mapping[str, Any]], points: float, command: str) -> str:
     """Returns the table, the expected time and the `command` to go on, given without --seeds."""
-    table, most = needs(rows, points)
+    count = sum(cell.baseline != cell.name for cell in plan.study.cells)
+    table, most = needs(rows, points, LEVEL / max(count, 1))  # the first step of Holm's method
     what = (
-        f'The standard deviation of the difference by seed, in points of top-1 error. '
-        f'The seeds needed are those that show a true difference of {points:g} points with a '
-        f'probability of 80 %, in a test at 5 % divided by the number of comparisons '
-        f'({len(table) - 1}).'
+        f'The standard deviation of the difference by seed, in points of top-1 error. The seeds '
+        f'needed find a true difference of {points:g} points with a probability of 80 %, in a test '
+        f'at 5 % divided by the number of comparisons ({count}).'
     )
     last = 'No comparison has two seeds that differ yet, so nothing can be said.'
     if most:
         seeds = max(most, plan.seeds)
         done, rest = spent(plan._replace(seeds=seeds).tasks())
         last = (
-            f'With {seeds} seeds the study takes about {duration(done + rest)} on this machine, of '
-            f'which {duration(done)} are done. Shards divide the rest. To go on:\n\n'
+            f'With {seeds:,} seeds, and runs as long as those so far, the study takes about '
+            f'{duration(done + rest)}, of which {duration(done)} are done. Shards divide the rest. '
+            f'To go on:\n\n'
             f'    {command} --seeds {seeds}'
         )
     title = f'# Pilot: {plan.study.title}'

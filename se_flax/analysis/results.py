@@ -29,10 +29,11 @@ NOTES = """\
 * **95 %, images**: the interval of the difference if other evaluation images are drawn and the
   networks stay (bootstrap), which answers: are these very networks better on other images of this
   kind? Not corrected for the number of comparisons.
-* **p (Holm)**: of the paired t test over seeds, corrected for all comparisons of the table (Holm).
+* **p (Holm)**: of the paired t test over seeds, corrected for the number of comparisons.
 * **improved**: the seeds with a lower error than the other cell has with the same seed.
 * **detectable**: the smallest true difference that a study with this number of seeds and this
   standard deviation of the differences finds with a probability of 80 %, at 5 % uncorrected.
+* **paper**: the difference of its two errors, on ImageNet.
 * **reading**: "lower" or "higher" if p is below 0.05. "Not significant" does not mean equal."""
 
 
@@ -185,18 +186,12 @@ COMPARISONS: dict[str, Callable[[Mapping[str, Any]], str]] = {
 }
 
 
-def _table(columns: Mapping[str, Callable], rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    return [list(columns), *([text(row) for text in columns.values()] for row in rows)]
-
-
-def cell_table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Returns the cells as texts, after a header: errors and costs."""
-    return _table(CELLS, rows)
-
-
-def comparison_table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Returns the comparisons as texts, after a header; the header alone if there are none."""
-    return _table(COMPARISONS, comparisons(rows))
+def both_tables(rows: Sequence[Mapping[str, Any]]) -> list[list[list[str]]]:
+    """Returns two tables of texts, each after a header: the cells, and their comparisons."""
+    return [
+        [list(columns), *([text(row) for text in columns.values()] for row in shown)]
+        for columns, shown in ((CELLS, rows), (COMPARISONS, comparisons(rows)))
+    ]
 
 
 def comparisons(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -209,5 +204,5 @@ def markdown(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> str:
     fields = ' '.join(f'{name}={text}' for name, text in plan.assignments)
     runs, all_runs = sum(len(row['seeds']) for row in rows), len(plan.tasks())
     what = f'{runs} of {all_runs} runs of `{plan.config}`{f", {fields}" if fields else ""}.'
-    parts = [f'# {plan.study.title}', what, tables.markdown(cell_table(rows))]
-    return '\n\n'.join([*parts, tables.markdown(comparison_table(rows)), NOTES])
+    pages = map(tables.markdown, both_tables(rows))
+    return '\n\n'.join([f'# {plan.study.title}', what, *pages, NOTES])

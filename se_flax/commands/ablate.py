@@ -100,8 +100,7 @@ def _run(args: argparse.Namespace) -> int:
     rows = results.write_results(out, plan)
     if rows:
         save(draw_study(plan.study.title, rows), out / 'results.png')
-        shown = results.cell_table(rows), results.comparison_table(rows)
-        print('\n\n'.join(map(tables.aligned, shown)))
+        print('\n\n'.join(map(tables.aligned, results.both_tables(rows))))
     if stopped:
         raise stopped
     if args.pilot:

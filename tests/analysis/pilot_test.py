@@ -42,12 +42,12 @@ def test_durations_are_words(seconds, text):
     assert duration(seconds) == text
 
 
-def test_each_comparison_needs_the_seeds_of_its_deviation_and_their_number():
+def test_each_comparison_needs_the_seeds_of_its_deviation():
     rows = [row('SE', {0: 10.0, 1: 10.0})]
     rows += [row('max', {0: 10.0, 1: 11.0}), row('pre', {0: 10.0, 1: 10.2}), row('post', {0: 9.0})]
-    (_, wide, narrow, unknown), most = needs(compare(rows), 0.5)
-    assert most == seeds_needed(0.707, 0.5, 0.05 / 3) > seeds_needed(0.707, 0.5)
+    (_, wide, narrow, unknown), most = needs(compare(rows), 0.5, 0.01)
+    assert most == seeds_needed(0.707, 0.5, 0.01) > seeds_needed(0.707, 0.5)
     assert wide == ['max', 'SE', '2', '0.71', '0.32 to 22.56', str(most)]
-    assert narrow[-1] == str(seeds_needed(0.141, 0.5, 0.05 / 3))
+    assert narrow[-1] == str(seeds_needed(0.141, 0.5, 0.01))
     assert unknown == ['post', 'SE', '1', '', '', '']
-    assert needs(compare(rows[:1] + rows[3:]), 0.5)[1] == 0
+    assert needs(compare(rows[:1] + rows[3:]), 0.5, 0.05)[1] == 0

@@ -9,14 +9,7 @@ import pytest
 
 from se_flax import tables
 from se_flax.analysis.plan import Plan
-from se_flax.analysis.results import (
-    cell_table,
-    collect,
-    compare,
-    comparison_table,
-    read_results,
-    write_results,
-)
+from se_flax.analysis.results import both_tables, collect, compare, read_results, write_results
 from se_flax.analysis.study import STUDIES
 from se_flax.training import workdir
 from se_flax.training.metrics_log import MetricsWriter
@@ -119,7 +112,9 @@ def test_the_three_files_agree(plan, tmp_path):
     assert '3 of 4 runs of `' in text
     assert '| average | 2 | 15.00 ± 7.07 |' in text
     assert '| max | average | +2.00 |  |  | 0 of 1 |' in text
-    for line in [*cell_table(rows)[1:], *comparison_table(rows)[1:]]:
+    cells, comparisons = both_tables(rows)
+    assert (len(cells), len(comparisons)) == (3, 2)  # with their headers
+    for line in [*cells, *comparisons]:
         assert f'| {" | ".join(line)} |' in text
 
 
@@ -142,7 +137,6 @@ def test_images_are_compared_if_every_run_of_a_pair_has_them(plan):
 def test_the_tables_of_the_docs_are_made_from_their_rows(page):
     rows = [json.loads(line) for line in (page.with_name('results.jsonl')).open()]
     text = page.read_text()
-    assert tables.markdown(cell_table(rows)) in text
-    assert tables.markdown(comparison_table(rows)) in text
+    assert all(tables.markdown(table) in text for table in both_tables(rows))
     again = compare(rows)  # the statistics are those of each seed's error
     assert again == read_results(page.parent) == rows

@@ -71,8 +71,8 @@ def _run(args: argparse.Namespace) -> int:
     problems.check((), check_at_least, '--seeds', args.seeds, 2 if args.pilot else 1)
     if args.detect is not None and not args.pilot:
         problems.add((), '--detect is for --pilot, which tells the number of seeds')
-    if args.detect is not None and not 0 < args.detect <= 100:
-        problems.add((), f'--detect={args.detect:g}: must be above 0 and at most 100 points')
+    if args.detect is not None and not 0.001 <= args.detect <= 100:
+        problems.add((), f'--detect={args.detect:g} must be from 0.001 to 100 points')
     if is_remote(args.out or '') or is_remote(args.runs or ''):
         problems.add(
             (), 'a study appends to its logs, so its folders must be local, not in a bucket'

@@ -223,7 +223,7 @@ def test_a_run_that_is_not_finite_fails_alone(tmp_path, capsys, cache):
         (['ablate', 'squeeze', '--seeds', '0'], '--seeds=0 must be at least 1'),
         (['ablate', 'squeeze', '--pilot', '--seeds', '1'], '--seeds=1 must be at least 2'),
         (['ablate', 'squeeze', '--detect', '1'], '--detect is for --pilot'),
-        (['ablate', 'squeeze', '--pilot', '--detect', '0'], '--detect=0: must be above 0'),
+        (['ablate', 'squeeze', '--pilot', '--detect', '0'], '--detect=0 must be from 0.001 to 100'),
         (['ablate', 'grid', '--vary', 'model_fields.se.exite=relu'], 'did you mean excite'),
         (['ablate', 'reduction', '--config.model_fields.width=16'], "cell '32': reduction=32"),
         (['ablate', 'squeeze', '--config.model=resnet8_cifar'], 'has no SE to ablate'),

@@ -187,10 +187,11 @@ COMPARISONS: dict[str, Callable[[Mapping[str, Any]], str]] = {
 
 
 def both_tables(rows: Sequence[Mapping[str, Any]]) -> list[list[list[str]]]:
-    """Returns two tables of texts, each after a header: the cells, and their comparisons."""
+    """Returns the tables of the cells and of their comparisons, unless empty, with headers."""
     return [
         [list(columns), *([text(row) for text in columns.values()] for row in shown)]
         for columns, shown in ((CELLS, rows), (COMPARISONS, comparisons(rows)))
+        if shown
     ]
 
 

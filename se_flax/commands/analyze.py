@@ -133,9 +133,7 @@ def _curves(args: argparse.Namespace) -> None:
 def _by_name(folders: Sequence[str]) -> dict[str, str]:
     """Returns each folder by the part of its path that tells it from the others."""
     paths = {os.path.abspath(folder): folder for folder in folders}
-    if len(paths) == 1:
-        return {folder: folder for folder in paths.values()}
-    parent = os.path.commonpath(paths)
+    parent = os.path.commonpath([os.path.dirname(path) for path in paths])
     return {os.path.relpath(path, parent): folder for path, folder in paths.items()}
 
 

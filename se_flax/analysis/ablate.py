@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from se_flax.analysis.outcomes import RIGHT, write_right
 from se_flax.analysis.plan import Plan, Task
 from se_flax.analysis.study import SE
 from se_flax.errors import UserError
@@ -47,8 +48,8 @@ def ablate(
     """Runs the unfinished ones of `tasks`, a part of the plan; returns a line for each failure.
 
     A run's output goes to a `.log` beside its workdir. A loss that is not finite ends only its own
-    run. On a terminal the console shows a live table of all runs of the plan, elsewhere a line per
-    run. `steps` are those of `check`.
+    run. Finished runs that lack the file of `write_right` get it. On a terminal the console shows a
+    live table of all runs of the plan, elsewhere a line per run. `steps` are those of `check`.
 
     Raises UserError for a workdir with another run, and what `run` raises after `stop_requested`.
     """
@@ -59,18 +60,25 @@ def ablate(
     live = Live(get_renderable=render, console=console, **options)
     with live if console.is_interactive else contextlib.nullcontext():
         for task in tasks:
-            if finished(task.workdir):
+            before = finished(task.workdir)
+            if before and (task.workdir / RIGHT).exists():
                 continue
             config = plan.cell_config(task.cell, task.seed)
             log = task.workdir.with_name(f'{task.workdir.name}.log')
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open('a') as file, contextlib.redirect_stdout(file):
                 try:
-                    run(config, task.workdir, stop_requested)
+                    if not before:
+                        run(config, task.workdir, stop_requested)
+                    write_right(task.workdir)
                 except NonFiniteError as error:
                     failed[task.workdir] = f'{task.cell.name}, seed {task.seed}: {error}'
+                except UserError as error:
+                    if not finished(task.workdir):
+                        raise
+                    print(f'no {RIGHT}: {error}')  # the result is there
             jax.clear_caches()  # compiled programs stay on disk
-            if not console.is_interactive:
+            if not before and not console.is_interactive:
                 text = f'{task.cell.name}, seed {task.seed}: {_state(task, steps, failed)}'
                 console.print(text, markup=False, highlight=False, soft_wrap=True)
     return list(failed.values())

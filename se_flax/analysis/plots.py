@@ -38,6 +38,39 @@ def draw_study(title: str, rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def draw_differences(studies: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """Draws the `comparisons` of studies, a panel each: mean and interval, seeds, the paper's."""
+    counts = [len(rows) for rows in studies.values()]
+    figure = new_figure(9, 1 + 0.5 * len(studies) + 0.3 * sum(counts))
+    heights = [count + 0.5 for count in counts]
+    panels = figure.subplots(len(studies), 1, sharex=True, squeeze=False, height_ratios=heights)
+    legend: dict[str, Any] = {}
+    for axes, (name, rows) in zip(panels.flat, studies.items(), strict=True):
+        axes.axvline(0, color=INK, linewidth=0.8)
+        for place, row in enumerate(rows):
+            seeds, mean = row['differences'], row['difference']
+            ends = [mean if row[end] is None else row[end] for end in ('low', 'high')]
+            style = {'color': INK, 'linewidth': 1.6, 'markeredgewidth': 1.6}
+            axes.plot([mean], [place], '|-', markersize=12, label='mean, 95 % interval', **style)
+            axes.plot(ends, [place] * 2, '|-', markersize=6, **style)
+            below = [place + 0.25] * len(seeds)
+            axes.plot(seeds, below, 'o', color=COLORS[5], markersize=4, label='a seed')
+            if (paper := row['paper_difference']) is not None:
+                axes.plot(paper, place, 's', color=COLORS[1], markersize=5, label='the paper')
+        handles, labels = axes.get_legend_handles_labels()
+        legend |= zip(labels, handles, strict=True)
+        labels = [f'{row["cell"]} \u2212 {row["baseline"]}' for row in rows]
+        axes.set_yticks(range(len(rows)), labels)
+        axes.set_title(name, loc='left', fontsize=10)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        tidy(axes)
+    axes.set(xlabel='difference of top-1 error (points); below 0, the first one is better')
+    figure.legend(
+        legend.values(), legend.keys(), loc='outside lower center', ncols=3, frameon=False
+    )
+    return figure
+
+
 def draw_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """Draws training loss and evaluation error of up to six runs (Figure 4).
 

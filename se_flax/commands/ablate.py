@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import re
+import shlex
 import sys
 from typing import Any
 
@@ -9,12 +11,12 @@ from se_flax import tables
 from se_flax.analysis.study import NETWORKS, STUDIES, Study, grid, networks
 from se_flax.commands.common import add_command, names
 from se_flax.errors import Problems, UserError, check_at_least, check_known
-from se_flax.storage import as_path, is_remote
+from se_flax.storage import as_path, atomic_write, is_remote
 
 EXAMPLE = 'se-flax ablate squeeze --config quickstart --out runs/squeeze'
 FLAGS = (
     *('--config', '--config.FIELD=VALUE', '--out', '--seeds', '--networks', '--vary'),
-    *('--shard', '--runs'),
+    *('--shard', '--runs', '--pilot', '--detect'),
 )
 EPILOG = (
     '--config.FIELD=VALUE sets a field of the config for all cells, as in training. The same '
@@ -39,6 +41,10 @@ def add_to(commands: Any) -> None:
     option('--shard', metavar='I/N', help=text)
     text = 'workdirs, which studies of one config may share; default: runs in --out'
     option('--runs', metavar='DIR', help=text)
+    text = 'run the first --seeds; tell how many the study needs, and how long they take'
+    option('--pilot', action='store_true', help=text)
+    text = 'with --pilot: the difference to find, in points of top-1 error; default: 0.5'
+    option('--detect', type=float, metavar='POINTS', help=text)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -50,7 +56,7 @@ def _run(args: argparse.Namespace) -> int:
         return 0
     from rich.console import Console
 
-    from se_flax.analysis import results
+    from se_flax.analysis import pilot, results
     from se_flax.analysis.ablate import ablate, check
     from se_flax.analysis.plan import RUNS, Plan, save_plan, shard_of
     from se_flax.analysis.plots import draw_study
@@ -62,7 +68,11 @@ def _run(args: argparse.Namespace) -> int:
     problems = Problems()
     assignments = problems.check((), parse_assignments, args.rest, FLAGS)
     study = problems.check((), _study, args)
-    problems.check((), check_at_least, '--seeds', args.seeds, 1)
+    problems.check((), check_at_least, '--seeds', args.seeds, 2 if args.pilot else 1)
+    if args.detect is not None and not args.pilot:
+        problems.add((), '--detect is for --pilot, which tells the number of seeds')
+    if args.detect is not None and not 0.001 <= args.detect <= 100:
+        problems.add((), f'--detect={args.detect:g} must be from 0.001 to 100 points')
     if is_remote(args.out or '') or is_remote(args.runs or ''):
         problems.add(
             (), 'a study appends to its logs, so its folders must be local, not in a bucket'
@@ -77,6 +87,8 @@ def _run(args: argparse.Namespace) -> int:
     shard_of(plan.tasks(), args.shard, os.environ)  # raises before anything is written
     plan = save_plan(out, plan)
     tasks = shard_of(plan.tasks(), args.shard, os.environ)
+    if text := pilot.beginning(tasks):
+        print(text, flush=True)
     # rich takes FORCE_COLOR for a terminal; a log file must stay plain.
     console = Console(file=sys.stdout, force_terminal=sys.stdout.isatty())
     failed, stopped = [], None
@@ -88,9 +100,14 @@ def _run(args: argparse.Namespace) -> int:
     rows = results.write_results(out, plan)
     if rows:
         save(draw_study(plan.study.title, rows), out / 'results.png')
-        print(tables.aligned(results.table(rows)))
+        print('\n\n'.join(map(tables.aligned, results.both_tables(rows))))
     if stopped:
         raise stopped
+    if args.pilot:
+        command = re.sub(r' --(pilot|(detect|seeds)[ =]\S+)', '', shlex.join(sys.argv[1:]))
+        page = pilot.page(plan, rows, args.detect or 0.5, f'se-flax {command}')
+        atomic_write(out / 'pilot.md', page.encode())
+        print(f'\n{page}')
     for line in failed:
         print(f'failed: {line}', file=sys.stderr)
     print(f'{out}: results.md, results.csv, results.jsonl, results.png')

@@ -1,7 +1,8 @@
-"""`se-flax analyze` (gates of a network, costs of SE, curves of runs) and `se-flax report`."""
+"""`se-flax analyze` (gates, costs of SE, curves, studies) and `se-flax report`."""
 
 import argparse
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from se_flax import tables
@@ -38,6 +39,11 @@ def add_to(commands: Any) -> None:
     option = add_command(verbs, 'curves', _curves, text).add_argument
     option('workdirs', nargs='+', metavar='DIR')
     option('--out', default='curves.png', metavar='FILE.png')
+
+    text = 'draw the differences of studies, from their results.jsonl'
+    option = add_command(verbs, 'differences', _differences, text).add_argument
+    option('studies', nargs='+', metavar='STUDY', help='the folder of a study')
+    option('--out', default='differences.png', metavar='FILE.png')
 
     text = 'write one HTML page of a study or a run'
     option = add_command(commands, 'report', _report, text).add_argument
@@ -114,16 +120,34 @@ def _curves(args: argparse.Namespace) -> None:
         raise UserError(
             f'a figure shows {len(plots.COLORS)} runs at most, not {len(args.workdirs)}'
         )
-    workdirs = {os.path.abspath(workdir): workdir for workdir in args.workdirs}
-    parent = os.path.commonpath(workdirs)
     runs = {}
-    for path, workdir in workdirs.items():
+    for name, workdir in _by_name(args.workdirs).items():
         read_config(as_path(workdir))  # raises if it is no run
-        name = os.path.relpath(path, parent) if len(workdirs) > 1 else workdir
         runs[name] = read_rows(as_path(workdir) / 'metrics.jsonl')
         if not runs[name]:
             raise UserError(f'{workdir} has no metrics yet')
     save(plots.draw_curves(runs), as_path(args.out))
+    print(args.out)
+
+
+def _by_name(folders: Sequence[str]) -> dict[str, str]:
+    """Returns each folder by the part of its path that tells it from the others."""
+    paths = {os.path.abspath(folder): folder for folder in folders}
+    parent = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return {os.path.relpath(path, parent): folder for path, folder in paths.items()}
+
+
+def _differences(args: argparse.Namespace) -> None:
+    from se_flax.analysis import plots, results
+    from se_flax.training.curves import save
+
+    studies = {}
+    for name, study in _by_name(args.studies).items():
+        rows = results.comparisons(results.read_results(as_path(study)))
+        if not rows:
+            raise UserError(f'{study} has no comparison yet')
+        studies[name] = rows
+    save(plots.draw_differences(studies), as_path(args.out))
     print(args.out)
 
 

@@ -19,6 +19,9 @@ import pytest
 
 from se_flax import cli
 from se_flax.analysis.excitation import measure_gates, se_blocks
+from se_flax.analysis.pilot import duration
+from se_flax.analysis.results import both_tables
+from se_flax.analysis.statistics import seeds_needed
 from se_flax.analysis.study import STUDIES
 from se_flax.data import open_dataset
 from se_flax.inference import open_run
@@ -77,9 +80,13 @@ def study(shared_folder, cache, se_flax):
     return out
 
 
-def results(out):
+def results(out, timed=False):
     rows = [json.loads(line) for line in (out / 'results.jsonl').read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != 'images_per_second'} for row in rows]
+    return (
+        rows
+        if timed
+        else [{k: v for k, v in row.items() if k != 'images_per_second'} for row in rows]
+    )
 
 
 def steps_of(out):
@@ -121,6 +128,71 @@ def test_a_finished_study_trains_nothing_and_has_its_tables(study, tmp_path, cap
         assert f'{row["params"]:,}' in shown
 
 
+def test_the_images_that_a_run_is_right_about_are_those_of_its_result(study):
+    for done in study.glob('runs/*/*/DONE'):
+        right = np.load(done.with_name('right.npy'), allow_pickle=False)
+        result = json.loads(done.read_text())
+        assert (right.dtype, right.shape) == (bool, (result['examples'],))
+        # A program compiled anew may round differently, which can decide a tie.
+        assert abs(right.sum() - result['examples'] * result['top1']) < 2
+    _, row = results(study)
+    assert row['images_low'] <= row['difference'] <= row['images_high']
+
+
+def test_a_pilot_resumes_and_tells_what_the_study_needs(
+    study, tmp_path, capsys, cache, monkeypatch
+):
+    out = shutil.copytree(study, tmp_path / 'squeeze')
+    command = [*SQUEEZE, cache, '--out', str(out)]
+    monkeypatch.setattr(sys, 'argv', ['se-flax', *command, '--pilot', '--detect=1.5'])
+    killed, cleaned, *_ = sorted(out.glob('runs/*/*/right.npy'))
+    before = np.load(killed)
+    killed.unlink()  # as if the process had been killed before it was written
+    cleaned.unlink()
+    shutil.rmtree(cleaned.with_name('checkpoints'))
+    done = out / 'runs' / 'se_resnet8_cifar_se.squeeze=max' / 'seed0' / 'DONE'
+    # After six steps the cells are equal, but a pilot needs a deviation.
+    done.write_text(json.dumps(json.loads(done.read_text()) | {'top1': 0.16}))
+    assert cli.main(sys.argv[1:]) == 0
+    assert np.mean(np.load(killed) != before) < 2e-3  # here are eight devices
+    assert not cleaned.exists()
+    _, row = results(out)
+    assert row['images_low'] is None
+    page = (out / 'pilot.md').read_text()
+    assert page in capsys.readouterr().out
+    seeds = seeds_needed(row['deviation'], 1.5)
+    assert f'| max | average | 2 | {row["deviation"]:.2f} |' in page
+    assert f'| {seeds:,} |' in page
+    assert 'difference of 1.5 points' in page
+    ran = sum(
+        json.loads(done.read_text())['goodput']['seconds'] for done in out.glob('runs/*/*/DONE')
+    )
+    assert f', of which {duration(ran)} are done' in page
+    again = shlex.split(page.splitlines()[-1])
+    expected = [text for text in ['se-flax', *command] if text not in ('--seeds', '2')]
+    assert again == [*expected, '--seeds', str(max(seeds, 2))]
+
+
+def test_differences_are_drawn_from_the_rows_alone(study, tmp_path, capsys, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(curves, 'save', lambda figure, path: drawn.append(figure))
+    monkeypatch.chdir(ROOT)
+    ours = tmp_path / 'ours'
+    ours.mkdir()
+    shutil.copy(study / 'results.jsonl', ours)
+    page = (ROOT / 'docs' / 'guides' / 'studies.md').read_text()
+    [command] = re.findall(r'se-flax (analyze differences .*)', page)
+    command = shlex.split(command)
+    assert cli.main([*command[:4], str(ours), *command[4:]]) == 0
+    assert capsys.readouterr().out == 'differences.png\n'
+    _, stages, axes = drawn[0].axes
+    assert stages.get_title(loc='left').endswith('docs/experiments/stages')
+    assert axes.get_title(loc='left').endswith('ours')
+    assert [label.get_text() for label in axes.get_yticklabels()] == ['max \u2212 average']
+    _, row = results(study)
+    np.testing.assert_allclose(axes.lines[1].get_xdata(), [row['difference']])
+
+
 def test_a_run_that_is_not_finite_fails_alone(tmp_path, capsys, cache):
     out = tmp_path / 'grid'
     vary = '--vary=learning_rate=0.1,1e30'
@@ -159,11 +231,15 @@ def test_a_run_that_is_not_finite_fails_alone(tmp_path, capsys, cache):
         (['ablate', 'squeeze', '--shard', '2/2'], '--shard 2/2: must be I/N'),
         (['ablate', 'squeeze', '--runs', 'gs://bucket/runs'], 'not in a bucket'),
         (['ablate', 'squeeze', '--seeds', '0'], '--seeds=0 must be at least 1'),
+        (['ablate', 'squeeze', '--pilot', '--seeds', '1'], '--seeds=1 must be at least 2'),
+        (['ablate', 'squeeze', '--detect', '1'], '--detect is for --pilot'),
+        (['ablate', 'squeeze', '--pilot', '--detect', '0'], '--detect=0 must be from 0.001 to 100'),
         (['ablate', 'grid', '--vary', 'model_fields.se.exite=relu'], 'did you mean excite'),
         (['ablate', 'reduction', '--config.model_fields.width=16'], "cell '32': reduction=32"),
         (['ablate', 'squeeze', '--config.model=resnet8_cifar'], 'has no SE to ablate'),
         (['report', 'here'], 'is neither a study'),
         (['analyze', 'curves', 'here'], 'not the workdir of a run'),
+        (['analyze', 'differences', 'here'], 'here has no results.jsonl'),
         (['analyze', 'excitation', '--workdir', 'here'], 'not the workdir of a run'),
         (['analyze', 'complexity', '--networks', 'resnt50'], 'did you mean resnet50'),
         (['analyze', 'complexity', '--batch-size', '0'], '--batch-size=0 must be at least 1'),
@@ -269,6 +345,9 @@ def test_a_page_holds_all_and_asks_nothing(study, tmp_path, capsys):
         assert f'>{row["top1_error_mean"]:.2f} ± {row["top1_error_std"]:.2f}</td>' in (
             page.read_text()
         )
+    cells, comparisons = both_tables(results(study, timed=True))
+    shown = [re.findall('<td.*?>(.*?)</td>', row) for row in page.read_text().split('<tr>')]
+    assert all(row in shown for row in [*cells[1:], *comparisons[1:]])
     assert 'Gates' not in run_page.read_text()
     last = read_rows(run / 'metrics.jsonl')[-1]
     assert f'>{last["loss"]:.4f}</td>' in run_page.read_text()

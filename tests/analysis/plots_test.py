@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from se_flax.analysis.excitation import Block, Gates
-from se_flax.analysis.plots import draw_gates, draw_study, sampled
+from se_flax.analysis.plots import draw_differences, draw_gates, draw_study, sampled
 from se_flax.training.curves import png
 
 pytestmark = pytest.mark.quick
@@ -74,3 +74,29 @@ def test_a_study_shows_each_seed_and_the_paper():
     assert '%' in ours.get_xlabel()
     assert png(figure).startswith(b'\x89PNG')
     assert not figure.get_tightbbox().x0 < 0  # all of the names are within
+
+
+def test_differences_have_their_interval_their_seeds_and_the_papers():
+    row = {'cell': 'max', 'baseline': 'average', 'difference': 0.5, 'low': -0.5, 'high': 1.5}
+    row |= {'differences': [0.0, 1.0], 'paper_difference': 0.29}
+    one_seed = {**row, 'cell': 'pre', 'low': None, 'high': None, 'differences': [0.5]}
+    rows = [row, one_seed | {'paper_difference': None}]
+    figure = draw_differences({'of the paper': rows, 'own': rows[1:]})
+    first, second = figure.axes
+    drawn = [line.get_xydata().tolist() for line in first.lines[1:]]  # after the line at 0
+    assert drawn[:4] == [
+        [[0.5, 0]],
+        [[-0.5, 0], [1.5, 0]],
+        [[0.0, 0.25], [1.0, 0.25]],
+        [[0.29, 0]],
+    ]
+    assert drawn[4:6] == [[[0.5, 1]], [[0.5, 1], [0.5, 1]]]  # an interval of no length
+    labels = [text.get_text() for text in first.get_yticklabels()]
+    assert labels == ['max \u2212 average', 'pre \u2212 average']
+    assert [axes.get_title(loc='left') for axes in (first, second)] == ['of the paper', 'own']
+    [legend] = figure.legends
+    told = [text.get_text() for text in legend.get_texts()]
+    assert told == ['mean, 95 % interval', 'a seed', 'the paper']
+    assert len(draw_differences({'own': rows[1:]}).legends[0].get_texts()) == 2
+    png(figure)  # lays out
+    assert not figure.get_tightbbox().x0 < 0

@@ -4,16 +4,17 @@ import csv
 import json
 import pathlib
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy import stats
+from flax.traverse_util import flatten_dict
 
 from se_flax import tables
 from se_flax.analysis.plan import Plan
-from se_flax.analysis.results import collect, paired, table, write_results
+from se_flax.analysis.results import both_tables, collect, compare, read_results, write_results
 from se_flax.analysis.study import STUDIES
+from se_flax.models import create_model
 from se_flax.training import workdir
 from se_flax.training.metrics_log import MetricsWriter
 
@@ -24,16 +25,10 @@ pytestmark = pytest.mark.quick
 EXPERIMENTS = pathlib.Path(__file__).parents[2] / 'docs' / 'experiments'
 
 
-@given(st.integers(2, 8), st.integers(0, 10**6))
-def test_paired_is_the_t_interval_of_the_differences(seeds, draw):
-    rng = np.random.default_rng(draw)
-    ours = dict(enumerate(rng.uniform(0, 100, seeds)))
-    theirs = {seed: error + rng.normal(1, 2) for seed, error in ours.items()}
-    d = np.array([ours[seed] - theirs[seed] for seed in ours])
-    low, high = stats.t.interval(0.95, len(d) - 1, d.mean(), stats.sem(d))
-    got = paired(ours, {**theirs, 99: 5.0})  # a seed that only one of them has
-    got = [got[name] for name in ('difference', 'low', 'high')]
-    np.testing.assert_allclose(got, (d.mean(), low, high), atol=6e-4)  # given to three digits
+def row(name, errors, baseline='SE', paper=None):
+    """A row before its comparison; `errors` are by seed."""
+    errors = {'seeds': list(errors), 'top1_error': list(errors.values())}
+    return {'cell': name, 'baseline': baseline, 'paper_top1_error': paper, **errors}
 
 
 @pytest.mark.parametrize(
@@ -41,18 +36,45 @@ def test_paired_is_the_t_interval_of_the_differences(seeds, draw):
     [
         ([], (None, None, None, '')),
         ([-1.0], (-1.0, None, None, 'only one seed')),
-        ([-1.0, -1.0], (-1.0, -1.0, -1.0, 'lower')),
-        ([2.0, 2.0], (2.0, 2.0, 2.0, 'higher')),
-        ([0.0, 0.0], (0.0, 0.0, 0.0, 'not significant')),
+        ([-1.0, -1.0], (-1.0, None, None, 'not significant')),
+        ([0.0, 0.0], (0.0, None, None, 'not significant')),
         ([-1.0, -1.1], (-1.05, -1.685, -0.415, 'lower')),
+        ([1.0, 1.1], (1.05, 0.415, 1.685, 'higher')),
         ([1.0, -1.0], (0.0, -12.706, 12.706, 'not significant')),
     ],
 )
-def test_the_reading_says_no_more_than_the_interval(differences, expected):
+def test_the_reading_says_no_more_than_the_test(differences, expected):
     ours = {seed: 10 + difference for seed, difference in enumerate(differences)}
-    got = paired(ours, dict.fromkeys([*ours, 'another'], 10.0))
-    assert tuple(got.values()) == pytest.approx(expected, abs=1e-9)
-    assert paired(ours, {'another': 10.0})['difference'] is None
+    baseline, got = compare([row('SE', dict.fromkeys([*ours, 9], 10.0)), row('max', ours)])
+    got = tuple(got[name] for name in ('difference', 'low', 'high', 'reading'))
+    assert got == pytest.approx(expected, abs=1e-9)
+    assert (baseline['difference'], baseline['reading']) == (None, '')
+
+
+def test_three_comparisons_are_harder_to_pass_than_one():
+    rows = [row('SE', {0: 10.0, 1: 10.0, 2: 10.0}, paper=22.28)]
+    for name, rest in (('max', 0.5), ('pre', 0.9), ('post', -1.0)):
+        rows.append(row(name, {0: 10.5, 1: 10.6, 2: 10.4 + rest}, paper=22.57))
+    alone, together = compare(rows[:2])[1], compare(rows)[1]
+    assert alone['p'] == alone['p_holm'] == together['p'] < 0.05
+    assert together['p_holm'] == pytest.approx(3 * alone['p'], rel=1e-3)
+    assert (alone['reading'], together['reading']) == ('higher', 'not significant')
+    assert (together['low'], together['high']) == (alone['low'], alone['high'])
+    assert together['paper_difference'] == 0.29
+
+
+def test_a_pair_starts_from_the_same_values():
+    """The two networks of a seed, in all weights that both have, so that pairing is worth it."""
+    image = jnp.zeros((1, 28, 28, 3))
+    plain, se = (
+        flatten_dict(jax.jit(model.init)(jax.random.key(3), image)['params'])
+        for model in (
+            create_model(name, 10, width=16) for name in ('resnet8_cifar', 'se_resnet8_cifar')
+        )
+    )
+    assert plain.keys() < se.keys()
+    assert all(np.array_equal(plain[name], se[name]) for name in plain)
+    assert any(np.ptp(value) for value in plain.values())
 
 
 @pytest.fixture
@@ -107,13 +129,32 @@ def test_the_three_files_agree(plan, tmp_path):
     text = (tmp_path / 'results.md').read_text()
     assert '3 of 4 runs of `' in text
     assert '| average | 2 | 15.00 ± 7.07 |' in text
-    for line in table(rows)[1:]:
+    assert '| max | average | +2.00 |  |  | 0 of 1 |' in text
+    cells, comparisons = both_tables(rows)
+    assert (len(cells), len(comparisons)) == (3, 2)  # with their headers
+    for line in [*cells, *comparisons]:
         assert f'| {" | ".join(line)} |' in text
+
+
+def test_images_are_compared_if_every_run_of_a_pair_has_them(plan):
+    right = np.arange(1000) < 900
+    average, largest, _ = [task.workdir for task in plan.tasks() if task.workdir.exists()]
+    np.save(average / 'right.npy', right)
+    assert collect(plan)[1]['images_low'] is None
+    np.save(largest / 'right.npy', np.roll(right, 20) & right)
+    _, row = collect(plan)
+    low, high = row['images_low'], row['images_high']
+    assert 1 < low < 2 < high < 3  # 20 of 1,000 images: 2 points, with a deviation of 0.44
+    np.save(largest / 'right.npy', right[:-1])  # of other images
+    assert collect(plan)[1]['images_low'] is None
 
 
 @pytest.mark.parametrize(
     'page', sorted(EXPERIMENTS.glob('*/results.md')), ids=lambda p: p.parent.name
 )
 def test_the_tables_of_the_docs_are_made_from_their_rows(page):
-    lines = page.with_name('results.jsonl').read_text().splitlines()
-    assert tables.markdown(table(list(map(json.loads, lines)))) in page.read_text()
+    rows = [json.loads(line) for line in (page.with_name('results.jsonl')).open()]
+    text = page.read_text()
+    assert all(tables.markdown(table) in text for table in both_tables(rows))
+    again = compare(rows)  # the statistics are those of each seed's error
+    assert again == read_results(page.parent) == rows

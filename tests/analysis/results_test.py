@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from se_flax import tables
 from se_flax.analysis.plan import Plan
-from se_flax.analysis.results import both_tables, collect, compare, read_results, write_results
+from se_flax.analysis.results import both_tables, collect, compare, write_results
 from se_flax.analysis.study import STUDIES
 from se_flax.models import create_model
 from se_flax.training import workdir
@@ -147,14 +146,3 @@ def test_images_are_compared_if_every_run_of_a_pair_has_them(plan):
     assert 1 < low < 2 < high < 3  # 20 of 1,000 images: 2 points, with a deviation of 0.44
     np.save(largest / 'right.npy', right[:-1])  # of other images
     assert collect(plan)[1]['images_low'] is None
-
-
-@pytest.mark.parametrize(
-    'page', sorted(EXPERIMENTS.glob('*/results.md')), ids=lambda p: p.parent.name
-)
-def test_the_tables_of_the_docs_are_made_from_their_rows(page):
-    rows = [json.loads(line) for line in (page.with_name('results.jsonl')).open()]
-    text = page.read_text()
-    assert all(tables.markdown(table) in text for table in both_tables(rows))
-    again = compare(rows)  # the statistics are those of each seed's error
-    assert again == read_results(page.parent) == rows

@@ -66,13 +66,13 @@ STUDIES = {
     'bias': _study('Initial bias of the gates (not in the paper)', 'se.excite_bias', 'original', {
         'original': _ORIGINAL, '0': _SE, '2': ('2.0',), '4': ('4.0',),
     }),
+    'cost': Study('SE and wider networks of equal cost', (
+        Cell('SE', model=SE, paper=_SE[1:], baseline='SE'),
+        Cell('original', model=PLAIN, paper=_ORIGINAL[1:], baseline='SE'),
+        Cell('equal parameters', model=PLAIN, baseline='SE', equal='params'),
+        Cell('equal multiply-adds', model=PLAIN, baseline='SE', equal='macs'),
+    )),
 }  # fmt: skip
-_original, _with_se = STUDIES['nosqueeze'].cells[::2]
-_equal = [
-    _original._replace(name=f'original, equal {name}', paper=None, equal=what)
-    for name, what in (('parameters', 'params'), ('multiply-adds', 'macs'))
-]
-STUDIES['cost'] = Study('SE and wider networks of equal cost', (_with_se, _original, *_equal))
 
 
 def networks(names: Sequence[str], axes: Sequence[str] = ()) -> Study:

@@ -64,7 +64,7 @@ STUDIES = {
         'original': _ORIGINAL, 'no squeeze': ('None', 22.93, 6.39), 'SE': _SE,
     }),
     'bias': _study('Initial bias of the gates (not in the paper)', 'se.excite_bias', 'original', {
-        'original': _ORIGINAL, '0': _SE, '2': ('2.0',), '4': ('4.0',),
+        'original': _ORIGINAL, 'bias 0': _SE, 'bias 2': ('2.0',), 'bias 4': ('4.0',),
     }),
     'cost': Study('SE and wider networks of equal cost', (
         Cell('SE', model=SE, paper=_SE[1:], baseline='SE'),

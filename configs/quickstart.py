@@ -14,7 +14,6 @@ def get_config():
     c.model = 'se_resnet8_cifar'  # one SE block per stage
     c.model_fields.width = 32  # channels of the stages: 32, 64, 128
     c.model_fields.stem_strides = 2  # 14x14 instead of 28x28: a quarter of the work
-    c.model_fields.zero_init = True  # units start as identities
     c.bn_group_size = 32
 
     c.data = 'fashion_mnist_mini'  # 10,000 training and 2,000 test images, 10 classes

@@ -27,7 +27,7 @@ def test_a_plain_cell_drops_the_fields_of_se(tmp_path):
     plan = plan_of(STUDIES['reduction'], tmp_path, *told)
     plain, two, *_ = (plan.cell_config(cell) for cell in plan.study.cells)
     assert plain.model == 'resnet8_cifar'
-    assert plain.model_fields.to_dict().keys() == {'width', 'stem_strides', 'zero_init'}
+    assert plain.model_fields.to_dict().keys() == {'width', 'stem_strides'}
     assert two.model == 'se_resnet8_cifar'
     assert two.model_fields.se.reduction == 2
     assert two.model_fields.placement == 'pre'

@@ -61,12 +61,14 @@ def test_a_study_made_again_is_equal_in_every_bit(tmp_path):
     [(name, text)] = cell.fields
     command = ['ablate', 'grid', '--vary', f'{name}={text}', '--config', str(ROOT / plan.config)]
     environ = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
-    subprocess.run(
-        [sys.executable, '-m', 'se_flax.cli', *command, *fields, '--seeds', '1', '--out', tmp_path],
-        env=environ | {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '1'},
-        preexec_fn=lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}),
-        check=True,
-    )
+    environ |= {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '1'}
+    command += [*fields, '--seeds', '1', '--out', tmp_path]
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})  # of this thread, which the process inherits
+    try:
+        subprocess.run([sys.executable, '-m', 'se_flax.cli', *command], env=environ, check=True)
+    finally:
+        os.sched_setaffinity(0, cores)
     [path] = tmp_path.glob('runs/*/*/metrics.jsonl')
     ours, theirs = (
         [{k: v for k, v in row.items() if k not in TIMED} for row in read_rows(of)]

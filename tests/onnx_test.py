@@ -39,6 +39,10 @@ NETWORKS = {  # a small one of each kind, and two sizes of its images
     'se_wrn16_8': ((32, 21), THREE | {'width': 32}),
     'se_shake_shake26_2x96d': ((32, 21), THREE | {'width': 32}),
     'se_shake_even29_2x4x64d': ((32, 21), THREE | {'width': 32}),
+    'mobilenet_v3_small': ((64, 75), {'stage_sizes': (1, 1, 1, 1, 2)}),
+    'timm_tf_mobilenetv3_small_100': ((64, 75), {'stage_sizes': (1, 1, 1, 1, 1)}),
+    'efficientnet_b0': ((64, 75), {'stage_sizes': (1, 1, 1, 1, 1, 1, 1)}),
+    'efficientnet_v2_s': ((64, 75), {'stage_sizes': (1, 1, 1, 1, 1, 2)}),
 }
 
 

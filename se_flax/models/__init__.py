@@ -1,9 +1,11 @@
 """Networks by name. Importing this package registers every family."""
 
 from se_flax.models.bn_inception import BNInception as BNInception
+from se_flax.models.efficientnet import EfficientNet as EfficientNet
 from se_flax.models.fold import fold_batch_norm as fold_batch_norm
 from se_flax.models.inception_resnet_v2 import InceptionResNetV2 as InceptionResNetV2
 from se_flax.models.mobilenet import MobileNet as MobileNet
+from se_flax.models.mobilenet_v3 import MobileNetV3 as MobileNetV3
 from se_flax.models.network import Network as Network
 from se_flax.models.preact_resnet import PreActResNet as PreActResNet
 from se_flax.models.registry import Feature as Feature

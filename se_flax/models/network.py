@@ -74,6 +74,7 @@ class Network(nn.Module):
         dtype: of the maps; parameters and statistics are float32 or wider.
         dropout: rate before the head.
         folded: no BatchNorm, for inference only; `fold_batch_norm` makes the parameters.
+        epsilon: of BatchNorm.
     """
 
     num_classes: int = 1000
@@ -85,8 +86,7 @@ class Network(nn.Module):
     dtype: Any = jnp.float32
     dropout: float = 0.0
     folded: bool = False
-
-    epsilon: ClassVar[float] = 1e-5  # of BatchNorm
+    epsilon: float = 1e-5
 
     @property
     def smallest(self) -> int:

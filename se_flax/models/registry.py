@@ -25,6 +25,7 @@ _OTHER_IN_TIMM = {
     'legacy_seresnext101_32x4d': 'se_resnext101_32x4d',
     'vgg16_bn': 'vgg16',
     'inception_resnet_v2': 'inception_resnet_v2',
+    **{(name := f'efficientnet_b{size}'): name for size in range(5)},
 }
 
 

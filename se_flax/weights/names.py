@@ -52,7 +52,7 @@ class Naming:
     stage_sizes: tuple[int, ...] = ()
 
     def paths(self, module: str) -> Iterator[str]:
-        """Yields the paths that a module (a key without `.weight`) may have; the first there is counts."""
+        """Yields the paths that a module (a key without `.weight`) may have, best first."""
         module = re.sub(r'(?<=^features\.)\d+(?=\.block)', self._in_stage, module, flags=re.ASCII)
         for pattern, ours in _rows()[self.lineage, self.network.__name__]:
             if match := pattern.fullmatch(module):

@@ -105,6 +105,25 @@ def test_logits_are_those_of_jax(name):
         np.testing.assert_allclose(run(exported, given[1:2]), got[1:2], rtol=1e-4, atol=1e-5)
 
 
+def test_a_hard_sigmoid_is_one_node():
+    _, _, exported = exported_network('mobilenet_v3_small', 64, {'stage_sizes': (1,) * 5})
+    count = kinds(exported)
+    assert (count['HardSigmoid'], count['Min']) == (12, 0)  # 8 activations, 4 blocks of SE
+
+
+def test_another_function_of_that_name_is_not(monkeypatch):
+    @jax.jit
+    def hard_sigmoid(x):  # TensorFlow's old one
+        return jnp.clip(0.2 * x + 0.5, 0, 1)
+
+    monkeypatch.setitem(nn.EXCITE, 'hard_sigmoid', hard_sigmoid)
+    fields = {'stage_sizes': (1,), 'se': {'excite': 'hard_sigmoid'}}
+    model, variables, exported = exported_network('se_resnet8_cifar', 32, fields)
+    images = random_images(2, 32, 32, 3)
+    want = jax.jit(model.apply)(variables, normalized(images))
+    np.testing.assert_allclose(run(exported, images), want, rtol=0, atol=1e-4 * np.abs(want).max())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('name', [n for n in list_models() if not re.search('101|152', n)])
 def test_every_network_is_converted(name):

@@ -60,7 +60,8 @@ def is_hard_sigmoid(closed: ClosedJaxpr) -> bool:
     """Returns whether a jaxpr is that of `jax.nn.hard_sigmoid`, by what it says."""
     if len(closed.in_avals) != 1 or len(closed.eqns) != 3:
         return False
-    return str(closed) == str(jax.make_jaxpr(jax.nn.hard_sigmoid.__wrapped__)(*closed.in_avals))
+    [call] = jax.make_jaxpr(jax.nn.hard_sigmoid)(*closed.in_avals).eqns
+    return str(closed) == str(call.params['jaxpr'])
 
 
 class Converter:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,13 +57,17 @@ class MobileNetV3(InvertedResidualNetwork):
 
     def classify(self, x: jax.Array, train: bool) -> jax.Array:
         wide = jnp.promote_types(self.dtype, jnp.float32)
-        layer = {'dtype': wide, 'param_dtype': wide, 'kernel_init': he_normal}
-        x = nn.Dense(self.hidden, name='hidden', **layer)(x.astype(wide).mean((1, 2)))
+        dense = partial(nn.Dense, dtype=wide, param_dtype=wide, kernel_init=he_normal)
+        x = dense(self.hidden, name='hidden')(x.astype(wide).mean((1, 2)))
         return super().classify(ACTIVATION[self.activation](x), train)
 
 
 _se = partial(SqueezeExcite, reduction=4, hidden_multiple=8, excite='hard_sigmoid')
-_small = {'layout': SMALL, 'stage_sizes': (1, 2, 3, 2, 3), 'se_stages': (2, 4, 5, 6)}
+_small: dict[str, Any] = {
+    'layout': SMALL,
+    'stage_sizes': (1, 2, 3, 2, 3),
+    'se_stages': (2, 4, 5, 6),
+}
 _small |= {'hidden': 1024}
 
 # torchvision's, whose epsilon is that of the paper.
@@ -79,7 +84,7 @@ _timm('timm_mobilenetv3_small_100', **_small)
 
 # TensorFlow's, by timm's names.
 _tf = partial(register, module=MobileNetV3, se=_se, same_padding=True)
-_minimal = {'se': None, 'activation': 'relu', 'largest_kernel': 3}
+_minimal: dict[str, Any] = {'se': None, 'activation': 'relu', 'largest_kernel': 3}
 _tf('timm_tf_mobilenetv3_large_075', width_multiplier=0.75)
 _tf('timm_tf_mobilenetv3_large_100')
 _tf('timm_tf_mobilenetv3_large_minimal_100', **_minimal)

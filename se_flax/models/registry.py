@@ -59,6 +59,7 @@ class ModelInfo(NamedTuple):
 
 
 _ENTRIES: dict[str, tuple[partial[Network], int]] = {}  # what makes a network, its input size
+_TWINS: dict[str, tuple[str, str]] = {}  # names without and with SE, by either
 
 
 def register(name: str, *, module: type[Network], input_size: int = 224, **fields: Any) -> None:
@@ -72,8 +73,10 @@ def register_pair(
     plain: str, with_se: str = '', *, se: Layer = SqueezeExcite, **fields: Any
 ) -> None:
     """Registers a network without and with SE blocks; the latter is `se_{plain}` by default."""
+    with_se = with_se or f'se_{plain}'
     register(plain, se=None, **fields)
-    register(with_se or f'se_{plain}', se=se, **fields)
+    register(with_se, se=se, **fields)
+    _TWINS[plain] = _TWINS[with_se] = plain, with_se
 
 
 def list_models(pattern: str = '*') -> list[str]:
@@ -83,6 +86,16 @@ def list_models(pattern: str = '*') -> list[str]:
     ['se_resnet110_cifar']
     """
     return [name for name in _ENTRIES if fnmatch.fnmatchcase(name, pattern)]
+
+
+def twins(name: str) -> tuple[str, str]:
+    """Returns the names of a network without and with SE; UserError if it is not one of a pair.
+
+    >>> twins('resnet50'), twins('efficientnet_b0')
+    (('resnet50', 'se_resnet50'), ('efficientnet_b0_no_se', 'efficientnet_b0'))
+    """
+    check_known('network with a twin', name, _TWINS)
+    return _TWINS[name]
 
 
 def timm_architectures() -> dict[str, str]:

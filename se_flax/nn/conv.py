@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from se_flax.errors import check_multiple
+from se_flax.errors import check_known, check_multiple
 from se_flax.nn.stock import is_stock
 
 he_normal = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')  # Caffe's "msra"
@@ -58,7 +58,9 @@ class Conv(nn.Module):
         param_dtype = jnp.promote_types(self.dtype, jnp.float32)
         shape = (*k, channels // self.groups, self.features)
         kernel = self.param('kernel', he_normal, shape, param_dtype)
-        if self.padding == 'same':
+        pads: Sequence[int | tuple[int, int]]
+        if isinstance(self.padding, str):
+            check_known('padding', self.padding, ('same',))
             pads = [_same(n, size, self.strides) for n, size in zip(x.shape[1:3], k, strict=True)]
         else:
             pads = [n // 2 if self.padding is None else self.padding for n in k]

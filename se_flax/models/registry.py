@@ -82,7 +82,7 @@ def register_pair(
 def list_models(pattern: str = '*') -> list[str]:
     """Returns the names that match a shell pattern, in order of registration.
 
-    >>> list_models('se_resnet1*_cifar')
+    >>> list_models('se_resnet11*_cifar')
     ['se_resnet110_cifar']
     """
     return [name for name in _ENTRIES if fnmatch.fnmatchcase(name, pattern)]

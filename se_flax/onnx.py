@@ -27,6 +27,7 @@ SAME = {  # primitives of JAX that are an operator of ONNX
     **{'add': 'Add', 'sub': 'Sub', 'mul': 'Mul', 'div': 'Div', 'max': 'Max', 'min': 'Min'},
 }
 CALLS = ('jaxpr', 'call_jaxpr')  # what primitives call the jaxpr inside them
+SLOPE = {'alpha': 1 / 6, 'beta': 0.5}  # HardSigmoid's own is 0.2
 
 
 class Tensor(NamedTuple):
@@ -53,6 +54,14 @@ class Tensor(NamedTuple):
 def channels_first(ndim: int) -> tuple[int, ...]:
     """Returns the order of a map's axes: batch, channels, in groups or not, and positions."""
     return (0, *range(3, ndim), 1, 2) if ndim > 3 else tuple(range(ndim))
+
+
+def is_hard_sigmoid(closed: ClosedJaxpr) -> bool:
+    """Returns whether a jaxpr is that of `jax.nn.hard_sigmoid`, by what it says."""
+    if len(closed.in_avals) != 1 or len(closed.eqns) != 3:
+        return False
+    [call] = jax.make_jaxpr(jax.nn.hard_sigmoid)(*closed.in_avals).eqns
+    return str(closed) == str(call.params['jaxpr'])
 
 
 class Converter:
@@ -86,7 +95,11 @@ class Converter:
             inner = next((eqn.params[name] for name in CALLS if name in eqn.params), None)
             if inner is not None:
                 inner = inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
-                results = self.run(inner, given)
+                if is_hard_sigmoid(inner) and isinstance(given[0], Tensor):
+                    x = self.scaled(given[0])
+                    results = [self.tensor(x, 'HardSigmoid', x.name, **SLOPE)]
+                else:
+                    results = self.run(inner, given)
             elif not any(isinstance(value, Tensor) for value in given):
                 results = eqn.primitive.bind(*given, **eqn.params)
             else:

@@ -206,6 +206,8 @@ NETWORKS = {  # a small one of each family, and the side of its images
     'se_shufflenet': (32, ONE_EACH),
     'se_preact_resnet164': (8, ONE_EACH),
     'se_shake_shake26_2x96d': (8, ONE_EACH | {'width': 32}),
+    'mobilenet_v3_small': (32, {'stage_sizes': (1, 1, 1, 1, 1)}),
+    'efficientnet_v2_s': (32, {'stage_sizes': (1, 1, 1, 1, 1, 1)}),
 }
 
 

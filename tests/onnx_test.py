@@ -39,6 +39,10 @@ NETWORKS = {  # a small one of each kind, and two sizes of its images
     'se_wrn16_8': ((32, 21), THREE | {'width': 32}),
     'se_shake_shake26_2x96d': ((32, 21), THREE | {'width': 32}),
     'se_shake_even29_2x4x64d': ((32, 21), THREE | {'width': 32}),
+    'mobilenet_v3_small': ((64, 75), {'stage_sizes': (1, 1, 1, 1, 2)}),
+    'timm_tf_mobilenetv3_small_100': ((64, 75), {'stage_sizes': (1, 1, 1, 1, 1)}),
+    'efficientnet_b0': ((64, 75), {'stage_sizes': (1, 1, 1, 1, 1, 1, 1)}),
+    'efficientnet_v2_s': ((64, 75), {'stage_sizes': (1, 1, 1, 1, 1, 2)}),
 }
 
 
@@ -99,6 +103,25 @@ def test_logits_are_those_of_jax(name):
         got = run(exported, given)
         np.testing.assert_allclose(got, want, rtol=0, atol=ROUNDING * np.abs(want).max())
         np.testing.assert_allclose(run(exported, given[1:2]), got[1:2], rtol=1e-4, atol=1e-5)
+
+
+def test_a_hard_sigmoid_is_one_node():
+    _, _, exported = exported_network('mobilenet_v3_small', 64, {'stage_sizes': (1,) * 5})
+    count = kinds(exported)
+    assert (count['HardSigmoid'], count['Min']) == (13, 0)  # 9 activations, 4 blocks of SE
+
+
+def test_another_function_of_that_name_is_not(monkeypatch):
+    @jax.jit
+    def hard_sigmoid(x):  # TensorFlow's old one
+        return jnp.clip(0.2 * x + 0.5, 0, 1)
+
+    monkeypatch.setitem(nn.EXCITE, 'hard_sigmoid', hard_sigmoid)
+    fields = {'stage_sizes': (1,), 'se': {'excite': 'hard_sigmoid'}}
+    model, variables, exported = exported_network('se_resnet8_cifar', 32, fields)
+    images = random_images(2, 32, 32, 3)
+    want = jax.jit(model.apply)(variables, normalized(images))
+    np.testing.assert_allclose(run(exported, images), want, rtol=0, atol=1e-4 * np.abs(want).max())
 
 
 @pytest.mark.slow

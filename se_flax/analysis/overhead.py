@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from se_flax.errors import check_known
-from se_flax.models import create_model, list_models, model_info
+from se_flax.models import create_model, list_models, model_info, twins
 
 # Millions without and with SE, from the paper's Tables 3 and 10; SE of the ablations has no biases.
 PAPER_PARAMS = {'resnet50': (25.6, 28.1), 'mobilenet': (4.2, 4.7), 'shufflenet': (1.8, 2.4)}
@@ -48,12 +47,9 @@ def measure(
 
     Two more rounds warm up. Raises UserError for a network that is not registered in both forms.
     """
-    twins = (name, f'se_{name}')
-    for twin in twins:
-        check_known('network', twin, list_models())
-    size = image_size or model_info(name).input_size
+    pair, size = twins(name), image_size or model_info(name).input_size
     images = jnp.zeros((batch_size, size, size, 3), dtype)
-    calls = [_calls(twin, images, dtype) for twin in twins]
+    calls = [_calls(twin, images, dtype) for twin in pair]
     rows = []
     for what in calls[0]:
         seconds = np.array(

@@ -4,8 +4,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from se_flax.errors import UserError, check_known
-from se_flax.models import list_models, model_info
+from se_flax.errors import UserError
+from se_flax.models import model_info, twins
 
 NETWORKS = 'Networks with and without SE (Tables 2 to 5)'
 PLAIN, SE = 'without SE', 'with SE'
@@ -85,12 +85,11 @@ def networks(names: Sequence[str], axes: Sequence[str] = ()) -> Study:
         raise UserError('the study networks needs --networks, such as --networks resnet50,vgg16')
     cells = []
     for fields in _combinations(axes):
-        for name in dict.fromkeys(name.removeprefix('se_') for name in names):
-            for twin in (name, f'se_{name}'):
-                check_known('network', twin, list_models())
+        for pair in dict.fromkeys(map(twins, names)):
+            for twin in pair:
                 paper = model_info(twin).paper
                 errors = paper and (paper.top1_error, paper.top5_error)
-                titles = [' '.join([of, *map(_text, fields)]) for of in (twin, name)]
+                titles = [' '.join([of, *map(_text, fields)]) for of in (twin, pair[0])]
                 cells.append(Cell(titles[0], fields, twin, errors, baseline=titles[1]))
     return Study(NETWORKS, tuple(cells))
 

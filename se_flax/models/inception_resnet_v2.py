@@ -91,9 +91,9 @@ class InceptionResNetV2(ResidualNetwork):
 
     stage_sizes: Sequence[int] = (10, 20, 10)
     se_stages: Sequence[int] = (5, 6, 7)
+    epsilon: float = 1e-3
 
     stages = (5, 6, 7)
-    epsilon = 1e-3
     smallest = 75
 
     def __post_init__(self):

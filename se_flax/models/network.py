@@ -36,13 +36,17 @@ class Layers(NamedTuple):
         norm = self.norm_of_conv(name=f'norm{name}', scale_init=scale_init)
         return norm.affine(x) if affine else norm(x)
 
-    def recalibrate(self, x, name='se'):
-        """Applies SE, if the network has it."""
-        return self.se(name=name)(x) if self.se else x
+    def recalibrate(self, x, name='se', base_channels=None):
+        """Applies SE, if the network has it; `base_channels` is for an SE that has this field."""
+        if not self.se:
+            return x
+        has_field = hasattr(getattr(self.se, 'func', self.se), 'base_channels')
+        fields = {'base_channels': base_channels} if base_channels and has_field else {}
+        return self.se(name=name, **fields)(x)
 
-    def squeeze_excite(self, site, x):
+    def squeeze_excite(self, site, x, base_channels=None):
         """Applies SE, if the network has it at this site."""
-        return self.recalibrate(x) if site == self.placement else x
+        return self.recalibrate(x, base_channels=base_channels) if site == self.placement else x
 
 
 @cache
@@ -70,6 +74,7 @@ class Network(nn.Module):
         dtype: of the maps; parameters and statistics are float32 or wider.
         dropout: rate before the head.
         folded: no BatchNorm, for inference only; `fold_batch_norm` makes the parameters.
+        epsilon: of BatchNorm.
     """
 
     num_classes: int = 1000
@@ -81,8 +86,7 @@ class Network(nn.Module):
     dtype: Any = jnp.float32
     dropout: float = 0.0
     folded: bool = False
-
-    epsilon: ClassVar[float] = 1e-5  # of BatchNorm
+    epsilon: float = 1e-5
 
     @property
     def smallest(self) -> int:

@@ -25,6 +25,7 @@ _OTHER_IN_TIMM = {
     'legacy_seresnext101_32x4d': 'se_resnext101_32x4d',
     'vgg16_bn': 'vgg16',
     'inception_resnet_v2': 'inception_resnet_v2',
+    **{(name := f'efficientnet_b{size}'): name for size in range(5)},
 }
 
 
@@ -58,6 +59,7 @@ class ModelInfo(NamedTuple):
 
 
 _ENTRIES: dict[str, tuple[partial[Network], int]] = {}  # what makes a network, its input size
+_TWINS: dict[str, tuple[str, str]] = {}  # names without and with SE, by either
 
 
 def register(name: str, *, module: type[Network], input_size: int = 224, **fields: Any) -> None:
@@ -71,17 +73,29 @@ def register_pair(
     plain: str, with_se: str = '', *, se: Layer = SqueezeExcite, **fields: Any
 ) -> None:
     """Registers a network without and with SE blocks; the latter is `se_{plain}` by default."""
+    with_se = with_se or f'se_{plain}'
     register(plain, se=None, **fields)
-    register(with_se or f'se_{plain}', se=se, **fields)
+    register(with_se, se=se, **fields)
+    _TWINS[plain] = _TWINS[with_se] = plain, with_se
 
 
 def list_models(pattern: str = '*') -> list[str]:
     """Returns the names that match a shell pattern, in order of registration.
 
-    >>> list_models('se_resnet1*_cifar')
+    >>> list_models('se_resnet11*_cifar')
     ['se_resnet110_cifar']
     """
     return [name for name in _ENTRIES if fnmatch.fnmatchcase(name, pattern)]
+
+
+def twins(name: str) -> tuple[str, str]:
+    """Returns the names of a network without and with SE; UserError if it is not one of a pair.
+
+    >>> twins('resnet50'), twins('efficientnet_b0')
+    (('resnet50', 'se_resnet50'), ('efficientnet_b0_no_se', 'efficientnet_b0'))
+    """
+    check_known('network with a twin', name, _TWINS)
+    return _TWINS[name]
 
 
 def timm_architectures() -> dict[str, str]:

@@ -9,6 +9,7 @@ from se_flax.nn.pool import avg_pool as avg_pool
 from se_flax.nn.pool import max_pool as max_pool
 from se_flax.nn.relu import relu_of_sum as relu_of_sum
 from se_flax.nn.shake import shake as shake
+from se_flax.nn.squeeze_excite import ACTIVATION as ACTIVATION
 from se_flax.nn.squeeze_excite import EXCITE as EXCITE
 from se_flax.nn.squeeze_excite import SQUEEZE as SQUEEZE
 from se_flax.nn.squeeze_excite import SqueezeExcite as SqueezeExcite

@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from se_flax.errors import check_multiple
+from se_flax.errors import check_known, check_multiple
 from se_flax.nn.stock import is_stock
 
 he_normal = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')  # Caffe's "msra"
@@ -20,17 +20,18 @@ he_normal = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')  # Caffe's
 class Conv(nn.Module):
     """2-D convolution whose padding is a number of pixels on every side.
 
-    Never `SAME`: with stride 2 that pads an even map on one side only, unlike the published
-    networks. Takes `[B, H, W, C]`, returns `[B, H', W', features]` of `dtype` with
-    `H' = (H + 2 padding - kh) // strides + 1`. The kernel, `[kh, kw, C / groups, features]` in
-    float32 or wider, starts from He's normal distribution (arXiv 1502.01852, fan in).
-    Raises UserError if `groups` does not divide the channels in or out.
+    Not `SAME`, unless asked for: with stride 2 that pads an even map at the bottom and right only,
+    which of the published networks only TensorFlow's do. Takes `[B, H, W, C]`, returns
+    `[B, H', W', features]` of `dtype` with `H' = (H + 2 padding - kh) // strides + 1`. The kernel,
+    `[kh, kw, C / groups, features]` in float32 or wider, starts from He's normal distribution
+    (arXiv 1502.01852, fan in). Raises UserError if `groups` does not divide the channels in or out.
 
     Attributes:
         features: channels out.
         kernel_size: of a square kernel, or (height, width).
         strides: in both directions.
-        padding: pixels of zeros on each side; None is half the kernel, rounded down.
+        padding: pixels of zeros on each side; None is half the kernel, rounded down, and 'same'
+            TensorFlow's, for `H' = ceil(H / strides)`.
         groups, use_bias, dtype: as in `flax.linen.Conv`.
 
     >>> import jax, jax.numpy as jnp
@@ -43,7 +44,7 @@ class Conv(nn.Module):
     features: int
     kernel_size: int | tuple[int, int] = 3
     strides: int = 1
-    padding: int | None = None
+    padding: int | str | None = None
     groups: int = 1
     use_bias: bool = False
     dtype: Any = jnp.float32
@@ -57,7 +58,12 @@ class Conv(nn.Module):
         param_dtype = jnp.promote_types(self.dtype, jnp.float32)
         shape = (*k, channels // self.groups, self.features)
         kernel = self.param('kernel', he_normal, shape, param_dtype)
-        pads = [n // 2 if self.padding is None else self.padding for n in k]
+        pads: Sequence[int | tuple[int, int]]
+        if isinstance(self.padding, str):
+            check_known('padding', self.padding, ('same',))
+            pads = [_same(n, size, self.strides) for n, size in zip(x.shape[1:3], k, strict=True)]
+        else:
+            pads = [n // 2 if self.padding is None else self.padding for n in k]
         y = convolve(
             x.astype(self.dtype), kernel.astype(self.dtype), self.strides, pads, self.groups
         )
@@ -67,10 +73,22 @@ class Conv(nn.Module):
         return y
 
 
+def _same(n, size, strides):
+    """Returns TensorFlow's padding of `n` pixels: an odd total has more at the end."""
+    total = max(0, (-(-n // strides) - 1) * strides + size - n)
+    return total // 2, total - total // 2
+
+
 def convolve(
-    x: jax.Array, kernel: jax.Array, strides: int, pads: Sequence[int], groups: int
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: int,
+    pads: Sequence[int | tuple[int, int]],
+    groups: int,
 ) -> jax.Array:
-    """Convolves `[B, H, W, C]` with `[kh, kw, C / groups, features]`, padding `pads` on each side.
+    """Convolves `[B, H, W, C]` with `[kh, kw, C / groups, features]`.
+
+    `pads` has the padding of both dimensions: on each side, or (before, after).
 
     This is XLA's own operation, except when compiled for CPUs, where some forms are faster.
     """
@@ -100,7 +118,7 @@ def _stock(x, kernel, strides, pads, groups):
         x,
         kernel,
         window_strides=(strides, strides),
-        padding=[(pad, pad) for pad in pads],
+        padding=_sides(pads),
         dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
         feature_group_count=groups,
     )
@@ -259,4 +277,8 @@ def _product(x, kernel):
 
 
 def _pad(x, pads):
-    return jnp.pad(x, ((0, 0), *((pad, pad) for pad in pads), (0, 0)))
+    return jnp.pad(x, ((0, 0), *_sides(pads), (0, 0)))
+
+
+def _sides(pads):
+    return [(pad, pad) if isinstance(pad, int) else pad for pad in pads]

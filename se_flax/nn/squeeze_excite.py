@@ -45,18 +45,27 @@ EXCITE: dict[str, Callable[[jax.Array], jax.Array]] = {
     'sigmoid': nn.sigmoid,
     'tanh': jnp.tanh,
     'relu': nn.relu,
+    'hard_sigmoid': nn.hard_sigmoid,  # relu6(x + 3) / 6, of MobileNetV3
+}
+ACTIVATION: dict[str, Callable[[jax.Array], jax.Array]] = {
+    'relu': nn.relu,
+    'silu': nn.silu,
+    'hard_swish': nn.hard_swish,
 }
 
 
 def hidden_width(channels: int, reduction: int, multiple: int) -> int:
-    """Returns `channels // reduction`, or with `multiple` > 1 timm's `make_divisible` of it.
+    """Returns `channels // reduction`, or with `multiple` > 1 `channels / reduction` rounded to it.
 
     >>> hidden_width(608, 16, 1), hidden_width(64, 16, 8), hidden_width(256, 16, 8)
     (38, 8, 16)
     """
-    if multiple == 1:
-        return channels // reduction
     exact = channels / reduction
+    return channels // reduction if multiple == 1 else round_channels(exact, multiple)
+
+
+def round_channels(exact: float, multiple: int = 8) -> int:
+    """Rounds to a multiple that is not below 0.9 of it, as TensorFlow's and timm's networks do."""
     rounded = max(multiple, int(exact + multiple / 2) // multiple * multiple)
     return rounded if rounded >= 0.9 * exact else rounded + multiple
 
@@ -74,11 +83,14 @@ class SqueezeExcite(nn.Module):
     Attributes:
         reduction: r; the hidden width is `C // r` (Table 10).
         squeeze: 'mean', 'max' (Table 11) or None, which gates each position (Table 16).
-        excite: 'sigmoid', 'tanh' or 'relu' (Table 12).
+        excite: 'sigmoid', 'tanh' or 'relu' (Table 12), or 'hard_sigmoid' (arXiv 1905.02244).
         use_bias: b1 and b2; the released networks have them, the ablations do not.
         hidden_multiple: rounds the hidden width to a multiple; 8 in timm's networks.
         excite_bias: initial value of b2. The paper's 0 starts every sigmoid gate near 0.5; with 2
             it starts near 0.88. Other values need `use_bias`.
+        activation: of the hidden channels; 'relu', 'silu' (EfficientNet) or 'hard_swish'.
+        base_channels: what `reduction` divides, by default C. Networks whose hidden width follows
+            from their block's input, such as RegNet and EfficientNet, set it.
 
     >>> import jax, jax.numpy as jnp
     >>> variables = SqueezeExcite().init(jax.random.key(0), jnp.ones((2, 7, 7, 64)))
@@ -92,6 +104,8 @@ class SqueezeExcite(nn.Module):
     use_bias: bool = True
     hidden_multiple: int = 1
     excite_bias: float = 0.0
+    activation: str = 'relu'
+    base_channels: int | None = None
 
     @overload
     def __call__(self, x: jax.Array) -> jax.Array: ...
@@ -101,14 +115,16 @@ class SqueezeExcite(nn.Module):
     def __call__(self, x):
         check_known('squeeze', self.squeeze, SQUEEZE)
         check_known('excite', self.excite, EXCITE)
+        check_known('activation', self.activation, ACTIVATION)
         if isinstance(x, Affine) and (self.squeeze is None or is_stock()):
             x = x.map()
         lazy = isinstance(x, Affine)
         channels = x.shape[-1]
-        if not 1 <= self.reduction <= channels:
+        base = self.base_channels or channels
+        if not 1 <= self.reduction <= base:
             raise UserError(
                 f'reduction={self.reduction} must be between 1 and the number of channels, '
-                f'{channels}; use {min(max(self.reduction, 1), channels)}'
+                f'{base}; use {min(max(self.reduction, 1), base)}'
             )
         if self.excite_bias and not self.use_bias:
             raise UserError(f'excite_bias={self.excite_bias} needs use_bias=True')
@@ -117,12 +133,12 @@ class SqueezeExcite(nn.Module):
         dtype = x.dtype if self.squeeze is None else wide
         layer = {'dtype': dtype, 'param_dtype': wide, 'kernel_init': he_normal}
         dense = partial(nn.Dense, use_bias=self.use_bias, **layer)
-        hidden = hidden_width(channels, self.reduction, self.hidden_multiple)
+        hidden = hidden_width(base, self.reduction, self.hidden_multiple)
         if lazy and self.squeeze == 'mean':
             z = x.mean
         else:
             z = SQUEEZE[self.squeeze]((x.map() if lazy else x).astype(dtype))
-        h = nn.relu(dense(hidden, name='reduce')(z))
+        h = ACTIVATION[self.activation](dense(hidden, name='reduce')(z))
         expand = dense(
             channels, name='expand', bias_init=nn.initializers.constant(self.excite_bias)
         )

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import importlib.resources
+import itertools
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -12,8 +13,11 @@ from typing import Any
 from flax import linen as nn
 
 from se_flax.models.bn_inception import BNInception
+from se_flax.models.efficientnet import EfficientNet
 from se_flax.models.inception_resnet_v2 import InceptionResNetV2
+from se_flax.models.inverted_residual import InvertedResidualNetwork
 from se_flax.models.mobilenet import MobileNet
+from se_flax.models.mobilenet_v3 import MobileNetV3
 from se_flax.models.preact_resnet import PreActResNet
 from se_flax.models.resnet import BasicBlock, ResNet
 from se_flax.models.vgg import VGG
@@ -22,38 +26,48 @@ from se_flax.weights.info import BICUBIC, BILINEAR, CAFFE, INCEPTION, Preprocess
 # What a placeholder of names.csv matches; the path may shift a number (`{i+1}`) and has WORDS.
 PLACEHOLDERS = {
     **{'s': r'\d', 'i': r'\d{1,3}', 'b': r'\d', 'k': r'\d'},  # stage, unit, branch, layer
-    **{'kind': 'conv|bn', 'bn': '/bn/scale|/bn|', 'se': 'fc[12]|conv[12]|down|up'},
+    **{'kind': 'conv|bn', 'bn': '/bn/scale|/bn|'},
+    'se': 'fc[12]|conv[12]|down|up|conv_reduce|conv_expand',
     **{'m': r'\d[a-e]', 'layer': r'\w+'},  # of the Inception networks
 }
 WORDS = {
     **{'bn': 'norm', '': 'conv', '/bn': 'norm', '/bn/scale': 'norm'},
     **{'fc1': 'reduce', 'fc2': 'expand', 'conv1': 'reduce', 'conv2': 'expand'},
-    **{'down': 'reduce', 'up': 'expand'},
+    **{'down': 'reduce', 'up': 'expand', 'conv_reduce': 'reduce', 'conv_expand': 'expand'},
     **{'double3x3a': 'double3x3_1', 'double3x3b': 'double3x3_2'},
 }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Naming:
-    """How a code base, the `lineage`, names the modules of a family of networks, in names.csv."""
+    """How a code base, the `lineage`, names the modules of a family of networks, in names.csv.
+
+    With `stage_sizes` a unit's number counts those of all stages.
+    """
 
     lineage: str
     network: type[nn.Module]
     preprocessing: Preprocessing = BILINEAR
     traits: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    stage_sizes: tuple[int, ...] = ()
 
     def paths(self, module: str) -> Iterator[str]:
-        """Yields the paths that a module (a key without `.weight`) may have; at most one exists."""
+        """Yields the paths that a module (a key without `.weight`) may have, best first."""
+        module = re.sub(r'(?<=^features\.)\d+(?=\.block)', self._in_stage, module, flags=re.ASCII)
         for pattern, ours in _rows()[self.lineage, self.network.__name__]:
             if match := pattern.fullmatch(module):
                 values: dict[str, str | int] = {}
                 for key, text in match.groupdict().items():
                     if text.isdigit():
                         n = int(text)
-                        values |= {key: n, f'{key}+1': n + 1, f'{key}-1': n - 1}
+                        values |= {f'{key}{by:+}': n + by for by in (-1, 1, 2)} | {key: n}
                     else:
                         values[key] = WORDS.get(text, text)
                 yield ours.format_map(values)
+
+    def _in_stage(self, number: re.Match[str]) -> str:
+        units = [f'{s}.{i}' for s, n in enumerate(self.stage_sizes, start=1) for i in range(n)]
+        return dict(enumerate(units, start=1)).get(int(number[0]), number[0])
 
 
 @cache
@@ -65,8 +79,8 @@ def _rows() -> dict[tuple[str, str], list[tuple[re.Pattern[str], str]]]:
     table = importlib.resources.files('se_flax.weights').joinpath('names.csv').read_text()
     for row in csv.DictReader(table.splitlines()):
         pattern = re.sub(r'\\\{(\w+)\\\}', group, re.escape(row['theirs']))
-        for lineage in row['lineages'].split():
-            rows[lineage, row['network']].append((re.compile(pattern, re.ASCII), row['ours']))
+        for key in itertools.product(row['lineages'].split(), row['network'].split()):
+            rows[key].append((re.compile(pattern, re.ASCII), row['ours']))
     return rows
 
 
@@ -74,6 +88,8 @@ def traits_of(model: nn.Module) -> dict[str, Any]:
     """Returns the choices that differ between code bases and leave no mark on the parameters."""
     if isinstance(model, PreActResNet) and model.bottleneck:
         return {'stride_in': '1x1'}
+    if isinstance(model, InvertedResidualNetwork):
+        return {'same_padding': model.same_padding}
     if not isinstance(model, ResNet):
         return {}
     traits = {} if model.stem == 'cifar' else {'pool': model.pool}
@@ -87,6 +103,7 @@ def traits_of(model: nn.Module) -> dict[str, Any]:
 
 _PADDED = {'pool': 'padded', 'extra_relu': False}
 _TORCHVISION = _PADDED | {'stride_in': '3x3'}
+_SYMMETRIC = {'same_padding': False}
 _CAFFE = {'pool': 'caffe', 'extra_relu': True, 'stride_in': '1x1'}
 # pytorchcv's Shake-Shake and ShuffleNet are left out, as they compute something else with the same
 # parameters: shortcuts take the sum after the ReLU, and branch and shortcut are concatenated in
@@ -104,5 +121,11 @@ NAMINGS = (
     Naming('timm', VGG),
     Naming('pytorchcv', VGG),
     Naming('pytorchcv', MobileNet),
+    # The small network before the large one, which has all of its names.
+    Naming('torchvision', MobileNetV3, traits=_SYMMETRIC, stage_sizes=(1, 2, 3, 2, 3)),
+    Naming('torchvision', MobileNetV3, traits=_SYMMETRIC, stage_sizes=(1, 2, 3, 4, 2, 3)),
+    Naming('timm', MobileNetV3, BICUBIC),
+    Naming('torchvision', EfficientNet, BICUBIC, _SYMMETRIC),
+    Naming('timm', EfficientNet, BICUBIC),
 )
 CAFFE_NAMINGS = (Naming('caffe', ResNet, CAFFE, _CAFFE), Naming('caffe', BNInception, CAFFE))

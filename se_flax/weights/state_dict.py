@@ -100,8 +100,12 @@ def fill_network(
         fitting = _fitting(naming, model, arrays)
         hint = f'; they fit {" or ".join(fitting)}' if fitting else ''
         raise UserError(f"{naming.lineage}'s weights do not fit {name}: {wrong}{hint}")
-    small = model_info(name).input_size == CIFAR.image_size
-    view = for_channels(CIFAR if small else naming.preprocessing, model.in_channels)
+    size, view = model_info(name).input_size, naming.preprocessing
+    if size == CIFAR.image_size:
+        view = CIFAR
+    elif size != view.image_size:  # what EfficientNet's authors do
+        view = view._replace(image_size=size, resize=size + 32)
+    view = for_channels(view, model.in_channels)
     return WeightsInfo(name, num_classes, naming.lineage, view, fields), fill(tensors)
 
 

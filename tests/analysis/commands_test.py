@@ -370,14 +370,15 @@ def test_the_new_ablation_of_the_docs(tmp_path, monkeypatch, cache):
     [command] = re.findall(r'se-flax (ablate .*)', page)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / 'hard_sigmoid.py').write_text(config)
-    monkeypatch.setitem(EXCITE, 'hard_sigmoid', None)  # undone: no trace of it in other tests
+    (tmp_path / 'double_sigmoid.py').write_text(config)
+    monkeypatch.setitem(EXCITE, 'double_sigmoid', None)  # undone: no trace of it in other tests
     assert cli.main([*shlex.split(command), '--seeds', '1', *TINY, ONE_BLOCK, cache]) == 0
-    out = tmp_path / 'runs' / 'hard_sigmoid'
-    assert [row['cell'] for row in results(out)] == ['se.excite=sigmoid', 'se.excite=hard_sigmoid']
+    out = tmp_path / 'runs' / 'double_sigmoid'
+    cells = [row['cell'] for row in results(out)]
+    assert cells == ['se.excite=sigmoid', 'se.excite=double_sigmoid']
     losses = [read_rows(path)[-1]['loss'] for path in out.glob('runs/*/*/metrics.jsonl')]
     assert len(set(losses)) == 2
-    monkeypatch.delitem(EXCITE, 'hard_sigmoid')
+    monkeypatch.delitem(EXCITE, 'double_sigmoid')
     exec(later, {})
-    [page] = tmp_path.glob('runs/hard_sigmoid/runs/*/seed0/excitation/excitation.md')
+    [page] = tmp_path.glob('runs/double_sigmoid/runs/*/seed0/excitation/excitation.md')
     assert 'stage2_block1' in page.read_text()

@@ -93,7 +93,7 @@ def test_a_grid_is_all_combinations():
     [
         (lambda: networks([]), '--networks resnet50'),
         (lambda: networks(['resnet5']), 'did you mean resnet50'),
-        (lambda: networks(['timm_resnet50']), "unknown network 'se_timm_resnet50'"),
+        (lambda: networks(['timm_senet154']), "unknown network with a twin 'timm_senet154'"),
         (lambda: grid([]), '--vary'),
         (lambda: grid(['reduction']), 'FIELD=VALUE'),
     ],

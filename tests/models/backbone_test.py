@@ -47,7 +47,9 @@ def test_shapes_and_dtypes_are_those_that_are_listed(name):
             assert shape[1] == shape[2] == x.shape[1] // feature.stride
     pooled = jax.eval_shape(model.apply, variables, x)
     assert pooled.dtype == jnp.float32
-    assert pooled.shape == (4, 64 * model.width if 'vgg' in name else listed[-1].channels)
+    hidden = {'se_vgg16': 64 * 64, 'mobilenet_v3_small': 1024}  # of layers before the head
+    hidden |= {'efficientnet_b0': 1280, 'efficientnet_v2_s': 1280}
+    assert pooled.shape == (4, hidden.get(name, listed[-1].channels))
 
 
 def test_strides_end_where_the_paper_s_do():
@@ -193,6 +195,9 @@ def test_fields_that_no_network_can_have_are_refused_at_once(fields, message):
         ('se_preact_resnet110', {'width': 0}),
         ('se_shake_shake26_2x96d', {'stem': 0}),
         ('se_vgg16', {'dropout': -0.1}),
+        ('mobilenet_v3_small', {'stage_sizes': (1, 1)}),
+        ('mobilenet_v3_small', {'width_multiplier': 0}),
+        ('efficientnet_b0', {'activation': 'swish'}),
     ],
 )
 def test_so_are_those_of_the_other_families(name, fields):

@@ -20,6 +20,7 @@ def test_counts_table_is_what_the_networks_have(golden):
     [
         *('se_resnet50', 'timm_seresnext50_32x4d', 'se_resnet20_cifar', 'se_wrn16_8', 'se_vgg16'),
         *('se_bn_inception', 'se_mobilenet', 'se_shufflenet', 'se_preact_resnet110'),
+        *('mobilenet_v3_small', 'efficientnet_b0', 'timm_tf_efficientnetv2_s'),
     ],
 )
 def test_the_table_has_the_counts_of(name):

@@ -14,6 +14,8 @@ SMALL = {  # every way in which BatchNorm occurs
     'se_shufflenet': (32, {}),  # grouped and depthwise
     'se_preact_resnet164': (16, {'stage_sizes': (1, 1, 1)}),  # none behind its convolution
     'se_shake_shake26_2x96d': (16, {'stage_sizes': (1, 1, 1), 'width': 32}),  # one of a join
+    'mobilenet_v3_small': (32, {'stage_sizes': (1, 1, 1, 1, 2)}),  # activations before SE
+    'efficientnet_v2_s': (32, {'stage_sizes': (1, 1, 1, 1, 1, 2)}),  # one before the head
 }
 
 

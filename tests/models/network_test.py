@@ -34,7 +34,11 @@ FAMILIES = {
     'se_wrn16_8': {'stage_sizes': (1, 1, 1), 'width': 32},
     'se_shake_shake26_2x96d': {'stage_sizes': (1, 1, 1), 'width': 32},
     'se_shake_even29_2x4x64d': {'stage_sizes': (1, 1, 1), 'width': 32},
+    'mobilenet_v3_small': {'stage_sizes': (1, 1, 1, 1, 2)},
+    'efficientnet_b0': {'stage_sizes': (1, 1, 1, 1, 1, 1, 2)},
+    'efficientnet_v2_s': {'stage_sizes': (1, 1, 1, 1, 1, 2)},
 }
+INVERTED = {'mobilenet_v3_small': 6, 'efficientnet_b0': 8, 'efficientnet_v2_s': 7}  # last stage
 RESNETS = [name for name, fields in FAMILIES.items() if fields.get('stage_sizes') == (1, 1, 1, 1)]
 SMALLEST = {
     **dict.fromkeys(RESNETS, 3),
@@ -54,6 +58,7 @@ STAGES = {
     )
     for name in names
 }
+STAGES |= {name: tuple(range(2, last + 1)) for name, last in INVERTED.items()}
 
 
 def family(name, **fields):
@@ -99,9 +104,10 @@ def without_se(names):
 
 
 def plain_twin(name):
-    """'se_x' to 'x', 'timm_sex' to 'timm_x'; None if there is no plain one."""
+    """'se_x' to 'x', 'timm_sex' to 'timm_x', 'x' to 'x_no_se'; None if there is no plain one."""
     trunks = {'senet154': 'senet154_trunk'}
     twin = trunks.get(name, re.sub(r'^(timm_)?se_?(?=\w)', r'\1', name))
+    twin = f'{name}_no_se' if twin == name else twin
     return twin if twin in list_models() and twin != name else None
 
 
@@ -140,6 +146,13 @@ def test_help_lists_the_functions_that_make_networks():
         ('se_shake_shake26_2x96d', 26_192_922 + 199_248),
         ('shake_even29_2x4x64d', 34_529_700),
         ('se_shake_even29_2x4x64d', 34_529_700 + 1_043_616),
+        # As torchvision's documentation has them.
+        ('mobilenet_v3_large', 5_483_032),
+        ('mobilenet_v3_small', 2_542_856),
+        ('efficientnet_b0', 5_288_548),
+        ('efficientnet_b7', 66_347_960),
+        ('efficientnet_v2_s', 21_458_488),
+        ('efficientnet_v2_l', 118_515_272),
     ],
 )
 def test_exact_parameter_counts(name, params):
@@ -172,12 +185,44 @@ def test_multiply_adds_of_senet154():
     assert model_info('senet154').macs == pytest.approx(20.688e9, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ('name', 'params', 'macs'),  # in millions
+    [
+        # arXiv 1905.02244, Table 3
+        ('mobilenet_v3_large', 5.4, 219),
+        ('timm_tf_mobilenetv3_large_075', 4.0, 155),
+        ('mobilenet_v3_small', 2.5, 56),
+        ('timm_tf_mobilenetv3_small_075', 2.0, 44),
+        # arXiv 1905.11946, Table 2
+        ('efficientnet_b0', 5.3, 390),
+        ('efficientnet_b1', 7.8, 700),
+        ('efficientnet_b2', 9.2, 1000),
+        ('efficientnet_b3', 12, 1800),
+        ('efficientnet_b4', 19, 4200),
+        ('efficientnet_b5', 30, 9900),
+        ('efficientnet_b6', 43, 19000),
+        ('efficientnet_b7', 66, 37000),
+        # arXiv 2104.00298, Table 7
+        ('efficientnet_v2_s', 22, 8800),
+        ('efficientnet_v2_m', 54, 24000),
+        ('efficientnet_v2_l', 120, 53000),
+    ],
+)
+def test_counts_are_near_those_of_later_papers(name, params, macs):
+    info = model_info(name)
+    assert info.params == pytest.approx(1e6 * params, rel=0.03)
+    assert info.macs == pytest.approx(1e6 * macs, rel=0.06)
+
+
+DEEP = '101|152|efficientnet_(b[1-7]|v2)'
 TWINS = [name for name in list_models() if plain_twin(name)]
 
 
 def test_every_network_of_the_paper_has_a_twin():
     plain = {plain_twin(name) for name in TWINS}
     alone = {name for name in list_models() if name not in TWINS and name not in plain}
+    # Of these, torchvision's have twins, which differ by an epsilon or a padding.
+    alone -= {name for name in alone if re.match(r'timm_(tf_)?(mobilenetv3|efficientnet)', name)}
     assert alone == {
         'timm_senet154',  # senet154's is the trunk
         'timm_resnext101_32x48d',  # of Table 9, without SE
@@ -190,7 +235,9 @@ def test_every_network_of_the_paper_has_a_twin():
 @pytest.mark.parametrize(
     'name',
     [
-        pytest.param(name, marks=pytest.mark.slow if re.search('101|152', name) else ())
+        pytest.param(
+            name, marks=pytest.mark.slow if re.search('101|152|t_b[1-7]|_v2', name) else ()
+        )
         for name in TWINS
     ],
 )
@@ -218,6 +265,10 @@ def test_twins_differ_by_the_se_blocks_alone(name):
         ('se_shake_shake26_2x96d', 24),
         ('se_shake_even29_2x4x64d', 18),
         ('se_inception_resnet_v2', 43),  # 40 units and three modules
+        ('mobilenet_v3_large', 8),
+        ('mobilenet_v3_small', 9),
+        ('efficientnet_b0', 16),
+        ('efficientnet_v2_s', 30),
     ],
 )
 def test_number_of_se_blocks(name, blocks):
@@ -263,13 +314,20 @@ def small_size(name):
 @pytest.mark.parametrize('placement', PLACEMENTS)
 @pytest.mark.parametrize('name', STAGES)
 def test_every_residual_network_has_every_placement(name, placement):
-    """The same network around it, and one block a unit (two where both branches have one)."""
-    standard = shapes(family(name), small_size(name))
-    other = shapes(family(name, placement=placement), small_size(name))
+    """The same network around it, and one block a unit (two where both branches have one).
+
+    Of the inverted residual blocks here, the second of a stage and V2's first have a shortcut.
+    """
+    fields = {'se_stages': STAGES[name]}
+    standard = shapes(family(name, **fields), small_size(name))
+    other = shapes(family(name, placement=placement, **fields), small_size(name))
     assert without_se(other) == without_se(standard)
     per_unit = {k.split('/se/')[0] for k in other if '/se/' in k}
     two_branches = 'shake' in name and placement in ('standard', 'inside_3x3')
     units = {k.split('/')[1] for k in standard if re.search(r'block|mixed', k)}
+    if placement == 'identity' and name in INVERTED:
+        first = {'stage2_block1'} if name == 'efficientnet_v2_s' else set()
+        units = first | {unit for unit in units if unit.endswith('_block2')}
     assert len(per_unit) == len(units) * (2 if two_branches else 1)
     assert {block.split('/')[1] for block in per_unit} == units
 
@@ -309,6 +367,7 @@ def random_variables(model, size):
 
 
 GATED = ('se_resnet50', 'se_bn_inception', 'se_mobilenet', 'se_shufflenet', 'se_preact_resnet164')
+GATED += ('mobilenet_v3_small', 'efficientnet_v2_s')
 
 
 @pytest.mark.parametrize('name', [*GATED, 'se_shake_shake26_2x96d', 'se_inception_resnet_v2'])
@@ -357,6 +416,7 @@ def distribution(x, fan_in):
 # Of alike families one; what takes long to compile is marked slow.
 DRAWN = [n for n in FAMILIES if n not in ('se_resnext50_32x4d', 'senet154', 'se_resnet20_cifar')]
 LONG = ('se_vgg16', 'se_bn_inception', 'se_inception_resnet_v2', 'se_mobilenet', 'se_shufflenet')
+LONG += tuple(INVERTED)
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,20 @@ def test_equals_numpy(groups, widths, size, kernel_size, strides, padding, use_b
     np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize(('size', 'kernel_size', 'strides'), [(6, 3, 2), (5, 5, 2), (1, 3, 2)])
+def test_same_is_tensorflows_padding(size, kernel_size, strides):
+    x = np.random.default_rng(0).normal(size=(1, size, size, 2)).astype('f')
+    conv = Conv(3, kernel_size, strides, padding='same')
+    y, variables = conv.init_with_output(jax.random.key(0), x)
+    theirs = jax.lax.conv_general_dilated(
+        *(x, variables['params']['kernel'], (strides, strides), 'SAME'),
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+    np.testing.assert_allclose(y, theirs, rtol=1e-5, atol=1e-5)  # float32, at most 50 terms
+    with pytest.raises(UserError, match="unknown padding 'valid'"):
+        conv.clone(padding='valid').init(jax.random.key(0), x)
+
+
 def test_kernel_starts_from_hes_distribution():
     conv = Conv(256, kernel_size=3)
     kernel = conv.init(jax.random.key(0), jnp.ones((1, 4, 4, 128)))['params']['kernel']

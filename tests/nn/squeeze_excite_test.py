@@ -4,11 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.ops import SqueezeExcitation
 
 from se_flax.errors import UserError
+from se_flax.models.network import Layers
 from se_flax.nn import Affine, BatchNorm, Conv, SqueezeExcite
 from se_flax.nn.squeeze_excite import hidden_width
 
@@ -20,6 +23,7 @@ NUMPY_EXCITE = {
     'sigmoid': lambda v: 1 / (1 + np.exp(-v)),
     'tanh': lambda v: 1 - 2 / (np.exp(2 * v) + 1),
     'relu': lambda v: np.where(v > 0, v, 0),
+    'hard_sigmoid': lambda v: np.clip(v / 6 + 0.5, 0, 1),
 }
 
 
@@ -45,6 +49,54 @@ def test_equals_the_papers_equations_in_numpy(squeeze, excite, use_bias):
     hidden = np.maximum(z @ p['reduce']['kernel'] + b1, 0)
     gate = NUMPY_EXCITE[excite](hidden @ p['expand']['kernel'] + b2)
     np.testing.assert_allclose(got, x * gate[:, None, None, :], rtol=1e-12, atol=1e-12)
+
+
+class OurSE(nn.Module):
+    """What a user may write."""
+
+    @nn.compact
+    def __call__(self, x):
+        return x * nn.sigmoid(nn.Dense(x.shape[-1])(x.mean((1, 2), keepdims=True)))
+
+
+@pytest.mark.parametrize('gate', ['sigmoid', 'hard_sigmoid'])
+@pytest.mark.parametrize('activation', ['relu', 'silu'])
+def test_equals_torchvisions_block_of_another_width(activation, gate):
+    layers = {'relu': torch.nn.ReLU, 'silu': torch.nn.SiLU}
+    layers |= {'sigmoid': torch.nn.Sigmoid, 'hard_sigmoid': torch.nn.Hardsigmoid}
+    theirs = SqueezeExcitation(48, 6, layers[activation], layers[gate]).double()
+    block = SqueezeExcite(4, activation=activation, excite=gate, base_channels=24)
+    x = np.random.default_rng(1).normal(size=(3, 5, 4, 48))
+    params = {
+        ours: {'kernel': fc.weight.detach().numpy()[..., 0, 0].T, 'bias': fc.bias.detach().numpy()}
+        for ours, fc in (('reduce', theirs.fc1), ('expand', theirs.fc2))
+    }
+    with jax.enable_x64(True):
+        got = block.apply({'params': params}, jnp.asarray(x))
+    want = theirs(torch.from_numpy(x).movedim(-1, 1)).movedim(1, -1).detach().numpy()
+    np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ('se', 'hidden'),
+    [
+        (SqueezeExcite, 2),
+        (partial(SqueezeExcite, reduction=8), 4),
+        (partial(SqueezeExcite, hidden_multiple=8), 8),
+        (OurSE, None),
+        (lambda **fields: OurSE(**fields), None),
+    ],
+)
+def test_a_block_hands_down_what_the_reduction_divides(se, hidden):
+    """32 channels here, and a user's own module without the field still works."""
+
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return Layers(None, None, None, se).recalibrate(x, base_channels=32)
+
+    params = Block().init(jax.random.key(0), jnp.ones((1, 2, 2, 192)))['params']['se']
+    assert hidden is None or params['reduce']['kernel'].shape == (192, hidden)
 
 
 def test_the_gates_start_where_the_bias_says():
@@ -178,12 +230,14 @@ def test_hidden_width_is_a_multiple_near_the_quotient(channels, reduction, multi
     ('fields', 'message'),
     [
         ({'squeeze': 'avg'}, "unknown squeeze 'avg'"),
-        ({'excite': 'sigmoida'}, 'did you mean sigmoid?'),
+        ({'excite': 'tan'}, 'did you mean tanh?'),
         (
             {'reduction': 17},
             'reduction=17 must be between 1 and the number of channels, 16; use 16',
         ),
         ({'reduction': 0}, 'use 1'),
+        ({'reduction': 5, 'base_channels': 4}, 'number of channels, 4; use 4'),
+        ({'activation': 'swish'}, "unknown activation 'swish'"),
     ],
 )
 def test_wrong_fields_are_named(fields, message):

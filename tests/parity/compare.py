@@ -99,6 +99,15 @@ def enliven(net, size):
     return net
 
 
+def without_se(net, kind):
+    """Takes out the SE blocks, modules of this kind."""
+    for module in list(net.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, kind):
+                setattr(module, name, nn.Identity())
+    return net
+
+
 def images(size, batch=2):
     return DRAW(size).normal(size=(batch, size, size, 3))
 

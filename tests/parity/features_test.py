@@ -28,6 +28,8 @@ NETWORKS = {
     'timm_seresnet50': (seresnet, ONE_EACH, 65),
     'vgg16': (lambda: timm_vgg.vgg16_bn(), {}, 64),
     'inception_resnet_v2': (lambda: timm.create_model('inception_resnet_v2'), {}, 97),
+    'timm_mobilenetv3_small_050': (lambda: timm.create_model('mobilenetv3_small_050'), {}, 64),
+    'efficientnet_b0': (lambda: timm.create_model('efficientnet_b0'), {}, 64),
 }
 
 

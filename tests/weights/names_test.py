@@ -27,6 +27,14 @@ NETWORKS = {
     'timm_legacy_senet154': ('senet154', {}),
     'timm_senet154': ('timm_senet154', {}),
     'torchvision_resnext50_32x4d': ('timm_resnext50_32x4d', {}),
+    'torchvision_mobilenet_v3_large': ('mobilenet_v3_large', {}),
+    'torchvision_mobilenet_v3_small': ('mobilenet_v3_small', {}),
+    'timm_mobilenetv3_large_075': ('timm_mobilenetv3_large_075', {}),
+    'timm_tf_mobilenetv3_small_minimal_100': ('timm_tf_mobilenetv3_small_minimal_100', {}),
+    'torchvision_efficientnet_b0': ('efficientnet_b0', {}),
+    'torchvision_efficientnet_v2_s': ('efficientnet_v2_s', {}),
+    'timm_efficientnet_b1': ('efficientnet_b1', {}),
+    'timm_tf_efficientnetv2_s': ('timm_tf_efficientnetv2_s', {}),
 }
 # The same parameters, but other networks: they must not load.
 OTHERS = {

@@ -15,6 +15,7 @@ from se_flax.models.bn_inception import BNInception
 from se_flax.models.inception_resnet_v2 import InceptionResNetV2
 from se_flax.models.mobilenet import MobileNet
 from se_flax.models.preact_resnet import PreActResNet
+from se_flax.models.regnet import RegNet
 from se_flax.models.resnet import BasicBlock, ResNet
 from se_flax.models.vgg import VGG
 from se_flax.weights.info import BICUBIC, BILINEAR, CAFFE, INCEPTION, Preprocessing
@@ -76,12 +77,14 @@ def traits_of(model: nn.Module) -> dict[str, Any]:
         return {'stride_in': '1x1'}
     if not isinstance(model, ResNet):
         return {}
-    traits = {} if model.stem == 'cifar' else {'pool': model.pool}
+    traits = {}
+    if model.stem != 'cifar':
+        traits['pool'] = 'caffe' if model.pool == 'caffe' else 'padded'
     if getattr(model.block, 'func', model.block) is BasicBlock:
         if model.se:
             traits['extra_relu'] = getattr(model.block, 'keywords', {}).get('extra_relu', False)
     elif model.groups == 1:  # with groups, all code bases have the stride in the 3x3
-        traits['stride_in'] = model.stride_in
+        traits['stride_in'] = '1x1' if model.stride_in == '1x1' else '3x3'
     return traits
 
 
@@ -100,6 +103,8 @@ NAMINGS = (
     Naming('pytorchcv', BNInception),
     Naming('timm', InceptionResNetV2, INCEPTION),
     Naming('pytorchcv', InceptionResNetV2, INCEPTION),
+    Naming('torchvision', RegNet),
+    Naming('timm', RegNet, BICUBIC),
     Naming('torchvision', VGG),
     Naming('timm', VGG),
     Naming('pytorchcv', VGG),

@@ -192,6 +192,10 @@ def test_fields_that_no_network_can_have_are_refused_at_once(fields, message):
         ('se_shufflenet', {'stage_sizes': (1, 1, 1, 1)}),
         ('se_preact_resnet110', {'width': 0}),
         ('se_shake_shake26_2x96d', {'stem': 0}),
+        ('timm_resnetrs50', {'stem_widths': (32, 64)}),
+        ('timm_resnetrs50', {'stem_widths': (32, 0, 64)}),
+        ('regnet_y_200mf', {'widths': (24, 56, 152)}),
+        ('regnet_y_200mf', {'widths': (24, 60, 152, 368)}),
         ('se_vgg16', {'dropout': -0.1}),
     ],
 )

@@ -12,7 +12,7 @@ from flax import linen as nn
 from se_flax.errors import UserError, check_at_least, check_multiple
 from se_flax.models.network import Maps, ResidualNetwork
 from se_flax.models.registry import register
-from se_flax.models.resnet import Bottleneck
+from se_flax.models.residual_units import Bottleneck
 from se_flax.nn import SqueezeExcite
 from se_flax.nn.squeeze_excite import round_channels
 

@@ -2,107 +2,24 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from se_flax.errors import UserError, check_at_least, check_known
-from se_flax.models.network import Layers, Maps, ResidualNetwork
+from se_flax.models.network import Maps, ResidualNetwork
 from se_flax.models.registry import register, register_pair
-from se_flax.nn import EXCITE, Affine, SqueezeExcite, avg_pool, max_pool, relu_of_sum
+from se_flax.models.residual_units import STRIDE_IN, BasicBlock, Bottleneck, Unit
+from se_flax.nn import EXCITE, SqueezeExcite, avg_pool, max_pool
 
 CHOICES = {
     'stem': ('imagenet', 'deep', 'cifar'),
     'stem_strides': (None, 1, 2, 4),
     'pool': ('caffe', 'padded', 'average', 'conv'),
-    'stride_in': ('1x1', '3x3', 'average'),
+    'stride_in': STRIDE_IN,
 }
-
-
-class Unit(nn.Module):
-    """Base class of both units; `ResNet` explains the fields."""
-
-    layers: Layers
-    filters: int
-    strides: int
-    stride_in: str = '3x3'
-    groups: int = 1
-    group_width: int = 64
-    projection_size: int = 1
-    average_shortcut: bool = False
-    last_scale_init: Callable[..., Any] = nn.initializers.ones
-
-    def squeeze_excite(self, site, y, x):
-        """Applies SE, if the network has it at this site, to a map `y` of the unit's input `x`."""
-        return self.layers.squeeze_excite(site, y)
-
-    def join(self, x, y):
-        """Adds the shortcut, projected if the shapes differ, and applies the last ReLU."""
-        y = y.map() if isinstance(y, Affine) else y
-        shortcut = x
-        if x.shape != y.shape:
-            shortcut = self.project(x, y.shape[-1])
-        # After the projection, so that SE has the unit's width (the paper leaves it open).
-        shortcut = self.squeeze_excite('identity', shortcut, x)
-        return self.squeeze_excite('post', relu_of_sum(y + shortcut), x)
-
-    def project(self, x, features):
-        if self.average_shortcut:
-            x = avg_pool(x, 2, 2, ceil=True) if self.strides > 1 else x
-            return self.layers.conv_norm('_avg_proj', x, features)
-        # As in SENet-154, only a projection that shrinks the map may be wide.
-        size = self.projection_size if self.strides > 1 else 1
-        return self.layers.conv_norm('_proj', x, features, size, self.strides)
-
-
-class BasicBlock(Unit):
-    """3x3, 3x3 beside a shortcut, to `filters` channels (arXiv 1512.03385, Figure 5 left)."""
-
-    extra_relu: bool = False  # between the last BatchNorm and SE, for timm's legacy weights
-
-    @nn.compact
-    def __call__(self, x):
-        layers, last = self.layers, {'affine': True, 'scale_init': self.last_scale_init}
-        y = self.squeeze_excite('pre', x, x)
-        y = nn.relu(layers.conv_norm(1, y, self.filters, 3, self.strides))
-        y = self.squeeze_excite('inside_3x3', y, x)
-        y = layers.conv_norm(2, y, self.filters, 3, **last)
-        y = nn.relu(y.map()) if self.extra_relu else y
-        return self.join(x, self.squeeze_excite('standard', y, x))
-
-
-class Bottleneck(Unit):
-    """1x1, 3x3, 1x1 beside a shortcut, to `4 filters` channels (the same figure, right).
-
-    As in ResNeXt (arXiv 1611.05431, Figure 3c), the 3x3 has `groups` groups of
-    `group_width * filters / 64` channels.
-    """
-
-    halve_first: bool = False  # the first 1x1 has half the 3x3's channels, as in SENet-154
-
-    expansion: ClassVar[int] = 4
-
-    @property
-    def inner(self) -> int:
-        """The channels of the 3x3."""
-        return self.filters * self.group_width // 64 * self.groups
-
-    @nn.compact
-    def __call__(self, x):
-        layers, last = self.layers, {'affine': True, 'scale_init': self.last_scale_init}
-        first = self.inner // 2 if self.halve_first else self.inner
-        in_1x1, in_3x3, in_pool = (
-            self.strides if self.stride_in == layer else 1 for layer in CHOICES['stride_in']
-        )
-        y = self.squeeze_excite('pre', x, x)
-        y = nn.relu(layers.conv_norm(1, y, first, 1, in_1x1))
-        y = nn.relu(layers.conv_norm(2, y, self.inner, 3, in_3x3, groups=self.groups))
-        y = avg_pool(y, 2, 2, ceil=True) if in_pool > 1 else y
-        y = self.squeeze_excite('inside_3x3', y, x)
-        y = layers.conv_norm(3, y, self.expansion * self.filters, **last)
-        return self.join(x, self.squeeze_excite('standard', y, x))
 
 
 class ResNet(ResidualNetwork):
@@ -237,25 +154,22 @@ register('timm_senet154', module=ResNet, se=_se8, **_timm | _senet154)
 
 # ResNet-D (arXiv 1812.01187) and its descendants, those with public weights with SE: another stem
 # and shortcut, 't' with a tiered stem, 'aa' against aliasing, ResNet-RS (arXiv 2103.07579).
-_26, _201 = (2, 2, 2, 2), (3, 24, 36, 4)
+_201 = (3, 24, 36, 4)
 _d: dict[str, Any] = _timm | {'stem': 'deep', 'stem_widths': (32, 32, 64)}
 _d['average_shortcut'] = True
 _aa = {'pool': 'average', 'stride_in': 'average'}
 _timm_se = partial(register, module=ResNet, se=_se8)
 _pair('timm_resnet152d', 'timm_seresnet152d', se=_se8, stage_sizes=_152, **_d)
-_timm_se('timm_seresnext26d_32x4d', **_d | _resnext(_26, 32, 4))
-_timm_se('timm_seresnext26t_32x4d', **_d | _resnext(_26, 32, 4) | {'stem_widths': (24, 32, 64)})
+_timm_se('timm_seresnext26d_32x4d', **_d | _resnext(_18, 32, 4))
+_timm_se('timm_seresnext26t_32x4d', **_d | _resnext(_18, 32, 4) | {'stem_widths': (24, 32, 64)})
 _timm_se('timm_seresnext101d_32x8d', **_d | _resnext(_101, 32, 8))
 _timm_se('timm_seresnextaa101d_32x8d', **_d | _resnext(_101, 32, 8) | _aa)
 _timm_se('timm_seresnextaa201d_32x8d', **_d | _resnext(_201, 32, 8) | _aa | {'stem_widths': ()})
 _rs = _d | {'pool': 'conv', 'se': partial(SqueezeExcite, reduction=4, hidden_multiple=8)}
-register('timm_resnetrs50', module=ResNet, stage_sizes=_50, **_rs)
-register('timm_resnetrs101', module=ResNet, stage_sizes=_101, **_rs)
-register('timm_resnetrs152', module=ResNet, stage_sizes=_152, **_rs)
-register('timm_resnetrs200', module=ResNet, stage_sizes=(3, 24, 36, 3), **_rs)
-register('timm_resnetrs270', module=ResNet, stage_sizes=(4, 29, 53, 4), **_rs)
-register('timm_resnetrs350', module=ResNet, stage_sizes=(4, 36, 72, 4), **_rs)
-register('timm_resnetrs420', module=ResNet, stage_sizes=(4, 44, 87, 4), **_rs)
+_rs_sizes = {50: _50, 101: _101, 152: _152, 200: (3, 24, 36, 3)}
+_rs_sizes |= {270: (4, 29, 53, 4), 350: (4, 36, 72, 4), 420: (4, 44, 87, 4)}
+for _depth, _sizes in _rs_sizes.items():
+    register(f'timm_resnetrs{_depth}', module=ResNet, stage_sizes=_sizes, **_rs)
 
 # timm's legacy networks that are not among the above.
 _legacy = partial(register, module=ResNet, se=SqueezeExcite, dropout=0.2)

@@ -376,7 +376,14 @@ def distribution(x, fan_in):
 # Of alike families one; what takes long to compile is marked slow.
 ALIKE = ('se_resnext50_32x4d', 'senet154', 'se_resnet20_cifar', 'timm_seresnextaa101d_32x8d')
 DRAWN = [name for name in FAMILIES if name not in ALIKE]
-LONG = ('se_vgg16', 'se_bn_inception', 'se_inception_resnet_v2', 'se_mobilenet', 'se_shufflenet')
+LONG = (
+    'timm_resnetrs50',
+    'se_vgg16',
+    'se_bn_inception',
+    'se_inception_resnet_v2',
+    'se_mobilenet',
+    'se_shufflenet',
+)
 
 
 @pytest.mark.parametrize(

@@ -202,6 +202,7 @@ NETWORKS = {  # a small one of each family, and the side of its images
     'se_vgg16': (32, {}),
     'se_bn_inception': (32, {}),
     'se_inception_resnet_v2': (75, ONE_EACH),
+    'regnet_y_200mf': (32, {'stage_sizes': (1, 1)}),
     'se_mobilenet': (32, {}),
     'se_shufflenet': (32, ONE_EACH),
     'se_preact_resnet164': (8, ONE_EACH),

@@ -81,7 +81,13 @@ def test_the_batch_is_open_or_fixed():
 
 def test_every_network_can_be_exported():
     """Nothing in any of them needs to know the batch."""
-    for name in ('vgg16', 'se_bn_inception', 'se_shake_shake26_2x96d', 'se_preact_resnet110'):
+    for name in (
+        'vgg16',
+        'regnet_y_200mf',
+        'se_bn_inception',
+        'se_shake_shake26_2x96d',
+        'se_preact_resnet110',
+    ):
         model = create_model(name)
         size = 224 if 'vgg' in name else 64
         shape = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)

@@ -28,6 +28,9 @@ NETWORKS = {  # a small one of each kind, and two sizes of its images
     'se_resnext50_32x4d': ((64, 75), SHALLOW),
     'senet154': ((64, 75), SHALLOW),
     'timm_seresnet50': ((64, 75), SHALLOW),
+    'timm_resnetrs50': ((64, 75), SHALLOW),
+    'timm_seresnextaa101d_32x8d': ((64, 75), SHALLOW),
+    'regnet_y_200mf': ((64, 75), SHALLOW),
     'se_resnet20_cifar': ((32, 21), THREE),
     'se_vgg16': ((64, 75), {'width': 16}),
     'se_bn_inception': ((64, 96), {}),
@@ -125,7 +128,9 @@ def test_another_function_of_that_name_is_not(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', [n for n in list_models() if not re.search('101|152', n)])
+@pytest.mark.parametrize(
+    'name', [n for n in list_models() if not re.search(r'101|152|aa201|rs[234]|\dgf', n)]
+)
 def test_every_network_is_converted(name):
     size = {'se_inception_resnet_v2': 96, 'inception_resnet_v2': 96}.get(name, 64)
     model, variables, exported = exported_network(name, size, {})

@@ -94,7 +94,7 @@ def equal_width(model: Network, other: Network, image_size: int, what: str) -> f
     widths = {field.name: field.type for field in dataclasses.fields(model)}
     if 'width' not in widths:
         raise UserError(f'{type(model).__name__} has no width to choose for equal {what}')
-    width: float = model.width  # type: ignore[attr-defined]
+    width: float = model.width
     # A step is a channel of the last stage, or the least that the network allows.
     stages = len(getattr(model, 'stage_sizes', ()))
     step = 2.0 ** (1 - stages) if widths['width'] is float else 1

@@ -17,6 +17,7 @@ from se_flax.models.registry import list_models as list_models
 from se_flax.models.registry import model_info as model_info
 from se_flax.models.registry import timm_architectures as timm_architectures
 from se_flax.models.registry import twins as twins
+from se_flax.models.regnet import RegNet as RegNet
 from se_flax.models.resnet import ResNet as ResNet
 from se_flax.models.shake_shake import ShakeResNet as ShakeResNet
 from se_flax.models.shufflenet import ShuffleNet as ShuffleNet

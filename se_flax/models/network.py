@@ -214,19 +214,22 @@ class ResidualNetwork(Network):
         se = self.se if stage in self.se_stages else None
         return super().layers(train)._replace(se=se, placement=self.placement)
 
+    def filters(self, stage: int) -> int:
+        """Returns the filters of a stage's units: stage 2's doubled in each further stage."""
+        return round(self.width * 2 ** (stage - 2))
+
     def stack(
         self, x: jax.Array, stride: int, unit: Layer, train: bool, halve_first: bool = False
     ) -> Maps:
         """Applies all units to a map of that stride, and yields (stride, map) after each.
 
-        Stage 2 has `width` filters; each further stage doubles them, rounded, and halves the map,
-        with `halve_first` stage 2 as well.
+        Each stage after stage 2 halves the map, with `halve_first` stage 2 as well.
         """
         for stage, size in enumerate(self.stage_sizes, start=2):
             layers = self.layers(train, stage)
             for i in range(size):
                 strides = 2 if i == 0 and (stage > 2 or halve_first) else 1
                 name = f'stage{stage}_block{i + 1}'
-                x = unit(layers, round(self.width * 2 ** (stage - 2)), strides, name=name)(x)
+                x = unit(layers, self.filters(stage), strides, name=name)(x)
                 stride *= strides
                 yield stride, x

@@ -15,6 +15,10 @@ from se_flax.models.complexity import count
 from se_flax.models.network import Layer, Network
 from se_flax.nn import SqueezeExcite
 
+_REGNETS = (
+    *(('002', '200mf'), ('006', '600mf'), ('016', '1_6gf'), ('032', '3_2gf'), ('040', '4gf')),
+    *(('064', '6_4gf'), ('120', '12gf'), ('160', '16gf'), ('320', '32gf')),
+)
 # timm's architectures that are the same network under a name other than `timm_` and timm's.
 _OTHER_IN_TIMM = {
     'legacy_senet154': 'senet154',
@@ -23,6 +27,11 @@ _OTHER_IN_TIMM = {
     'legacy_seresnet152': 'se_resnet152',
     'legacy_seresnext50_32x4d': 'se_resnext50_32x4d',
     'legacy_seresnext101_32x4d': 'se_resnext101_32x4d',
+    **{f'regnet{k}_{theirs}': f'regnet_{k}_{ours}' for k in 'xy' for theirs, ours in _REGNETS},
+    **{'regnetx_004_tv': 'regnet_x_400mf', 'regnety_004': 'regnet_y_400mf'},
+    **{'regnetx_008': 'regnet_x_800mf', 'regnety_008_tv': 'regnet_y_800mf'},
+    **{'regnetx_080': 'regnet_x_8gf', 'regnety_080_tv': 'regnet_y_8gf'},
+    'regnety_1280': 'regnet_y_128gf',
     'vgg16_bn': 'vgg16',
     'inception_resnet_v2': 'inception_resnet_v2',
     **{(name := f'efficientnet_b{size}'): name for size in range(5)},

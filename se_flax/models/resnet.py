@@ -1,6 +1,6 @@
-"""ResNet, ResNeXt and SENet-154."""
+"""ResNet, ResNeXt, SENet-154, and timm's later variants with SE."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -8,81 +8,18 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from se_flax.errors import UserError, check_known
-from se_flax.models.network import Layers, Maps, ResidualNetwork
+from se_flax.errors import UserError, check_at_least, check_known
+from se_flax.models.network import Maps, ResidualNetwork
 from se_flax.models.registry import register, register_pair
-from se_flax.nn import EXCITE, Affine, SqueezeExcite, max_pool, relu_of_sum
+from se_flax.models.residual_units import STRIDE_IN, BasicBlock, Bottleneck, Unit
+from se_flax.nn import EXCITE, SqueezeExcite, avg_pool, max_pool
 
 CHOICES = {
     'stem': ('imagenet', 'deep', 'cifar'),
     'stem_strides': (None, 1, 2, 4),
-    'pool': ('caffe', 'padded'),
-    'stride_in': ('1x1', '3x3'),
+    'pool': ('caffe', 'padded', 'average', 'conv'),
+    'stride_in': STRIDE_IN,
 }
-
-
-class Unit(nn.Module):
-    """Base class of both units; `ResNet` explains the fields."""
-
-    layers: Layers
-    filters: int
-    strides: int
-    stride_in: str
-    groups: int
-    group_width: int
-    projection_size: int
-    last_scale_init: Callable[..., Any]
-
-    def join(self, x, y):
-        """Adds the shortcut, projected if the shapes differ, and applies the last ReLU."""
-        layers = self.layers
-        y = y.map() if isinstance(y, Affine) else y
-        if x.shape != y.shape:
-            # As in SENet-154, only a projection that shrinks the map may be wide.
-            size = self.projection_size if self.strides > 1 else 1
-            x = layers.conv_norm('_proj', x, y.shape[-1], size, self.strides)
-        # After the projection, so that SE has the unit's width (the paper leaves it open).
-        x = layers.squeeze_excite('identity', x)
-        return layers.squeeze_excite('post', relu_of_sum(y + x))
-
-
-class BasicBlock(Unit):
-    """3x3, 3x3 beside a shortcut, to `filters` channels (arXiv 1512.03385, Figure 5 left)."""
-
-    extra_relu: bool = False  # between the last BatchNorm and SE, for timm's legacy weights
-
-    @nn.compact
-    def __call__(self, x):
-        layers, last = self.layers, {'affine': True, 'scale_init': self.last_scale_init}
-        y = layers.squeeze_excite('pre', x)
-        y = nn.relu(layers.conv_norm(1, y, self.filters, 3, self.strides))
-        y = layers.squeeze_excite('inside_3x3', y)
-        y = layers.conv_norm(2, y, self.filters, 3, **last)
-        y = nn.relu(y.map()) if self.extra_relu else y
-        return self.join(x, layers.squeeze_excite('standard', y))
-
-
-class Bottleneck(Unit):
-    """1x1, 3x3, 1x1 beside a shortcut, to `4 filters` channels (the same figure, right).
-
-    As in ResNeXt (arXiv 1611.05431, Figure 3c), the 3x3 has `groups` groups of
-    `group_width * filters / 64` channels.
-    """
-
-    halve_first: bool = False  # the first 1x1 has half the 3x3's channels, as in SENet-154
-
-    @nn.compact
-    def __call__(self, x):
-        layers, last = self.layers, {'affine': True, 'scale_init': self.last_scale_init}
-        inner = self.filters * self.group_width // 64 * self.groups
-        first = inner // 2 if self.halve_first else inner
-        in_1x1 = self.strides if self.stride_in == '1x1' else 1
-        y = layers.squeeze_excite('pre', x)
-        y = nn.relu(layers.conv_norm(1, y, first, 1, in_1x1))
-        y = nn.relu(layers.conv_norm(2, y, inner, 3, self.strides // in_1x1, groups=self.groups))
-        y = layers.squeeze_excite('inside_3x3', y)
-        y = layers.conv_norm(3, y, 4 * self.filters, **last)
-        return self.join(x, layers.squeeze_excite('standard', y))
 
 
 class ResNet(ResidualNetwork):
@@ -92,13 +29,18 @@ class ResNet(ResidualNetwork):
         block: BasicBlock or Bottleneck, or a `partial` with that class's own fields.
         width: channels of the stem and filters of stage 2; each further stage doubles them. Of a
             fraction, the filters of each stage are rounded.
-        stem: 'imagenet' (7x7 and a pool, both with stride 2), 'deep' (three 3x3, the last twice as
-            wide, and the pool) or 'cifar' (3x3).
+        stem: 'imagenet' (7x7 and a pool, both with stride 2), 'deep' (three 3x3 and the pool) or
+            'cifar' (3x3).
+        stem_widths: channels of the deep stem's 3x3; empty is `width`, `width`, `2 width`.
         stem_strides: 1, 2 or 4, of the stem's first convolution; None is 1 for 'cifar', else 2.
-        pool: of the stem: 'caffe' (unpadded, rounding up) or 'padded' (torchvision, timm).
-        stride_in: the convolution of a Bottleneck that halves the map: '1x1' (Caffe) or '3x3'.
+        pool: of the stem: 'caffe' (unpadded, rounding up), 'padded' (torchvision, timm), 'average'
+            (2x2) or 'conv' (a 3x3 with BatchNorm, as in ResNet-RS).
+        stride_in: the layer of a Bottleneck that halves the map: '1x1' (Caffe), '3x3' or 'average',
+            a 2x2 pool behind the 3x3 against aliasing.
         groups, group_width: of a Bottleneck's 3x3; channels per group in stage 2 if `width` is 64.
         projection_size: kernel size of the shortcuts that halve the map; 3 in SENet-154.
+        average_shortcut: shortcuts halve the map by a 2x2 average, and their 1x1 has no stride
+            (ResNet-D, arXiv 1812.01187).
         zero_init: initializes the last BatchNorm scale of each unit to 0 (arXiv 1706.02677). Not
             for gates that are 0 at 0 (tanh, ReLU), which would never open.
     """
@@ -106,18 +48,24 @@ class ResNet(ResidualNetwork):
     block: Callable[..., Unit] = Bottleneck
     width: float = 64
     stem: str = 'imagenet'
+    stem_widths: Sequence[int] = ()
     stem_strides: int | None = None
     pool: str = 'caffe'
     stride_in: str = '1x1'
     groups: int = 1
     group_width: int = 64
     projection_size: int = 1
+    average_shortcut: bool = False
     zero_init: bool = False
 
     def __post_init__(self):
         super().__post_init__()
         for field, known in CHOICES.items():
             check_known(field, getattr(self, field), known)
+        if len(self.stem_widths) not in (0, 3):
+            raise UserError(f'stem_widths={self.stem_widths} must have 3 numbers, or none')
+        for width in self.stem_widths:
+            check_at_least('width in stem_widths', width, 1)
         excite = getattr(self.se, 'keywords', {}).get('excite')
         if self.zero_init and self.placement == 'standard' and excite in EXCITE:
             with jax.ensure_compile_time_eval(), jax.transfer_guard('allow'):
@@ -136,14 +84,14 @@ class ResNet(ResidualNetwork):
         conv_norm, small = self.layers(train).conv_norm, self.stem == 'cifar'
         stride, width = self.stem_strides or (1 if small else 2), round(self.width)
         if self.stem == 'deep':
-            x = nn.relu(conv_norm('_stem1', x, width, 3, stride))
-            x = nn.relu(conv_norm('_stem2', x, width, 3))
-            x = nn.relu(conv_norm('_stem3', x, 2 * width, 3))
+            widths = self.stem_widths or (width, width, 2 * width)
+            for i, (features, strides) in enumerate(zip(widths, (stride, 1, 1), strict=True), 1):
+                x = nn.relu(conv_norm(f'_stem{i}', x, features, 3, strides))
         else:
             x = nn.relu(conv_norm('_stem', x, width, 3 if small else 7, stride))
         yield stride, x
         if not small:
-            x = max_pool(x, ceil=True) if self.pool == 'caffe' else max_pool(x, padding=1)
+            x = self.pooled(x, conv_norm)
             stride *= 2
         block = partial(
             self.block,
@@ -151,9 +99,18 @@ class ResNet(ResidualNetwork):
             groups=self.groups,
             group_width=self.group_width,
             projection_size=self.projection_size,
+            average_shortcut=self.average_shortcut,
             last_scale_init=nn.initializers.zeros if self.zero_init else nn.initializers.ones,
         )
         yield from self.stack(x, stride, block, train)
+
+    def pooled(self, x, conv_norm):
+        """Halves the stem's map."""
+        if self.pool == 'conv':
+            return nn.relu(conv_norm('_pool', x, x.shape[-1], 3, 2))
+        if self.pool == 'average':
+            return avg_pool(x, 2, 2)
+        return max_pool(x, ceil=True) if self.pool == 'caffe' else max_pool(x, padding=1)
 
 
 def _resnext(stage_sizes: tuple[int, ...], groups: int, group_width: int) -> dict[str, Any]:
@@ -194,6 +151,25 @@ _timm_pair('timm_resnext101_32x8d', 'timm_seresnext101_32x8d', **_resnext(_101, 
 register('timm_resnext101_32x48d', module=ResNet, **_timm | _resnext(_101, 32, 48))
 _timm_pair('timm_resnext101_64x4d', 'timm_seresnext101_64x4d', **_resnext(_101, 64, 4))
 register('timm_senet154', module=ResNet, se=_se8, **_timm | _senet154)
+
+# ResNet-D (arXiv 1812.01187) and its descendants, those with public weights with SE: another stem
+# and shortcut, 't' with a tiered stem, 'aa' against aliasing, ResNet-RS (arXiv 2103.07579).
+_201 = (3, 24, 36, 4)
+_d: dict[str, Any] = _timm | {'stem': 'deep', 'stem_widths': (32, 32, 64)}
+_d['average_shortcut'] = True
+_aa = {'pool': 'average', 'stride_in': 'average'}
+_timm_se = partial(register, module=ResNet, se=_se8)
+_pair('timm_resnet152d', 'timm_seresnet152d', se=_se8, stage_sizes=_152, **_d)
+_timm_se('timm_seresnext26d_32x4d', **_d | _resnext(_18, 32, 4))
+_timm_se('timm_seresnext26t_32x4d', **_d | _resnext(_18, 32, 4) | {'stem_widths': (24, 32, 64)})
+_timm_se('timm_seresnext101d_32x8d', **_d | _resnext(_101, 32, 8))
+_timm_se('timm_seresnextaa101d_32x8d', **_d | _resnext(_101, 32, 8) | _aa)
+_timm_se('timm_seresnextaa201d_32x8d', **_d | _resnext(_201, 32, 8) | _aa | {'stem_widths': ()})
+_rs = _d | {'pool': 'conv', 'se': partial(SqueezeExcite, reduction=4, hidden_multiple=8)}
+_rs_sizes = {50: _50, 101: _101, 152: _152, 200: (3, 24, 36, 3)}
+_rs_sizes |= {270: (4, 29, 53, 4), 350: (4, 36, 72, 4), 420: (4, 44, 87, 4)}
+for _depth, _sizes in _rs_sizes.items():
+    register(f'timm_resnetrs{_depth}', module=ResNet, stage_sizes=_sizes, **_rs)
 
 # timm's legacy networks that are not among the above.
 _legacy = partial(register, module=ResNet, se=SqueezeExcite, dropout=0.2)

@@ -26,6 +26,16 @@ def max_pool(
     >>> max_pool(x).shape, max_pool(x, ceil=True).shape
     ((1, 55, 55, 8), (1, 56, 56, 8))
     """
+    pads = _sides(x, window, strides, padding, ceil)
+    fields = {'window': window, 'strides': strides, 'pads': pads}
+    stock, ours = (partial(f, **fields) for f in (_stock, _max_pool))
+    if is_stock():
+        return _stock(x, **fields)
+    return lax.platform_dependent(x, cpu=ours, cuda=ours, default=stock)
+
+
+def _sides(x, window, strides, padding, ceil):
+    """Returns the pixels to add (low, high) along both axes."""
 
     def sides(size):
         rest = (size + 2 * padding - window) % strides
@@ -33,11 +43,7 @@ def max_pool(
         starts_outside = extra and size + 2 * padding + extra - window >= size + padding
         return padding, padding + (extra - strides if starts_outside else extra)
 
-    fields = {'window': window, 'strides': strides, 'pads': (sides(x.shape[1]), sides(x.shape[2]))}
-    stock, ours = (partial(f, **fields) for f in (_stock, _max_pool))
-    if is_stock():
-        return _stock(x, **fields)
-    return lax.platform_dependent(x, cpu=ours, cuda=ours, default=stock)
+    return sides(x.shape[1]), sides(x.shape[2])
 
 
 def _stock(x, window, strides, pads):
@@ -73,16 +79,26 @@ def _max_pool_jvp(window, strides, pads, primals, tangents):
 
 
 def avg_pool(
-    x: jax.Array, window: int = 3, strides: int = 1, padding: int = 0, *, count_pad: bool = True
+    x: jax.Array,
+    window: int = 3,
+    strides: int = 1,
+    padding: int = 0,
+    *,
+    count_pad: bool = True,
+    ceil: bool = False,
 ) -> jax.Array:
     """Takes the mean over square windows of `[B, H, W, C]`; sizes as `max_pool`'s.
 
-    Padding counts as pixels, as in Caffe and by PyTorch's default; without `count_pad` it does not.
+    Padding counts as pixels, as in Caffe and by PyTorch's default. Without `count_pad`, and always
+    with `ceil`, the mean is of the map's own pixels.
     """
-    shape, step, pads = (window, window), (strides, strides), ((padding, padding),) * 2
+    shape, step = (window, window), (strides, strides)
+    pads = _sides(x, window, strides, padding, ceil)
     pool = partial(nn.avg_pool, window_shape=shape, strides=step, padding=pads)
+    if (count_pad and not ceil) or pads == ((0, 0), (0, 0)):
+        return pool(x)
     # Not Flax's count_include_pad=False, whose float32 counts turn bfloat16 maps into float32.
-    return pool(x) if count_pad else pool(x) / pool(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
+    return pool(x) / pool(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
 
 
 def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:

@@ -143,11 +143,12 @@ def _is_size(value: Any) -> bool:
     return type(value) is int and 0 < value <= MAX_SIZE
 
 
-def _is_harmless(value: Any) -> bool:
+def _is_harmless(value: Any, most: int = MAX_SIZE) -> bool:
     if isinstance(value, dict):
-        return all(map(_is_harmless, value.values()))
+        units = {'stage_sizes': MAX_UNITS}
+        return all(_is_harmless(v, units.get(key, MAX_SIZE)) for key, v in value.items())
     if isinstance(value, list):
-        return all(type(v) is int and v >= 0 for v in value) and sum(value) <= MAX_UNITS
+        return all(type(v) is int and v >= 0 for v in value) and sum(value) <= most
     if type(value) in (int, float):
         return abs(value) <= MAX_SIZE  # False for NaN
     return value is None or isinstance(value, (bool, str))

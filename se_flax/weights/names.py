@@ -19,6 +19,7 @@ from se_flax.models.inverted_residual import InvertedResidualNetwork
 from se_flax.models.mobilenet import MobileNet
 from se_flax.models.mobilenet_v3 import MobileNetV3
 from se_flax.models.preact_resnet import PreActResNet
+from se_flax.models.regnet import RegNet
 from se_flax.models.resnet import BasicBlock, ResNet
 from se_flax.models.vgg import VGG
 from se_flax.weights.info import BICUBIC, BILINEAR, CAFFE, INCEPTION, Preprocessing
@@ -92,12 +93,14 @@ def traits_of(model: nn.Module) -> dict[str, Any]:
         return {'same_padding': model.same_padding}
     if not isinstance(model, ResNet):
         return {}
-    traits = {} if model.stem == 'cifar' else {'pool': model.pool}
+    traits = {}
+    if model.stem != 'cifar':
+        traits['pool'] = 'caffe' if model.pool == 'caffe' else 'padded'
     if getattr(model.block, 'func', model.block) is BasicBlock:
         if model.se:
             traits['extra_relu'] = getattr(model.block, 'keywords', {}).get('extra_relu', False)
     elif model.groups == 1:  # with groups, all code bases have the stride in the 3x3
-        traits['stride_in'] = model.stride_in
+        traits['stride_in'] = '1x1' if model.stride_in == '1x1' else '3x3'
     return traits
 
 
@@ -117,6 +120,8 @@ NAMINGS = (
     Naming('pytorchcv', BNInception),
     Naming('timm', InceptionResNetV2, INCEPTION),
     Naming('pytorchcv', InceptionResNetV2, INCEPTION),
+    Naming('torchvision', RegNet),
+    Naming('timm', RegNet, BICUBIC),
     Naming('torchvision', VGG),
     Naming('timm', VGG),
     Naming('pytorchcv', VGG),

@@ -10,6 +10,8 @@ from se_flax.errors import UserError
 
 SMALL = {  # every way in which BatchNorm occurs
     'se_resnet50': (64, {'stage_sizes': (1, 1, 1, 1)}),
+    'timm_resnetrs50': (32, {'stage_sizes': (1, 1)}),  # one of the stem's pool
+    'regnet_y_200mf': (32, {'stage_sizes': (1, 2)}),
     'se_inception_resnet_v2': (75, {'stage_sizes': (1, 1, 2)}),  # another epsilon
     'se_shufflenet': (32, {}),  # grouped and depthwise
     'se_preact_resnet164': (16, {'stage_sizes': (1, 1, 1)}),  # none behind its convolution

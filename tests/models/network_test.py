@@ -23,6 +23,9 @@ FAMILIES = {
     'senet154': {'stage_sizes': (1, 1, 1, 1)},
     'timm_seresnet50': {'stage_sizes': (1, 1, 1, 1)},
     'timm_legacy_seresnet18': {'stage_sizes': (1, 1, 1, 1)},
+    'timm_resnetrs50': {'stage_sizes': (1, 1, 1, 1)},
+    'timm_seresnextaa101d_32x8d': {'stage_sizes': (1, 1, 1, 1)},
+    'regnet_y_200mf': {'stage_sizes': (1, 1, 1, 2)},
     'se_resnet20_cifar': {'stage_sizes': (1, 1, 1)},
     'se_vgg16': {'width': 16},
     'se_bn_inception': {},
@@ -48,7 +51,7 @@ SMALLEST = {
 STAGES = {
     name: stages
     for names, stages in (
-        (RESNETS, (2, 3, 4, 5)),
+        ((*RESNETS, 'regnet_y_200mf'), (2, 3, 4, 5)),
         (('se_inception_resnet_v2',), (5, 6, 7)),
         (
             ('se_resnet20_cifar', 'se_shufflenet', 'se_preact_resnet110', 'se_preact_resnet164')
@@ -132,6 +135,10 @@ def test_help_lists_the_functions_that_make_networks():
         ('bn_inception', 11_285_224),
         ('se_bn_inception', 11_931_622),
         ('inception_resnet_v2', 55_843_464),
+        ('regnet_y_400mf', 4_344_144),  # as torchvision's documentation has them
+        ('regnet_y_32gf', 145_046_770),
+        ('regnet_y_128gf', 644_812_894),
+        ('regnet_x_3_2gf', 15_296_552),
         ('mobilenet', 4_231_976),
         ('se_mobilenet', 4_711_720),
         ('shufflenet', 1_865_728),
@@ -220,7 +227,9 @@ TWINS = [name for name in list_models() if plain_twin(name)]
 
 def test_every_network_of_the_paper_has_a_twin():
     plain = {plain_twin(name) for name in TWINS}
+    later = re.compile(r'.*regnet|timm_seresnext(26|101d|aa)|timm_resnetrs')
     alone = {name for name in list_models() if name not in TWINS and name not in plain}
+    alone = {name for name in alone if not later.match(name)}
     # Of these, torchvision's have twins, which differ by an epsilon or a padding.
     alone -= {name for name in alone if re.match(r'timm_(tf_)?(mobilenetv3|efficientnet)', name)}
     assert alone == {
@@ -257,6 +266,9 @@ def test_twins_differ_by_the_se_blocks_alone(name):
         ('senet154', 50),
         ('se_bn_inception', 10),
         ('se_vgg16', 13),
+        ('timm_resnetrs50', 16),
+        ('regnet_y_200mf', 13),
+        ('regnet_x_200mf', 0),
         ('se_mobilenet', 13),
         ('se_shufflenet', 16),
         ('se_preact_resnet110', 54),
@@ -367,7 +379,7 @@ def random_variables(model, size):
 
 
 GATED = ('se_resnet50', 'se_bn_inception', 'se_mobilenet', 'se_shufflenet', 'se_preact_resnet164')
-GATED += ('mobilenet_v3_small', 'efficientnet_v2_s')
+GATED += ('mobilenet_v3_small', 'efficientnet_v2_s', 'regnet_y_200mf')
 
 
 @pytest.mark.parametrize('name', [*GATED, 'se_shake_shake26_2x96d', 'se_inception_resnet_v2'])
@@ -414,9 +426,10 @@ def distribution(x, fan_in):
 
 
 # Of alike families one; what takes long to compile is marked slow.
-DRAWN = [n for n in FAMILIES if n not in ('se_resnext50_32x4d', 'senet154', 'se_resnet20_cifar')]
+ALIKE = ('se_resnext50_32x4d', 'senet154', 'se_resnet20_cifar', 'timm_seresnextaa101d_32x8d')
+DRAWN = [name for name in FAMILIES if name not in ALIKE]
 LONG = ('se_vgg16', 'se_bn_inception', 'se_inception_resnet_v2', 'se_mobilenet', 'se_shufflenet')
-LONG += tuple(INVERTED)
+LONG += ('timm_resnetrs50', *INVERTED)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from se_flax.nn import adaptive_avg_pool, avg_pool, max_pool
 
 
-def caffe_max_pool(x, window, strides, padding, ceil):
+def caffe_pool(x, window, strides, padding, ceil, of=np.max):
     """Written from Caffe's rule: the output size first, then windows clipped to the map."""
 
     def out(size):
@@ -25,7 +25,7 @@ def caffe_max_pool(x, window, strides, padding, ceil):
         for j in range(y.shape[2]):
             top, left = (max(k * strides - padding, 0) for k in (i, j))
             bottom, right = i * strides - padding + window, j * strides - padding + window
-            y[:, i, j] = x[:, top:bottom, left:right].max((1, 2))
+            y[:, i, j] = of(x[:, top:bottom, left:right], (1, 2))
     return y
 
 
@@ -40,7 +40,15 @@ def caffe_max_pool(x, window, strides, padding, ceil):
 def test_equals_caffes_rule(size, window, strides, padding, ceil):
     x = np.random.default_rng(0).normal(size=(2, *size, 3)).astype('f')
     got = max_pool(x, window, strides, padding, ceil=ceil)
-    np.testing.assert_array_equal(got, caffe_max_pool(x, window, strides, padding, ceil))
+    np.testing.assert_array_equal(got, caffe_pool(x, window, strides, padding, ceil))
+
+
+@given(size=st.tuples(st.integers(4, 9), st.integers(4, 9)), window=st.integers(2, 3))
+@settings(max_examples=10, deadline=None)
+def test_an_average_that_rounds_up_is_of_the_pixels_inside(size, window):
+    x = np.random.default_rng(0).normal(size=(2, *size, 3)).astype('f')
+    got = avg_pool(x, window, 2, ceil=True)
+    np.testing.assert_allclose(got, caffe_pool(x, window, 2, 0, True, np.mean), rtol=0, atol=1e-6)
 
 
 @given(

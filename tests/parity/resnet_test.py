@@ -16,7 +16,7 @@ from timm.models import resnet as timm_resnet
 from timm.models import senet
 from torchvision import models as tv
 
-from se_flax.models import create_model
+from se_flax.models import create_model, list_models, model_info
 from se_flax.weights import from_torch
 
 from .compare import cases, check_logits, check_training, enliven
@@ -142,10 +142,46 @@ def test_se_basic_networks_are_pytorchcvs_with_caffes_pool(name, blocks):
         ('timm_resnext101_64x4d', 'resnext101_64x4d', SMALL),
         ('timm_seresnext101_64x4d', 'seresnext101_64x4d', SMALL),
         ('timm_senet154', 'senet154', SMALL),
+        ('timm_seresnext26d_32x4d', 'seresnext26d_32x4d', SMALL),
+        ('timm_resnet152d', 'resnet152d', SMALL),
+        ('timm_seresnet152d', 'seresnet152d', SMALL),
+        ('timm_seresnext101d_32x8d', 'seresnext101d_32x8d', SMALL),
+        ('timm_seresnextaa101d_32x8d', 'seresnextaa101d_32x8d', (64, 34)),  # no odd map
+        ('timm_resnetrs101', 'resnetrs101', SMALL),
+        ('timm_resnetrs152', 'resnetrs152', SMALL),
     ),
 )
 def test_networks_are_timms(name, theirs, sizes):
     check(name, timm.create_model(theirs), sizes=sizes)
+
+
+@pytest.mark.parametrize(
+    ('name', 'sizes'),
+    [
+        ('timm_seresnext26t_32x4d', (33,)),
+        ('timm_resnetrs50', SMALL),
+        ('timm_seresnextaa101d_32x8d', (64,)),
+        *(
+            pytest.param(name, (64,), marks=pytest.mark.slow)
+            for name in (
+                *('timm_resnetrs200', 'timm_resnetrs270', 'timm_resnetrs350', 'timm_resnetrs420'),
+                'timm_seresnextaa201d_32x8d',
+            )
+        ),
+    ],
+)
+def test_each_stage_is_timms(name, sizes):
+    net = timm.create_model(name.removeprefix('timm_'), layers=(1, 1, 1, 1))
+    check(name, net, sizes=sizes, **ONE_EACH)
+
+
+LATER = [n for p in ('*resnetrs*', '*d_32x?d', '*26t_32x4d', '*152d') for n in list_models(p)]
+
+
+@pytest.mark.parametrize('name', LATER)
+def test_later_networks_have_timms_number_of_parameters(name):
+    net = timm.create_model(name.removeprefix('timm_'), device='meta')
+    assert model_info(name).params == sum(parameter.numel() for parameter in net.parameters())
 
 
 @pytest.mark.slow
@@ -241,6 +277,12 @@ def test_the_comparison_tells_the_lineages_apart():
         check_logits(model, variables, net, 97, jit=False)
 
 
+def small_seresnextaa():
+    net = timm.create_model('seresnextaa101d_32x8d', layers=(1, 2), channels=(64, 128))
+    net.layer3 = net.layer4 = nn.Identity()
+    return net
+
+
 def small_senet():
     net = SENet([[256], [512]], 128, cardinality=64, bottleneck_width=4)
     net.output.dropout.p = 0
@@ -264,6 +306,11 @@ def small_senet():
             'timm_seresnet18',
             lambda: timm.create_model('seresnet18', layers=(1, 2, 1, 1)),
             {'stage_sizes': (1, 2, 1, 1)},
+        ),
+        (
+            'timm_seresnextaa101d_32x8d',
+            small_seresnextaa,
+            {'stage_sizes': (1, 2)},
         ),
         ('senet154', small_senet, {'stage_sizes': (1, 1), 'dropout': 0.0, **PADDED}),
     ],

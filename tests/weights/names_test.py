@@ -26,6 +26,11 @@ NETWORKS = {
     'pytorchcv_seresnet50': ('se_resnet50', {'pool': 'padded'}),
     'timm_legacy_senet154': ('senet154', {}),
     'timm_senet154': ('timm_senet154', {}),
+    'timm_seresnext26t_32x4d': ('timm_seresnext26t_32x4d', {}),
+    'timm_resnetrs50': ('timm_resnetrs50', {}),
+    'timm_regnety_008': ('timm_regnety_008', {}),
+    'torchvision_regnet_y_400mf': ('regnet_y_400mf', {}),
+    'torchvision_regnet_x_400mf': ('regnet_x_400mf', {}),
     'torchvision_resnext50_32x4d': ('timm_resnext50_32x4d', {}),
     'torchvision_mobilenet_v3_large': ('mobilenet_v3_large', {}),
     'torchvision_mobilenet_v3_small': ('mobilenet_v3_small', {}),
@@ -36,12 +41,14 @@ NETWORKS = {
     'timm_efficientnet_b1': ('efficientnet_b1', {}),
     'timm_tf_efficientnetv2_s': ('timm_tf_efficientnetv2_s', {}),
 }
-# The same parameters, but other networks: they must not load.
+# Alike parameters, but other networks: they must not load.
 OTHERS = {
     'pytorchcv_shufflenet_g3_w1': ('shufflenet', {}),
     'pytorchcv_shakeshakeresnet26_2x32d_cifar10': ('shake_shake26_2x96d', {'width': 32}),
     'pytorchcv_sepreresnet110_cifar10': ('se_preact_resnet110', {}),
     'pytorchcv_preresnet164bn_cifar10': ('preact_resnet164', {}),
+    'timm_resnet50c': ('timm_resnet152d', {'stage_sizes': (3, 4, 6, 3)}),
+    'timm_regnety_008_tv': ('timm_regnety_008', {}),
     'pytorchcv_resnet50': ('resnet50', {'pool': 'caffe', 'stride_in': '1x1'}),
 }
 
@@ -77,6 +84,9 @@ def create(network):
     base, _, name = network.partition('_')
     if base == 'timm':
         return pytest.importorskip('timm').create_model(name)
+    if 'torchvision_regnet' in network:  # computes its stages by tensors
+        with pytest.importorskip('torch').device('cpu'):
+            return getattr(pytest.importorskip('torchvision').models, name)()
     if base == 'torchvision':
         return getattr(pytest.importorskip('torchvision').models, name)()
     return pytest.importorskip('pytorchcv.model_provider').get_model(name)

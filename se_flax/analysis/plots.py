@@ -59,12 +59,13 @@ def draw_differences(studies: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figu
                 axes.plot(paper, place, 's', color=COLORS[1], markersize=5, label='the paper')
         handles, labels = axes.get_legend_handles_labels()
         legend |= zip(labels, handles, strict=True)
-        labels = [f'{row["cell"]} \u2212 {row["baseline"]}' for row in rows]
-        axes.set_yticks(range(len(rows)), labels)
-        axes.set_title(name, loc='left', fontsize=10)
+        axes.set_yticks(range(len(rows)), [row['cell'] for row in rows])
+        [baseline, *others] = dict.fromkeys(row['baseline'] for row in rows)
+        against = 'each against its baseline' if others else f'against {baseline}'
+        axes.set_title(f'{name}: {against}', loc='left', fontsize=10)
         axes.set_ylim(len(rows) - 0.4, -0.6)
         tidy(axes)
-    axes.set(xlabel='difference of top-1 error (points); below 0, the first one is better')
+    axes.set(xlabel='difference of top-1 error (points); left of 0 is better')
     figure.legend(
         legend.values(), legend.keys(), loc='outside lower center', ncols=3, frameon=False
     )

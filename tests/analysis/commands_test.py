@@ -188,7 +188,7 @@ def test_differences_are_drawn_from_the_rows_alone(study, tmp_path, capsys, monk
     _, stages, axes = drawn[0].axes
     assert stages.get_title(loc='left').endswith('docs/experiments/stages')
     assert axes.get_title(loc='left').endswith('ours')
-    assert [label.get_text() for label in axes.get_yticklabels()] == ['max \u2212 average']
+    assert [label.get_text() for label in axes.get_yticklabels()] == ['max']
     _, row = results(study)
     np.testing.assert_allclose(axes.lines[1].get_xdata(), [row['difference']])
 

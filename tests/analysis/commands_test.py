@@ -185,9 +185,9 @@ def test_differences_are_drawn_from_the_rows_alone(study, tmp_path, capsys, monk
     command = shlex.split(command)
     assert cli.main([*command[:4], str(ours), *command[4:]]) == 0
     assert capsys.readouterr().out == 'differences.png\n'
-    _, stages, axes = drawn[0].axes
-    assert stages.get_title(loc='left').endswith('docs/experiments/stages')
-    assert axes.get_title(loc='left').endswith('ours')
+    _, size, axes = drawn[0].axes
+    assert size.get_title(loc='left').endswith('docs/experiments/size: each against its baseline')
+    assert axes.get_title(loc='left').endswith('ours: against average')
     assert [label.get_text() for label in axes.get_yticklabels()] == ['max']
     _, row = results(study)
     np.testing.assert_allclose(axes.lines[1].get_xdata(), [row['difference']])

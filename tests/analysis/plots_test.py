@@ -93,7 +93,10 @@ def test_differences_have_their_interval_their_seeds_and_the_papers():
     assert drawn[4:6] == [[[0.5, 1]], [[0.5, 1], [0.5, 1]]]  # an interval of no length
     labels = [text.get_text() for text in first.get_yticklabels()]
     assert labels == ['max', 'pre']
-    assert [axes.get_title(loc='left') for axes in (first, second)] == ['of the paper', 'own']
+    assert [axes.get_title(loc='left') for axes in (first, second)] == [
+        'of the paper: against average',
+        'own: against average',
+    ]
     [legend] = figure.legends
     told = [text.get_text() for text in legend.get_texts()]
     assert told == ['mean, 95 % interval', 'a seed', 'the paper']

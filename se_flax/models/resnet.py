@@ -36,7 +36,7 @@ class Unit(nn.Module):
     def join(self, x, y):
         """Adds the shortcut, projected if the shapes differ, and applies the last ReLU."""
         layers = self.layers
-        y = y.map() if isinstance(y, Affine) else y
+        y = layers.drop_path(y.map() if isinstance(y, Affine) else y)
         if x.shape != y.shape:
             # As in SENet-154, only a projection that shrinks the map may be wide.
             size = self.projection_size if self.strides > 1 else 1

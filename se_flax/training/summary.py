@@ -68,8 +68,8 @@ def doubts(plan: Plan) -> list[str]:
         )
     if c.optimizer == 'adamw' and c.learning_rate > 0.03 and not c.base_batch_size:
         lines.append(
-            f'learning_rate={c.learning_rate}: a step of adamw moves each weight by about that much; '
-            'its recipes have 0.001 or less'
+            f'learning_rate={c.learning_rate}: each step of adamw moves a weight by about that '
+            'much; its recipes have 0.001 or less'
         )
     if c.ema and not c.ema_warmup and (1 - c.ema) * plan.num_steps < 1:
         lines.append(

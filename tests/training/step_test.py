@@ -456,9 +456,10 @@ def test_the_average_follows_its_formula_and_is_what_is_evaluated():
 
 
 def test_the_decay_of_the_average_rises_to_its_field():
-    want, decays = None, (1 / 10, 2 / 11, 0.2, 0.2)
+    decays = (1 / 10, 2 / 11, 0.2, 0.2)
     with jax.enable_x64(True):
-        trainer = Trainer(Softmax(), rate=0.1, average=0.2, average_warmup=True)
+        model = Tiny(dtype=jnp.float64)
+        trainer = Trainer(model, draw, rate=0.1, average=0.2, average_warmup=True)
         want = leaves(trainer.state.params)
         for i, decay in enumerate(decays):
             trainer.train(random_batch(i))

@@ -470,11 +470,13 @@ def test_the_decay_of_the_average_rises_to_its_field():
                 np.testing.assert_allclose(got[name], want[name], rtol=1e-6, atol=1e-8)
 
 
-def test_frozen_norms_keep_every_bit_while_the_rest_moves():
+@pytest.mark.parametrize('optimizer', ['sgd', 'lamb'])
+def test_frozen_norms_keep_every_bit_while_the_rest_moves(optimizer):
     """In three microbatches, as a mean of three equal numbers is not always that number."""
     with jax.enable_x64(True):
         model = Tiny(dtype=jnp.float64)
-        trainer = Trainer(model, draw, rate=0.1, frozen_from=1, accumulate=3)
+        options = {'optimizer': optimizer, 'frozen_from': 1, 'accumulate': 3}
+        trainer = Trainer(model, draw, rate=0.1, **options)
         states = [leaves(trainer.state)]
         for i in range(3):
             before = jax.device_get(trainer.state)

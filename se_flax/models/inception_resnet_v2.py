@@ -1,7 +1,6 @@
 """Inception-ResNet-v2 (arXiv 1602.07261) in the layout of the public weights."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -77,7 +76,7 @@ class InceptionUnit(nn.Module):
         y = layers.squeeze_excite('inside_3x3', jnp.concatenate(maps, -1))
         y = layers.conv(x.shape[-1], 1, use_bias=True, name='conv_up')(y)
         y = self.scale * layers.squeeze_excite('standard', y)
-        y += layers.squeeze_excite('identity', x)
+        y = layers.drop_path(y) + layers.squeeze_excite('identity', x)
         return layers.squeeze_excite('post', relu_of_sum(y) if self.relu else y)
 
 
@@ -111,11 +110,12 @@ class InceptionResNetV2(ResidualNetwork):
             return Mixed(self.layers(train, stage), branches, projection, name=f'mixed_{name}')(x)
 
         def units(name, stage, x, branches, scale):
-            unit = partial(InceptionUnit, self.layers(train, stage), branches)
             last = self.stage_sizes[stage - 5]
             for i in range(1, last + 1):
                 plain = stage == 7 and i == last  # the network's last unit returns the plain sum
-                x = unit(1.0 if plain else scale, relu=not plain, name=f'{name}_{i}')(x)
+                fields = branches, 1.0 if plain else scale, not plain
+                layers = self.layers(train, stage, i - 1)
+                x = InceptionUnit(layers, *fields, name=f'{name}_{i}')(x)
             return x
 
         x = conv('_1a', x, 32, 3, 2)

@@ -70,7 +70,7 @@ class InvertedResidual(nn.Module):
             y = conv_norm('_project', y, self.features)
         y = se('standard', y)
         if x.shape == y.shape:
-            y += se('identity', x)
+            y = self.layers.drop_path(y) + se('identity', x)
         return se('post', y)
 
 
@@ -112,8 +112,8 @@ class InvertedResidualNetwork(ResidualNetwork):
     def scaled(self, channels: int) -> int:
         return round_channels(channels * self.width_multiplier)
 
-    def layers(self, train: bool, stage: int | None = None) -> Layers:
-        layers = super().layers(train, stage)
+    def layers(self, train: bool, stage: int | None = None, unit: int = 0) -> Layers:
+        layers = super().layers(train, stage, unit)
         same = {'padding': 'same'} if self.same_padding else {}
         return layers._replace(conv=partial(layers.conv, **same))
 
@@ -123,11 +123,10 @@ class InvertedResidualNetwork(ResidualNetwork):
         x = ACTIVATION[self.activation](x)
         yield stride, x
         for number, stage in enumerate(self.layout, start=2):
-            layers = self.layers(train, number)
             for i in range(self.stage_sizes[number - 2]):
                 strides = stage.strides if i == 0 else 1
                 x = InvertedResidual(
-                    layers,
+                    self.layers(train, number, i),
                     self.scaled(stage.features),
                     stage.expansions[min(i, len(stage.expansions) - 1)],
                     min(stage.kernel_size, self.largest_kernel),

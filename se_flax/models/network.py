@@ -27,6 +27,7 @@ class Layers(NamedTuple):
     norm_of_conv: Layer  # BatchNorm after a convolution of its own, into which it can be folded
     se: Layer | None
     placement: str = 'standard'
+    drop_rate: float = 0.0
 
     def conv_norm(
         self, name, x, features, kernel_size=1, strides=1, affine=False, scale_init=ones, **conv
@@ -47,6 +48,11 @@ class Layers(NamedTuple):
     def squeeze_excite(self, site, x, base_channels=None):
         """Applies SE, if the network has it at this site."""
         return self.recalibrate(x, base_channels=base_channels) if site == self.placement else x
+
+    def drop_path(self, x):
+        """Zeroes a unit's branch for random images in training, and scales the others' up."""
+        drop = nn.Dropout(self.drop_rate, broadcast_dims=(1, 2, 3), deterministic=False)
+        return drop(x) if self.drop_rate else x
 
 
 @cache
@@ -112,8 +118,9 @@ class Network(nn.Module):
             raise UserError(f'se={self.se!r} must be None or a callable, such as SqueezeExcite')
         if not 0 <= self.bn_momentum <= 1:
             raise UserError(f'bn_momentum={self.bn_momentum} must be between 0 and 1')
-        if not 0 <= self.dropout < 1:
-            raise UserError(f'dropout={self.dropout} must be at least 0 and below 1')
+        for field in ('dropout', 'drop_path'):
+            if not 0 <= (rate := getattr(self, field, 0)) < 1:
+                raise UserError(f'{field}={rate} must be at least 0 and below 1')
         floating = False
         with contextlib.suppress(TypeError):  # not the name of a dtype
             floating = jnp.issubdtype(self.dtype, jnp.floating)
@@ -191,11 +198,15 @@ class ResidualNetwork(Network):
             all Figure 5 and Table 14) or 'inside_3x3' (after the branch's first spatial
             convolution; Table 15).
         se_stages: stages that have SE (Table 13).
+        drop_path: rate at which training drops the branch of an image (stochastic depth, arXiv
+            1603.09382) in the last unit; it rises linearly from 0 in the first. Branches that are
+            concatenated are never dropped. Needs the PRNG stream `dropout`.
     """
 
     stage_sizes: Sequence[int] = (3, 4, 6, 3)
     placement: str = 'standard'
     se_stages: Sequence[int] = (2, 3, 4, 5)
+    drop_path: float = 0.0
 
     stages: ClassVar[Sequence[int]] = (2, 3, 4, 5)  # the paper counts the stem as stage 1
 
@@ -210,9 +221,15 @@ class ResidualNetwork(Network):
         for size in self.stage_sizes:
             check_at_least('size in stage_sizes', size, 1)
 
-    def layers(self, train: bool, stage: int | None = None) -> Layers:
+    def layers(self, train: bool, stage: int | None = None, unit: int = 0) -> Layers:
+        """Returns those of the stem, or of a stage's unit, counted from 0."""
         se = self.se if stage in self.se_stages else None
-        return super().layers(train)._replace(se=se, placement=self.placement)
+        layers = super().layers(train)._replace(se=se, placement=self.placement)
+        if stage is None or not train:
+            return layers
+        before = sum(self.stage_sizes[: self.stages.index(stage)]) + unit
+        rate = self.drop_path * before / max(1, sum(self.stage_sizes) - 1)
+        return layers._replace(drop_rate=rate)
 
     def filters(self, stage: int) -> int:
         """Returns the filters of a stage's units: stage 2's doubled in each further stage."""
@@ -226,8 +243,8 @@ class ResidualNetwork(Network):
         Each stage after stage 2 halves the map, with `halve_first` stage 2 as well.
         """
         for stage, size in enumerate(self.stage_sizes, start=2):
-            layers = self.layers(train, stage)
             for i in range(size):
+                layers = self.layers(train, stage, i)
                 strides = 2 if i == 0 and (stage > 2 or halve_first) else 1
                 name = f'stage{stage}_block{i + 1}'
                 x = unit(layers, self.filters(stage), strides, name=name)(x)

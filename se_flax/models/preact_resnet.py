@@ -42,7 +42,7 @@ class PreActUnit(nn.Module):
             y = layers.conv(filters, kernel_size, strides, name=f'conv{i}')(y)
         if x.shape != y.shape:
             x = layers.conv(y.shape[-1], 1, self.strides, name='conv_proj')(activated)
-        y = layers.squeeze_excite('standard', y)
+        y = layers.drop_path(layers.squeeze_excite('standard', y))
         return layers.squeeze_excite('post', y + layers.squeeze_excite('identity', x))
 
 

@@ -30,7 +30,7 @@ class Unit(nn.Module):
 
     def join(self, x, y):
         """Adds the shortcut, projected if the shapes differ, and applies the last ReLU."""
-        y = y.map() if isinstance(y, Affine) else y
+        y = self.layers.drop_path(y.map() if isinstance(y, Affine) else y)
         shortcut = x
         if x.shape != y.shape:
             shortcut = self.project(x, y.shape[-1])

@@ -54,7 +54,7 @@ class ShakeUnit(nn.Module):
         branch = partial(ShakeBranch, layers, self.filters, self.strides, self.bottleneck)
         key = self.make_rng('shake') if self.train else None
         y = shake(branch(name='branch1')(y), branch(name='branch2')(y), key, self.backward)
-        y += layers.squeeze_excite('identity', self.shortcut(x))
+        y = layers.drop_path(y) + layers.squeeze_excite('identity', self.shortcut(x))
         return layers.squeeze_excite('post', relu_of_sum(y) if self.bottleneck else y)
 
     def shortcut(self, x):

@@ -38,7 +38,10 @@ class ShuffleUnit(nn.Module):
         y = layers.squeeze_excite('inside_3x3', y)
         y = layers.squeeze_excite('standard', layers.conv_norm(3, y, features, groups=GROUPS))
         shortcut = layers.squeeze_excite('identity', shortcut)
-        y = shortcut + y if self.strides == 1 else jnp.concatenate([shortcut, y], -1)
+        if self.strides == 1:
+            y = shortcut + layers.drop_path(y)
+        else:
+            y = jnp.concatenate([shortcut, y], -1)
         return layers.squeeze_excite('post', relu_of_sum(y))
 
 

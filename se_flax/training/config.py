@@ -21,7 +21,8 @@ from se_flax.data.transforms import CROPS, INTERPOLATIONS
 from se_flax.errors import Problems, UserError, check_known, check_multiple
 from se_flax.models import Network, check_model, create_model
 from se_flax.storage import AnyPath, as_path
-from se_flax.training.optimizer import SCHEDULES
+from se_flax.training.loss import LOSSES
+from se_flax.training.optimizer import OPTIMIZERS, SCHEDULES
 from se_flax.training.processes import Processes, add_processes, processes_of
 from se_flax.training.tracker import find
 
@@ -117,12 +118,20 @@ OPTIMIZATION = {
     'drop_factor': Field(0.1, 'Factor of the rate at each drop.', least=0),
     'drop_patience': Field(10, 'Evaluations without a lower loss before a plateau drop.', least=1),
     'max_drops': Field(3, 'Largest number of drops of schedule=plateau.', least=0),
-    'momentum': Field(0.9, 'Momentum of SGD.', least=0, below=1),
-    'nesterov': Field(False, 'Use Nesterov momentum.'),
-    'weight_decay': Field(1e-4, 'L2 penalty of kernels, SE included.', least=0),
+    'optimizer': Field('sgd', 'Optimizer.', choices=OPTIMIZERS, added=True),
+    'momentum': Field(0.9, 'Momentum of sgd and rmsprop.', least=0, below=1),
+    'nesterov': Field(False, 'Use Nesterov momentum; sgd only.'),
+    'betas': Field((0.9, 0.999), 'Decays of adamw and lamb.', length=2, **SHARE, added=True),
+    'square_decay': Field(0.9, 'Decay of the mean square of rmsprop.', **SHARE, added=True),
+    'epsilon': Field(1e-8, 'Of adamw, lamb (paper: 1e-6), rmsprop (1e-3).', above=0, added=True),
+    'weight_decay': Field(1e-4, 'Of kernels, SE included; L2 in sgd and rmsprop.', least=0),
+    'clip_norm': Field(0.0, 'Largest norm of the gradient; 0 for any.', least=0, added=True),
+    'loss': Field('softmax', 'Or bce, binary over classes.', choices=tuple(LOSSES), added=True),
+    'bce_threshold': Field(0.0, 'Targets of bce are 1 above; 0: none.', **SHARE, added=True),
     'label_smoothing': Field(0.0, 'Part of the target that all classes share.', **SHARE),
     'freeze_bn_epochs': Field(0.0, 'Last epochs, with BatchNorm frozen.', 'epochs', least=0),
     'ema': Field(0.0, 'Decay of the averaged weights to evaluate; 0 for none.', **SHARE),
+    'ema_warmup': Field(False, 'Let ema rise as (1 + step) / (10 + step).', added=True),
 }
 EVALUATION = {
     # Steps take precedence over epochs; None for both means only at the end.
@@ -375,6 +384,7 @@ def check_values(config: ConfigDict, num_devices: int | None, problems: Problems
         check([name], check_multiple, name, c.get(name), 'the number of devices', num_devices)
     if problems.wrong.isdisjoint(group) and c.bn_group_size:
         check(group, check_multiple, group[0], c.batch_size, group[1], c.bn_group_size)
+    check(['optimizer', 'nesterov'], _check_nesterov, c)
     if num_devices:
         check([*group, 'accumulate'], _check_accumulate, c, num_devices)
 
@@ -425,6 +435,13 @@ def _check_value(name: str, field: Field, value: Any, channels: int | None) -> N
         count = f'{length} number{"s" if length > 1 else ""}'
         why = f', as in_channels={length}' if field.per_channel and length != 3 else ''
         raise UserError(f'{name}={value} must have {count}{why}')
+
+
+def _check_nesterov(config: ConfigDict) -> None:
+    if config.nesterov and config.optimizer != 'sgd':
+        raise UserError(
+            f"nesterov=True is a field of optimizer='sgd'; set it to False for {config.optimizer!r}"
+        )
 
 
 def _check_accumulate(config: ConfigDict, num_devices: int) -> None:

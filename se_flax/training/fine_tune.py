@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # it needs the extra `weights`, so functions import it
 
 HEAD = 'head'
 # Fields of networks that do not change their evaluation.
-TRAINING_ONLY = {'zero_init', 'dropout', 'bn_momentum', 'bn_frozen', 'backward'}
+TRAINING_ONLY = {'zero_init', 'dropout', 'drop_path', 'bn_momentum', 'bn_frozen', 'backward'}
 
 
 def fill_from_weights(config: ConfigDict) -> ConfigDict:

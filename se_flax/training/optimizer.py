@@ -1,4 +1,4 @@
-"""Learning rates as functions of the step, and SGD as the paper uses it."""
+"""Learning rates as functions of the step, and the optimizers of the recipes."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -11,6 +11,7 @@ import optax
 from se_flax.errors import UserError, check_known
 
 SCHEDULES = ('constant', 'step', 'cosine', 'linear', 'plateau')
+OPTIMIZERS = ('sgd', 'adamw', 'lamb', 'rmsprop')
 
 
 def make_schedule(
@@ -61,21 +62,47 @@ def decays(params: Any) -> Any:
 def make_optimizer(
     schedule: optax.Schedule,
     *,
-    momentum: float,
-    nesterov: bool,
-    weight_decay: float,
+    optimizer: str = 'sgd',
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    betas: Sequence[float] = (0.9, 0.999),
+    square_decay: float = 0.9,
+    epsilon: float = 1e-8,
+    weight_decay: float = 0.0,
+    clip_norm: float = 0.0,
     plateau: bool = False,
 ) -> optax.GradientTransformation:
-    """Returns SGD whose weight decay is added to the gradient before the momentum, as in Caffe.
+    """Returns one of OPTIMIZERS, with weight decay on kernels only.
 
-    `g = grad + weight_decay w` for kernels, `v = momentum v + g`, `w = w - schedule(step) v`. With
-    `plateau`, `observe` lowers the rate.
+    'sgd' is Caffe's, with the decay in the gradient: `g = grad + weight_decay w`,
+    `v = momentum v + g`, `w = w - schedule(step) v`. 'rmsprop' is TensorFlow's: the decay is in the
+    gradient too, the average of squares starts at 1, epsilon is inside the root, and the momentum
+    is that of updates already scaled by the rate. 'adamw' (arXiv 1711.05101) and 'lamb'
+    (1904.00962) add the decay to Adam's direction; 'lamb' adapts the rate of kernels alone.
+
+    Args:
+        momentum: of 'sgd' and 'rmsprop'; `nesterov` is for 'sgd' only.
+        betas: of 'adamw' and 'lamb'.
+        square_decay: weight of the old average of squared gradients in 'rmsprop'.
+        epsilon: of all but 'sgd'.
+        clip_norm: largest norm of the whole gradient, which is scaled down to it; 0 for none.
+        plateau: whether `observe` lowers the rate.
     """
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay, mask=decays),
-        optax.sgd(schedule, momentum=momentum, nesterov=nesterov),
-        *([scale_by_plateau()] if plateau else []),
-    )
+    check_known('optimizer', optimizer, OPTIMIZERS)
+    dropped = [scale_by_plateau()] if plateau else []
+    decay = optax.add_decayed_weights(weight_decay, mask=decays)
+    adam = optax.scale_by_adam(*betas, epsilon)
+    squares = optax.scale_by_rms(square_decay, epsilon, initial_scale=1.0)
+    trust = optax.masked(optax.scale_by_trust_ratio(), decays)
+    rate = optax.scale_by_learning_rate(schedule)
+    steps = {
+        'sgd': [decay, optax.sgd(schedule, momentum, nesterov), *dropped],
+        'adamw': [adam, decay, rate, *dropped],
+        'lamb': [adam, decay, trust, rate, *dropped],
+        'rmsprop': [decay, squares, rate, *dropped, optax.trace(momentum)],
+    }
+    clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    return optax.chain(*clip, *steps[optimizer])
 
 
 class Plateau(NamedTuple):

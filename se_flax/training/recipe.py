@@ -24,8 +24,10 @@ from se_flax.training.step import TrainStep, make_train_step
 
 View = TypeVar('View', TrainTransform, EvalTransform)
 # Fields that `make_train_step` and `make_optimizer` take under the same name.
-OF_STEP = ('mean', 'std', 'label_smoothing', 'seed', 'accumulate', 'remat', 'shard_optimizer')
-OF_SGD = ('momentum', 'nesterov', 'weight_decay')
+OF_STEP = ('mean', 'std', 'label_smoothing', 'loss', 'bce_threshold', 'seed', 'accumulate')
+OF_STEP += ('remat', 'shard_optimizer')
+OF_OPTIMIZER = ('optimizer', 'momentum', 'nesterov', 'betas', 'square_decay', 'epsilon')
+OF_OPTIMIZER += ('weight_decay', 'clip_norm')
 
 
 class Plan(NamedTuple):
@@ -121,7 +123,8 @@ def make_start(
 def make_step(plan: Plan, mesh: Mesh | None = None) -> TrainStep:
     """Returns the training step; `mesh` is that of the batch, default `data_mesh()`."""
     options = {name: plan.config[name] for name in OF_STEP}
-    options |= {'average': plan.config.ema, 'frozen_from': plan.frozen_from}
+    options |= {'average': plan.config.ema, 'average_warmup': plan.config.ema_warmup}
+    options |= {'frozen_from': plan.frozen_from}
     network = plan.model, plan.optimizer, plan.schedule
     return make_train_step(*network, **options, mesh=mesh or data_mesh())
 
@@ -171,8 +174,8 @@ def make_training(
         drop_steps=[round(epoch * steps_per_epoch) for epoch in config.drop_epochs],
         drop_factor=config.drop_factor,
     )
-    sgd = {name: config[name] for name in OF_SGD}
-    return schedule, make_optimizer(schedule, **sgd, plateau=config.schedule == 'plateau')
+    options = {name: config[name] for name in OF_OPTIMIZER}
+    return schedule, make_optimizer(schedule, **options, plateau=config.schedule == 'plateau')
 
 
 def frozen_from(config: ConfigDict, num_steps: int, steps_per_epoch: float) -> int | None:

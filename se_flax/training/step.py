@@ -13,6 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 from se_flax.evaluation import in_top, normalize
 from se_flax.parallel import DATA, replicated, split
 from se_flax.training import xla
+from se_flax.training.loss import mean_loss
 from se_flax.training.optimizer import plateau_scale
 from se_flax.training.state import TrainState
 
@@ -27,8 +28,11 @@ def make_train_step(
     mean: Sequence[float],
     std: Sequence[float],
     label_smoothing: float = 0.0,
+    loss: str = 'softmax',
+    bce_threshold: float = 0.0,
     seed: int = 0,
     average: float = 0.0,
+    average_warmup: bool = False,
     frozen_from: int | None = None,
     accumulate: int = 1,
     remat: bool = False,
@@ -44,13 +48,17 @@ def make_train_step(
     Args:
         schedule: the learning rate of `tx`, for the metrics.
         mean, std: one number per channel, of pixels from 0 to 255.
+        loss, bce_threshold: see `mean_loss`.
         seed: of dropout and Shake-Shake, folded with the step.
         average: decay of an AveragedState's average; 0 for a TrainState.
+        average_warmup: lets the decay rise to `average` as `(1 + step) / (10 + step)`.
         frozen_from: first step with BatchNorm's parameters and running statistics frozen.
         accumulate: microbatches per device, of whole BatchNorm groups; needs the batch's `mesh`.
         remat: stores only the outputs of convolutions and matrix products for the backward pass.
         shard_optimizer: the optimizer's arrays are split over the devices, see `make_init`.
     """
+
+    loss_of = partial(mean_loss, loss=loss, bce_threshold=bce_threshold)
 
     def train_step(state, batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -59,7 +67,7 @@ def make_train_step(
             frozen = state.step >= frozen_from
             # One network with a traced switch: a branch for each would compile twice as long.
             network = model.clone(bn_frozen=frozen)
-        gradients = partial(_gradients, network, (mean, std), label_smoothing, remat)
+        gradients = partial(_gradients, network, (mean, std), label_smoothing, loss_of, remat)
         if accumulate > 1:
             gradients = _accumulated(gradients, accumulate, mesh)
         grads, batch_stats, metrics = gradients(state.params, state.batch_stats, batch, key)
@@ -74,7 +82,10 @@ def make_train_step(
         )
         if average:
             variables = {'params': params, 'batch_stats': batch_stats}
-            moved = optax.incremental_update(variables, state.average, step_size=1 - average)
+            # In float32, or a float64 step would widen a float32 average.
+            step = state.step.astype(jnp.float32)
+            decay = jnp.minimum(average, (1 + step) / (10 + step)) if average_warmup else average
+            moved = optax.incremental_update(variables, state.average, step_size=1 - decay)
             new = new.replace(average=moved)
         rate = schedule(state.step) * plateau_scale(state.opt_state)
         metrics |= {
@@ -99,7 +110,7 @@ def jit_train_step(train_step: TrainStep, mesh: Mesh, state: Any = None) -> Trai
     )
 
 
-def _gradients(model, pixels, label_smoothing, remat, params, batch_stats, batch, key):
+def _gradients(model, pixels, label_smoothing, loss_of, remat, params, batch_stats, batch, key):
     apply = partial(model.apply, train=True, mutable=['batch_stats'])
     if remat:
         apply = jax.checkpoint(apply, policy=_is_product)
@@ -111,8 +122,7 @@ def _gradients(model, pixels, label_smoothing, remat, params, batch_stats, batch
         logits, updates = apply(variables, images, rngs=rngs)
         targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
         targets = optax.smooth_labels(targets, label_smoothing)
-        loss = optax.softmax_cross_entropy(logits, targets).mean()
-        return loss, (logits, updates['batch_stats'])
+        return loss_of(logits, targets), (logits, updates['batch_stats'])
 
     (loss, (logits, new_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
     top1, top5 = (in_top(k, logits, labels).mean() for k in (1, 5))

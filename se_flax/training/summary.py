@@ -66,7 +66,12 @@ def doubts(plan: Plan) -> list[str]:
             f'batch_size={c.batch_size}: a batch has all {len(plan.train_set):,} training images, '
             'some of them twice'
         )
-    if c.ema and (1 - c.ema) * plan.num_steps < 1:
+    if c.optimizer == 'adamw' and c.learning_rate > 0.03 and not c.base_batch_size:
+        lines.append(
+            f'learning_rate={c.learning_rate}: each step of adamw moves a weight by about that '
+            'much; its recipes have 0.001 or less'
+        )
+    if c.ema and not c.ema_warmup and (1 - c.ema) * plan.num_steps < 1:
         lines.append(
             f'ema={c.ema}: an average over about {1 / (1 - c.ema):,.0f} steps, and the run has '
             f'{plan.num_steps:,}; the evaluated weights are mostly the initial ones'

@@ -23,7 +23,7 @@ from se_flax.training.config import (
     load_config,
     parse_args,
 )
-from se_flax.training.recipe import OF_SGD, OF_STEP
+from se_flax.training.recipe import OF_OPTIMIZER, OF_STEP
 from se_flax.training.run import run
 
 pytestmark = pytest.mark.quick
@@ -169,7 +169,7 @@ def test_every_field_is_used():
     sources = [path for path in sources if path.name != 'config.py']
     used = set(re.findall(r'\bconfig\.(\w+)', ' '.join(path.read_text() for path in sources)))
     named = {f'{what}_every_{unit}' for what in INTERVALS for unit in ('steps', 'epochs')}
-    named |= {*OF_STEP, *OF_SGD}
+    named |= {*OF_STEP, *OF_OPTIMIZER}
     named |= {'eval_resize', *(field.name for field in dataclasses.fields(TrainTransform))}
     assert set(FIELDS) - used - named == set()  # recipe_test checks those that are named
 
@@ -296,13 +296,18 @@ def get_config(model='se_resnet8_cifar'):
     ('line', 'told'),
     [
         ('c.learning_rat = 5', ["unknown config field 'learning_rat': did you mean learning_rate"]),
-        ("c.optimizer = 'adam'", ["unknown config field 'optimizer': did you mean"]),
+        ("c.optimizer = 'adam'", ["unknown optimizer 'adam': did you mean adamw or lamb?"]),
         (
             'c.model_fields.widht = 8',
             ["unknown field of se_resnet8_cifar 'widht': did you mean wi"],
         ),
         ("c.model_fields.width = 'big'", ["width='big' must be a number"]),
-        ('c.optimizer.momentum = 0.9', ["{file}:7: AttributeError: ''optimizer' Did you mean"]),
+        ('c.optimiser.momentum = 0.9', ["{file}:7: AttributeError: ''optimiser' Did you mean"]),
+        ("c.optimizer, c.nesterov = 'lamb', True", ["nesterov=True is a field of optimizer='sgd'"]),
+        ('c.betas = 0.9, 1.0', ['betas=1.0 must be below 1']),
+        ('c.betas = (0.9,)', ['betas=(0.9,) must have 2 numbers']),
+        ('c.epsilon = 0.0', ['epsilon=0.0 must be above 0']),
+        ('c.clip_norm = -1.0', ['clip_norm=-1.0 must be at least 0']),
         ("c.batch_size = 'many'", ['{file}:7: TypeError: ', 'batch_size']),
         ('del c.momentum', ['config has no momentum; it must start from base_config()']),
         ('c.num_steps = c.seed = None', ['seed=None: it needs a value']),

@@ -1,10 +1,12 @@
 """Learning rates against their formulas, and what weight decay acts on."""
 
+import functools
 import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from se_flax.errors import UserError
 from se_flax.models import create_model
 from se_flax.training.config import load_config
-from se_flax.training.optimizer import SCHEDULES, decays, make_schedule
+from se_flax.training.optimizer import OPTIMIZERS, SCHEDULES, decays, make_optimizer, make_schedule
 from se_flax.training.recipe import make_training, total_steps
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
@@ -150,3 +152,88 @@ def test_weight_decay_of_se_resnet50(golden):
         for path, yes in jax.tree_util.tree_leaves_with_path(decays(shapes['params']))
     ]
     golden('training/weight_decay.txt', ''.join(lines))
+
+
+RATE, MOMENTUM, SQUARE, EPSILON, DECAY = 0.05, 0.8, 0.95, 1e-3, 0.1
+ADAM = {'betas': (0.7, 0.9), 'epsilon': EPSILON}
+NUMBERS = {
+    'sgd': {'momentum': MOMENTUM},
+    'adamw': ADAM,
+    'lamb': ADAM,
+    'rmsprop': {'momentum': MOMENTUM, 'square_decay': SQUARE, 'epsilon': EPSILON},
+}
+
+
+def paper(optimizer, w, gradients, decay):
+    """Returns the weights after each step, by the formulas of the papers; `decay` 0 for a bias."""
+    m, v, weights = np.zeros_like(w), np.zeros_like(w), []
+    b1, b2 = ADAM['betas']
+    v = np.ones_like(w) if optimizer == 'rmsprop' else v
+    for t, g in enumerate(gradients, start=1):
+        if optimizer == 'sgd':
+            m = MOMENTUM * m + g + decay * w
+            w = w - RATE * m
+        elif optimizer == 'rmsprop':  # TensorFlow's
+            g = g + decay * w
+            v = SQUARE * v + (1 - SQUARE) * g**2
+            m = MOMENTUM * m + RATE * g / np.sqrt(v + EPSILON)
+            w = w - m
+        else:
+            m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+            update = m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + EPSILON) + decay * w
+            adapts = optimizer == 'lamb' and decay
+            trust = np.linalg.norm(w) / np.linalg.norm(update) if adapts else 1.0
+            w = w - RATE * trust * update
+        weights.append(w)
+    return weights
+
+
+def draws(steps=4):
+    rng = np.random.default_rng(0)
+    shapes = {'kernel': (3, 5), 'scale': (5,)}
+    params, *gradients = (
+        {name: rng.normal(size=shape) for name, shape in shapes.items()} for _ in range(steps + 1)
+    )
+    return params, gradients
+
+
+def trained(tx, params, gradients):
+    states, state = [], tx.init(params)
+    for gradient in gradients:
+        updates, state = tx.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        states.append(params)
+    return states
+
+
+@pytest.mark.parametrize('optimizer', OPTIMIZERS)
+def test_steps_of_an_optimizer_equal_the_papers_formula(optimizer):
+    with jax.enable_x64(True):
+        numbers = NUMBERS[optimizer] | {'weight_decay': DECAY}
+        tx = make_optimizer(lambda step: RATE, optimizer=optimizer, **numbers)
+        params, gradients = draws()
+        got = trained(tx, jax.tree.map(jnp.asarray, params), gradients)
+    for name, decay in (('kernel', DECAY), ('scale', 0.0)):
+        want = paper(optimizer, params[name], [g[name] for g in gradients], decay)
+        np.testing.assert_allclose([p[name] for p in got], want, rtol=1e-10)
+
+
+@pytest.mark.parametrize('optimizer', OPTIMIZERS)
+def test_the_whole_gradient_is_clipped_before_anything_else(optimizer):
+    params, gradients = draws()
+    norms = [np.sqrt(sum((g**2).sum() for g in gradient.values())) for gradient in gradients]
+    limit = np.median(norms)  # of which some are above
+    clipped = [
+        {name: g * min(1, limit / norm) for name, g in gradient.items()}
+        for gradient, norm in zip(gradients, norms, strict=True)
+    ]
+    with jax.enable_x64(True):
+        make = functools.partial(make_optimizer, lambda step: RATE, optimizer=optimizer)
+        got = trained(make(clip_norm=float(limit)), params, gradients)
+        want = trained(make(), params, clipped)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), got, want)
+
+
+def test_an_unknown_optimizer_names_the_nearest():
+    with pytest.raises(UserError, match="unknown optimizer 'adam': did you mean adamw?"):
+        make_optimizer(lambda step: 0.1, optimizer='adam')

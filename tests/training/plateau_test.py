@@ -13,7 +13,13 @@ from flax import linen as nn
 from se_flax.parallel import data_mesh, shard_batch
 from se_flax.training.checkpoint import Checkpointer
 from se_flax.training.loop import Preempted, train
-from se_flax.training.optimizer import make_optimizer, observe, plateau_scale, scale_by_plateau
+from se_flax.training.optimizer import (
+    OPTIMIZERS,
+    make_optimizer,
+    observe,
+    plateau_scale,
+    scale_by_plateau,
+)
 from se_flax.training.state import make_init
 from se_flax.training.step import jit_train_step, make_train_step
 
@@ -60,10 +66,11 @@ class Linear(nn.Module):
         return nn.Dense(3)(x.reshape(len(x), -1))
 
 
-def test_a_resumed_run_drops_where_the_undisturbed_one_does(tmp_path):
+@pytest.mark.parametrize('optimizer', OPTIMIZERS)
+def test_a_resumed_run_drops_where_the_undisturbed_one_does(optimizer, tmp_path):
     """Stopped after each step in turn, the rates and the last state are the same to the bit."""
     mesh, rate = data_mesh(), lambda step: 0.1
-    tx = make_optimizer(rate, momentum=0.9, nesterov=False, weight_decay=0.0, plateau=True)
+    tx = make_optimizer(rate, optimizer=optimizer, clip_norm=1.0, plateau=True)
     init = make_init(Linear(), tx, 2, mesh)
     pixels = {'mean': (0.0,) * 3, 'std': (255.0,) * 3}
     step = jit_train_step(make_train_step(Linear(), tx, rate, **pixels), mesh)

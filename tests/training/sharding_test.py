@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec
 
 from se_flax.models import create_model
 from se_flax.parallel import data_mesh, shard_batch, spread
-from se_flax.training.optimizer import make_optimizer
+from se_flax.training.optimizer import OPTIMIZERS, make_optimizer
 from se_flax.training.state import make_init
 from se_flax.training.step import jit_train_step, make_train_step
 
@@ -33,11 +33,13 @@ def bytes_on(device, tree):
     return sum(s.data.nbytes for s in shards if s.device == device)
 
 
-def test_same_losses_with_an_eighth_of_the_momentum():
+@pytest.mark.parametrize('optimizer', OPTIMIZERS)
+def test_same_losses_with_an_eighth_of_the_optimizers_state(optimizer):
     mesh = data_mesh()
     model = create_model('se_resnet8_cifar', stage_sizes=(1,), bn_group_size=2, dtype='float64')
     schedule = lambda step: 0.05  # noqa: E731
-    tx = make_optimizer(schedule, momentum=0.9, nesterov=False, weight_decay=1e-4)
+    options = {'clip_norm': 1.0, 'epsilon': 1e-3} if optimizer != 'sgd' else {}
+    tx = make_optimizer(schedule, optimizer=optimizer, weight_decay=1e-4, **options)
     step = make_train_step(model, tx, schedule, mean=(99.0,) * 3, std=(60.0,) * 3)
     rng = np.random.default_rng(0)
     batches = [

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from se_flax.models import create_model
 from se_flax.models.network import Network
 from se_flax.parallel import DATA, replicated, shard_batch
-from se_flax.training.optimizer import make_optimizer, make_schedule, observe
+from se_flax.training.optimizer import OPTIMIZERS, make_optimizer, make_schedule, observe
 from se_flax.training.state import make_init
 from se_flax.training.step import _is_product, jit_train_step, make_train_step
 
@@ -38,7 +38,8 @@ class Trainer:
         self, model, draw=None, *, num_devices=1, rate=0.01, smoothing=0.0, seed=0, **options
     ):
         pixels = {k: options.pop(k, v) for k, v in PIXELS.items()}
-        names = ('average', 'frozen_from', 'accumulate', 'remat')
+        names = ('average', 'average_warmup', 'frozen_from', 'accumulate', 'remat')
+        names += ('loss', 'bce_threshold')
         extras = {name: options.pop(name) for name in names if name in options}
         sgd = {'momentum': 0.9, 'nesterov': False, 'weight_decay': 5e-4} | options
         schedule = rate if callable(rate) else lambda step: rate
@@ -63,10 +64,9 @@ class Trainer:
         return lowered.compile({'xla_backend_optimization_level': 1})
 
 
-def small_resnet(dtype=jnp.float32, group_size=8):
-    return create_model(
-        'se_resnet8_cifar', stage_sizes=(1, 1), bn_group_size=group_size, dtype=dtype
-    )
+def small_resnet(dtype=jnp.float32, group_size=8, **fields):
+    fields |= {'bn_group_size': group_size, 'dtype': dtype}
+    return create_model('se_resnet8_cifar', stage_sizes=(1, 1), **fields)
 
 
 def draw(shapes):
@@ -205,6 +205,28 @@ def test_steps_equal_numpy(nesterov, smoothing):
             assert new.batch_stats['seen'] == 64 * (i + 1)
 
 
+@pytest.mark.parametrize('threshold', [0.0, 0.2])
+def test_a_step_with_binary_cross_entropy_equals_numpy(threshold):
+    options = {'loss': 'bce', 'bce_threshold': threshold, 'momentum': 0.0, 'weight_decay': 0.0}
+    with jax.enable_x64(True):
+        trainer = Trainer(Softmax(), rate=0.3, smoothing=0.1, **options)
+        params = jax.device_get(trainer.state.params)['head']
+        batch = random_batch(0)
+        got = trainer.train(batch)
+        new = jax.device_get(trainer.state.params)['head']
+    x = (batch['image'] - np.array(PIXELS['mean'])) / PIXELS['std']
+    x = x.reshape(len(x), -1)
+    logits = x @ params['kernel'] + params['bias']
+    targets = np.eye(10)[batch['label']]
+    targets = targets if threshold else 0.9 * targets + 0.01
+    p = 1 / (1 + np.exp(-logits))
+    want = -(targets * np.log(p) + (1 - targets) * np.log(1 - p)).mean()
+    assert got['loss'] == pytest.approx(want, rel=1e-9)
+    assert got['top1'] == (logits.argmax(1) == batch['label']).mean()
+    slope = (p - targets) / p.size
+    np.testing.assert_allclose(new['bias'], params['bias'] - 0.3 * slope.sum(0), rtol=1e-9)
+
+
 class Infinite(nn.Module):
     """A loss of log 10 all the same, and something infinite in one `place`."""
 
@@ -260,6 +282,19 @@ def test_random_mixtures_do_not_depend_on_the_number_of_devices():
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-9)
 
 
+@pytest.mark.parametrize('options', [{'num_devices': 4}, {'remat': True}])
+def test_dropped_branches_do_not_depend_on_devices_or_remat(options):
+    def losses(drop_path, **options):
+        with jax.enable_x64(True):
+            model = small_resnet(jnp.float64, drop_path=drop_path)
+            trainer = Trainer(model, draw, **options)
+            return [trainer.train(random_batch(0))['loss'] for _ in range(2)]
+
+    want = losses(0.5)
+    np.testing.assert_allclose(losses(0.5, **options), want, rtol=1e-9)
+    assert abs(losses(0.0)[0] - want[0]) > 1e-4
+
+
 def test_each_step_and_seed_draws_other_mixtures():
     def losses(seed):
         trainer = Trainer(small_shake(), draw, rate=0.0, seed=seed)
@@ -312,6 +347,21 @@ def test_accumulated_steps_are_those_of_the_large_batch(num_devices, accumulate)
         assert got == pytest.approx(want, rel=1e-9)
     for name, want in want_states[-1].items():
         np.testing.assert_allclose(states[-1][name], want, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize('optimizer', OPTIMIZERS[1:])
+@pytest.mark.parametrize(('num_devices', 'accumulate'), [(2, 1), (4, 2)])
+def test_every_optimizer_is_the_same_on_devices_and_microbatches(
+    optimizer, num_devices, accumulate
+):
+    # An epsilon as of RMSProp: divided by the root of what is only rounding, rounding would grow.
+    options = {'optimizer': optimizer, 'clip_norm': 1.0, 'epsilon': 1e-3}
+    metrics, states = three_steps(num_devices, accumulate=accumulate, **options)
+    want_metrics, want_states = three_steps(**options)
+    for got, want in zip(metrics, want_metrics, strict=True):
+        assert got == pytest.approx(want, rel=1e-8)
+    for name, want in want_states[-1].items():
+        np.testing.assert_allclose(states[-1][name], want, rtol=1e-7, atol=1e-10, err_msg=name)
 
 
 def test_accumulated_gradients_are_the_only_collective():
@@ -405,11 +455,28 @@ def test_the_average_follows_its_formula_and_is_what_is_evaluated():
         np.testing.assert_allclose(state[name], value, rtol=1e-9, atol=1e-12, err_msg=name)
 
 
-def test_frozen_norms_keep_every_bit_while_the_rest_moves():
+def test_the_decay_of_the_average_rises_to_its_field():
+    decays = (1 / 10, 2 / 11, 0.2, 0.2)
+    with jax.enable_x64(True):
+        model = Tiny(dtype=jnp.float64)
+        trainer = Trainer(model, draw, rate=0.1, average=0.2, average_warmup=True)
+        want = leaves(trainer.state.params)
+        for i, decay in enumerate(decays):
+            trainer.train(random_batch(i))
+            new, got = leaves(trainer.state.params), leaves(trainer.state.average['params'])
+            for name in want:
+                want[name] = decay * want[name] + (1 - decay) * new[name]
+                # Of a decay in float32.
+                np.testing.assert_allclose(got[name], want[name], rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize('optimizer', ['sgd', 'lamb'])
+def test_frozen_norms_keep_every_bit_while_the_rest_moves(optimizer):
     """In three microbatches, as a mean of three equal numbers is not always that number."""
     with jax.enable_x64(True):
         model = Tiny(dtype=jnp.float64)
-        trainer = Trainer(model, draw, rate=0.1, frozen_from=1, accumulate=3)
+        options = {'optimizer': optimizer, 'frozen_from': 1, 'accumulate': 3}
+        trainer = Trainer(model, draw, rate=0.1, **options)
         states = [leaves(trainer.state)]
         for i in range(3):
             before = jax.device_get(trainer.state)
@@ -431,10 +498,11 @@ def test_frozen_norms_keep_every_bit_while_the_rest_moves():
             assert not np.array_equal(last[name], first[name]), name
 
 
-def test_what_a_plateau_leaves_of_the_rate_is_what_a_step_takes():
+@pytest.mark.parametrize('optimizer', OPTIMIZERS)
+def test_what_a_plateau_leaves_of_the_rate_is_what_a_step_takes(optimizer):
     with jax.enable_x64(True):
-        dropped = Trainer(Softmax(), rate=0.03, plateau=True)
-        lower = Trainer(Softmax(), rate=0.006)
+        dropped = Trainer(Softmax(), rate=0.03, plateau=True, optimizer=optimizer)
+        lower = Trainer(Softmax(), rate=0.006, optimizer=optimizer)
         for _ in range(2):
             seen = observe(dropped.state.opt_state, 1.0, patience=1, factor=0.2, max_drops=1)
             dropped.state = dropped.state.replace(opt_state=seen)

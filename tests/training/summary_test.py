@@ -99,8 +99,11 @@ STEP = {'schedule': 'step', 'drop_epochs': (30, 60)}
         ({'eval_resize': 32}, ()),
         ({'eval_resize': 256}, ('only the center, 28 pixels',)),
         ({'data': 'synthetic', 'batch_size': 4128}, ('all 4,096 training images',)),
+        ({'optimizer': 'adamw', 'learning_rate': 0.001}, ()),
+        ({'optimizer': 'adamw', 'learning_rate': 0.1}, ('moves a weight by about that',)),
         ({'ema': 0.9999}, ('about 10,000 steps, and the run has 3,125',)),
         ({'ema': 0.999}, ()),
+        ({'ema': 0.9999, 'ema_warmup': True}, ()),
     ],
 )
 def test_what_hardly_anybody_means_is_doubted(fields, told):

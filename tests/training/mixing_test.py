@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from se_flax.errors import UserError
+from se_flax.parallel import replicated
 from se_flax.training.mixing import Mixing, Mixture, cut_edges, mix
 
 from .step_test import PIXELS, Softmax, Tiny, Trainer, collectives, draw, leaves, random_batch
@@ -125,6 +126,19 @@ def test_steps_do_not_depend_on_devices_or_microbatches(num_devices, group_size,
         assert got == pytest.approx(want, rel=1e-9)
     for name, want in want_state.items():
         np.testing.assert_allclose(state[name], want, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+def test_a_resumed_step_mixes_as_the_undisturbed_one():
+    def trainer():
+        return Trainer(Softmax(dtype=jnp.float32), mixing=BOTH, seed=3)
+
+    whole, resumed = trainer(), trainer()
+    whole.train(random_batch(0))
+    state = jax.device_get(whole.state)
+    want = [whole.train(random_batch(i)) for i in (1, 2)]
+    resumed.state = jax.device_put(state, replicated(resumed.mesh))
+    assert [resumed.train(random_batch(i)) for i in (1, 2)] == want
+    assert want[0] != resumed.train(random_batch(1))  # another step, another mixture
 
 
 def test_groups_on_one_device_do_not_communicate():

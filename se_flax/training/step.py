@@ -61,6 +61,8 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         if mixing:
             drawn = mixing.draw(jax.random.fold_in(key, MIXING), batch['image'].shape)
+            if mesh:  # else each device would draw a part, and wait for the others in each try
+                drawn = jax.lax.with_sharding_constraint(drawn, replicated(mesh))
             batch = batch | {'mixture': drawn}
         network, frozen = model, None
         if frozen_from is not None:

@@ -53,6 +53,7 @@ SIZES, THUMBNAILS = ((375, 500), (500, 375), (333, 500)), ((48, 64),)  # height,
 CLASSES, IMAGENET, ENDLESS = 10, 1_281_167, 10**6
 SIZE, RESIZE, BATCH = 224, 256, 128
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+RAND_AUGMENT = 'rand-m7-mstd0.5-inc1'
 PACKAGES = {  # name when imported, name when installed
     **{name: name for name in ('se_flax', 'grain', 'array_record', 'simplejpeg')},
     **{'cv2': 'opencv-python-headless', 'tensorflow': 'tensorflow-cpu', 'PIL': 'pillow'},
@@ -142,10 +143,10 @@ def open_files(files, form):
     return Repeated(TfdsDataset('photographs', 'train', names, records))
 
 
-def train_ours(files, cores, form='array_record', size=SIZE, workers=False):
+def train_ours(files, cores, form='array_record', size=SIZE, workers=False, **fields):
     return train_batches(
         open_files(files, form),
-        TrainTransform(size),
+        TrainTransform(size, **fields),
         batch_size=BATCH,
         seed=0,
         start_step=0,
@@ -164,6 +165,11 @@ def ours(files, train, cores, form):
 
 def our_workers(files, train, cores):
     return train_ours(files, cores, workers=True) if train else None
+
+
+def our_rand_augment(files, train, cores):
+    fields = {'ra_operations': 2, 'ra_magnitude': 7.0, 'fill': tuple(map(round, MEAN))}
+    return train_ours(files, cores, **fields) if train else None
 
 
 def tf_data(files, train, cores, method='bicubic', normalise=False):
@@ -241,15 +247,19 @@ def data_loader(files, train, cores, load, transform, collate=None):
     return iter(DataLoader(dataset, BATCH, train, num_workers=cores, collate_fn=collate))
 
 
-def timm_loader(files, train, cores):
+def timm_loader(files, train, cores, **augment):
     """Uses timm's transforms and uint8 batches, without color jitter, which no other side has."""
     from timm.data import create_transform
     from timm.data.loader import fast_collate
 
-    options = {'color_jitter': None} if train else {'crop_pct': SIZE / RESIZE}
+    options = {'color_jitter': None, **augment} if train else {'crop_pct': SIZE / RESIZE}
     options |= {'is_training': train, 'interpolation': 'bilinear', 'use_prefetcher': True}
     transform = create_transform(SIZE, **options)
     return data_loader(files, train, cores, load_pillow, transform, fast_collate)
+
+
+def timm_rand_augment(files, train, cores):
+    return timm_loader(files, train, cores, auto_augment=RAND_AUGMENT) if train else None
 
 
 def torchvision_loader(files, train, cores):
@@ -269,7 +279,9 @@ LOADERS = {  # required package, and a function of files, train and cores
     'ours, ArrayRecord, threads': ('se_flax', functools.partial(ours, form='array_record')),
     'ours, TFRecord, threads': ('se_flax', functools.partial(ours, form='tfrecord')),
     'ours, ArrayRecord, workers': ('se_flax', our_workers),
+    'ours, RandAugment': ('se_flax', our_rand_augment),
     'timm, DataLoader': ('timm', timm_loader),
+    'timm, RandAugment': ('timm', timm_rand_augment),
     'torchvision, DataLoader': ('torchvision', torchvision_loader),
 }
 

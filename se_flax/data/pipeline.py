@@ -23,7 +23,7 @@ from absl import flags
 
 from se_flax.data.dataset import Dataset
 from se_flax.data.decode import NO_MEMORY, DecodeError
-from se_flax.data.sampling import make_sampler
+from se_flax.data.sampling import make_sampler, repeated
 from se_flax.data.transforms import EvalTransform, Squash, TrainTransform
 from se_flax.errors import UserError, check_multiple
 
@@ -41,6 +41,7 @@ def train_batches(
     start_step: int,
     num_steps: int,
     sampling: str = 'shuffle',
+    repeats: int = 1,
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int | None = None,
@@ -50,15 +51,16 @@ def train_batches(
     """Makes this process's part of batches `start_step` to `num_steps - 1`.
 
     A batch is `{'image': uint8 [b, S, S, C], 'label': int32 [b]}` with `b = batch_size /
-    process_count`; it may hold the end of an epoch and the start of the next. `num_threads`
-    (default: one per core) decode; `num_workers` processes with as many threads each do so instead.
+    process_count`; it may hold the end of an epoch and the start of the next. With `repeats` above
+    1 it has fewer images, each so often, see `sampling.repeated`. `num_threads` (default: one per
+    core) decode; `num_workers` processes with as many threads each do so instead.
 
     A corrupt record is logged once and replaced by the next readable one. Raises UserError if
     `process_count` does not divide `batch_size`, for a `sampling` that is not in SAMPLINGS, and,
     while iterating, for more corrupt records than the share `max_corrupt`; one is always allowed.
     """
     part = batch_size, process_index, process_count
-    loader = _TrainLoader(sampling, seed, dataset, transform, part, max_corrupt)
+    loader = _TrainLoader(sampling, repeats, seed, dataset, transform, part, max_corrupt)
     batches = loader.run(range(start_step, num_steps), num_threads, num_workers)
     return ({'image': batch['image'], 'label': batch['label']} for batch in batches)
 
@@ -169,9 +171,10 @@ class _TrainLoader(_Loader):
 
     consequence = 'replaced by the next image'
 
-    def __init__(self, sampling: str, seed: int, dataset: Dataset, *args: Any):
+    def __init__(self, sampling: str, repeats: int, seed: int, dataset: Dataset, *args: Any):
         super().__init__(dataset, *args)
-        self.sampler, self.seed = make_sampler(sampling, dataset, seed), seed
+        sampler = make_sampler(sampling, dataset, seed)
+        self.sampler, self.seed = repeated(sampler, repeats, self.batch_size), seed
 
     def fill(self, chunk: Chunk, positions: range) -> None:
         bits = np.random.Philox(key=(self.seed, 0))

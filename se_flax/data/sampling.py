@@ -15,6 +15,19 @@ def make_sampler(sampling: str, dataset: Dataset, seed: int) -> Callable[[int], 
     return SAMPLINGS[sampling](dataset, seed)
 
 
+def repeated(sampler: Callable[[int], int], repeats: int, batch_size: int) -> Callable[[int], int]:
+    """Returns the sampler that visits each example `repeats` times about in the same batch.
+
+    That is repeated augmentation (arXiv 1901.09335), as every position has a view of its own. The
+    positions of an example are `ceil(batch_size / repeats)` apart, so that a BatchNorm group of up
+    to so many images has none twice. An epoch has the k-th part of the examples, k = `repeats`, and
+    k epochs have all.
+    """
+    if repeats == 1:
+        return sampler
+    return functools.partial(_repeated, sampler, repeats, -(-batch_size // repeats))
+
+
 def shuffle(dataset: Dataset, seed: int) -> Callable[[int], int]:
     """Takes each example once per epoch, in an order drawn for each epoch."""
     return functools.partial(_shuffled, seed, len(dataset))
@@ -36,6 +49,11 @@ def class_aware(dataset: Dataset, seed: int) -> Callable[[int], int]:
 
 
 SAMPLINGS = {'shuffle': shuffle, 'class_aware': class_aware}
+
+
+def _repeated(sampler: Callable[[int], int], repeats: int, distance: int, position: int) -> int:
+    turn, i = divmod(position, repeats * distance)
+    return sampler(turn * distance + i % distance)
 
 
 def _shuffled(seed: int, size: int, position: int) -> int:

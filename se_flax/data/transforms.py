@@ -1,4 +1,4 @@
-"""Image transforms on uint8: crop, resize, flip, rotation, jitter and cutout.
+"""Image transforms on uint8: crop, resize, flip, RandAugment, jitter, rotation, cutout, erasing.
 
 A transform is a pure function `(image, rng, out)`: it reads an image `[H, W, C]`, draws only from
 the generator, and writes `out`, `[S, S, C]`. Both are uint8; three channels are RGB.
@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from se_flax.data.augment import GREATEST, color_jitter, rand_augment
 from se_flax.data.decode import MAX_PIXELS, decode
 from se_flax.errors import UserError, check_at_least, check_known
 
@@ -29,6 +30,8 @@ PILLOW = {
 }
 INTERPOLATIONS = (*OPENCV, *PILLOW)
 CROPS = ('inception', 'pad', 'none')
+ERASED = {'area': (0.02, 1 / 3), 'aspect': (0.3, 1 / 0.3)}  # ranges of erased boxes, as in timm
+ERASINGS = ('const', 'pixel')
 # Images with a greater ratio of longer to shorter edge are first cropped to it: a line of 1 x 16000
 # pixels takes 3 GiB when its shorter edge is resized to 256.
 MAX_RATIO = 8
@@ -64,7 +67,7 @@ class View:
 
 @dataclasses.dataclass(frozen=True)
 class TrainTransform(View):
-    """Random crop, then flip, rotation, jitter and cutout; what is off draws no numbers.
+    """Random crop, then changes in the order of the fields; what is off draws no numbers.
 
     The paper's released networks publish only the ranges `rotation=10, jitter=20`
     (https://github.com/hujie-frank/SENet, README). Our reading is that the crop is rotated (as in
@@ -79,10 +82,19 @@ class TrainTransform(View):
         crop_aspect: range of the crop's width / height, log-uniform.
         pad: pixels.
         flip: mirrors left to right with probability 0.5.
+        ra_operations: number of RandAugment's operations, see `se_flax.data.augment`; 0 for none.
+        ra_magnitude: their mean magnitude, 0 to 10.
+        ra_std: the standard deviation of magnitudes.
+        ra_increasing: whether each operation does more at a higher magnitude (timm's `inc1`).
+        color_jitter: greatest changes of the factors of brightness, contrast and saturation.
         rotation: greatest angle either way, 0 to 180 degrees, around the center; bilinear.
         jitter: greatest change of a channel either way, 0 to 255; sums are rounded and clipped.
         cutout: side of a square of `fill` centered at any pixel (arXiv 1708.04552); 0 for none.
+        erasing: probability that a box is erased (arXiv 1708.04896).
+        erasing_mode: 'const' erases to `fill`, 'pixel' to normal noise of `mean` and `std`, rounded
+            and clipped; timm, with the same ranges, has neither rounded nor clipped noise.
         fill: a number per channel, 0 to 255, for pixels from outside of the image.
+        mean, std: a number per channel, of pixels from 0 to 255.
     """
 
     crop: str = 'inception'
@@ -90,17 +102,29 @@ class TrainTransform(View):
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
     pad: int = 0
     flip: bool = True
+    ra_operations: int = 0
+    ra_magnitude: float = 9.0
+    ra_std: float = 0.5
+    ra_increasing: bool = True
+    color_jitter: tuple[float, float, float] = (0.0, 0.0, 0.0)
     rotation: float = 0
     jitter: float = 0
     cutout: int = 0
+    erasing: float = 0.0
+    erasing_mode: str = 'const'
     fill: tuple[int, ...] = (0, 0, 0)
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
 
     def __post_init__(self):
         check_known('crop', self.crop, CROPS)
         super().__post_init__()
         check_at_least('pad', self.pad, 0)
         check_at_least('cutout', self.cutout, 0)
-        for name, most in (('rotation', 180), ('jitter', 255)):
+        check_at_least('ra_operations', self.ra_operations, 0)
+        check_known('erasing_mode', self.erasing_mode, ERASINGS)
+        limits = ('rotation', 180), ('jitter', 255), ('ra_magnitude', GREATEST), ('erasing', 1)
+        for name, most in limits:
             if not 0 <= getattr(self, name) <= most:
                 raise UserError(f'{name}={getattr(self, name)} must be 0 to {most}')
         for name, most in (('crop_area', 1.0), ('crop_aspect', math.inf)):
@@ -110,6 +134,16 @@ class TrainTransform(View):
                 raise UserError(
                     f'{name}={tuple(value)} must be two numbers, 0 < least <= greatest{bound}'
                 )
+
+        check_at_least('ra_std', self.ra_std, 0, whole=False)
+        if len(self.color_jitter) != 3 or not min(self.color_jitter) >= 0:
+            raise UserError(f'color_jitter={self.color_jitter} must be three numbers of at least 0')
+        if self.channels != 3 and (self.ra_operations or any(self.color_jitter)):
+            name = 'ra_operations' if self.ra_operations else 'color_jitter'
+            raise UserError(
+                f'{name}={getattr(self, name)} is for in_channels=3, not {self.channels}; turn it '
+                'off, or use rotation and jitter, which take any number of channels'
+            )
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator, out: np.ndarray) -> None:
         if self.crop == 'inception':
@@ -125,6 +159,19 @@ class TrainTransform(View):
                 out[:] = image
         if self.flip and rng.random() < 0.5:
             cv2.flip(out, 1, dst=out)
+        if self.ra_operations:
+            out[:] = rand_augment(
+                out,
+                rng,
+                operations=self.ra_operations,
+                magnitude=self.ra_magnitude,
+                std=self.ra_std,
+                increasing=self.ra_increasing,
+                fill=tuple(map(round, self.fill)),
+                interpolation=self.interpolation,
+            )
+        if any(self.color_jitter):
+            out[:] = color_jitter(out, rng, self.color_jitter)
         if self.rotation:
             out[:] = rotate(out, rng.uniform(-self.rotation, self.rotation), self.fill)
         if self.jitter:
@@ -134,6 +181,15 @@ class TrainTransform(View):
             start = rng.integers(self.image_size, size=2) - self.cutout // 2
             y, x = (slice(max(edge, 0), max(edge + self.cutout, 0)) for edge in start)
             out[y, x] = self.fill
+        if self.erasing and rng.random() < self.erasing:
+            top, left, h, w = inception_crop(self.image_size, self.image_size, rng, **ERASED)
+            out[top : top + h, left : left + w] = self._erased(h, w, rng)
+
+    def _erased(self, height: int, width: int, rng: np.random.Generator) -> Any:
+        if self.erasing_mode == 'const':
+            return self.fill
+        noise = rng.normal(self.mean, self.std, (height, width, self.channels))
+        return noise.round().clip(0, 255)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,14 +10,14 @@ import runpy
 import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from operator import ge, gt, lt
+from operator import ge, gt, le, lt
 from typing import Any, NamedTuple
 
 from ml_collections.config_dict import ConfigDict, FieldReference
 
 from se_flax.data import SAMPLINGS
 from se_flax.data.decode import MAX_PIXELS
-from se_flax.data.transforms import CROPS, INTERPOLATIONS
+from se_flax.data.transforms import CROPS, ERASINGS, INTERPOLATIONS
 from se_flax.errors import Problems, UserError, check_known, check_multiple
 from se_flax.models import Network, check_model, create_model
 from se_flax.storage import AnyPath, as_path
@@ -36,6 +36,7 @@ class Field(NamedTuple):
     least: float | None = None
     above: float | None = None
     below: float | None = None
+    most: float | None = None
     choices: tuple[str, ...] | None = None
     length: int | None = None  # of a tuple
     per_channel: bool = False  # a tuple of `in_channels` numbers
@@ -52,7 +53,8 @@ class Field(NamedTuple):
     @property
     def bounds(self) -> list[tuple[str, Callable[[Any, Any], bool], float]]:
         """As (words, comparison, number)."""
-        every = ('above', gt, self.above), ('at least', ge, self.least), ('below', lt, self.below)
+        least = ('above', gt, self.above), ('at least', ge, self.least)
+        every = *least, ('below', lt, self.below), ('at most', le, self.most)
         return [(words, holds, number) for words, holds, number in every if number is not None]
 
 
@@ -60,6 +62,8 @@ DTYPES = ('float32', 'bfloat16', 'float64')
 # What several fields have in common.
 SECONDS: Any = {'unit': 'seconds', 'machine': True}
 SHARE: Any = {'unit': 'share', 'least': 0, 'below': 1}
+FACTORS: Any = {'unit': 'largest change of the factor', 'least': 0, 'length': 3, 'added': True}
+PROBABILITY: Any = {'least': 0, 'most': 1, 'added': True}
 STEPS: Any = {'unit': 'steps', 'least': 1, 'optional': True, 'type_': int}
 EPOCHS: Any = {'unit': 'epochs', 'above': 0, 'optional': True, 'type_': float}
 EXAMPLES: Any = {'least': 1, 'optional': True, 'added': True, 'type_': int}
@@ -94,9 +98,17 @@ DATA = {
     'pad': Field(4, 'Largest shift for crop=pad.', 'pixels', least=0),
     'fill': Field((0, 0, 0), 'Color of borders and the cutout, 0 to 255.', **CHANNELS),
     'flip': Field(True, 'Mirror half of the images left to right.'),
+    'ra_operations': Field(0, "RandAugment's operations an image; 0: none.", least=0, added=True),
+    'ra_magnitude': Field(9.0, 'Mean magnitude of an operation.', least=0, most=10, added=True),
+    'ra_std': Field(0.5, 'Standard deviation of magnitudes.', least=0, added=True),
+    'ra_increasing': Field(True, 'Each operation does more at a higher magnitude.', added=True),
+    'color_jitter': Field((0.0, 0.0, 0.0), 'Brightness, contrast, saturation.', **FACTORS),
     'rotation': Field(0.0, 'Largest rotation either way, up to 180.', 'degrees', least=0),
     'jitter': Field(0.0, 'Largest change of a channel either way, up to 255.', least=0),
     'cutout': Field(0, 'Side of the square that is cut out; 0 for none.', 'pixels', least=0),
+    'erasing': Field(0.0, 'Probability that a random box is erased.', **PROBABILITY),
+    'erasing_mode': Field('const', 'To fill, or noise.', choices=ERASINGS, added=True),
+    'repeats': Field(1, 'Views of an image in a batch, for fewer images.', least=1, added=True),
     'eval_resize': Field(256, 'Shorter edge before center crop; 0 keeps it.', **PIXELS, least=0),
     'interpolation': Field('bilinear', 'Resize filter.', choices=INTERPOLATIONS, from_weights=True),
     'sampling': Field('shuffle', 'class_aware draws a class first.', choices=tuple(SAMPLINGS)),
@@ -129,6 +141,9 @@ OPTIMIZATION = {
     'loss': Field('softmax', 'Or bce, binary over classes.', choices=tuple(LOSSES), added=True),
     'bce_threshold': Field(0.0, 'Targets of bce are 1 above; 0: none.', **SHARE, added=True),
     'label_smoothing': Field(0.0, 'Part of the target that all classes share.', **SHARE),
+    'mixup': Field(0.0, 'Alpha of mixup, within a BatchNorm group; 0: none.', least=0, added=True),
+    'cutmix': Field(0.0, 'Alpha of CutMix, the same way; 0: none.', least=0, added=True),
+    'mixup_switch_prob': Field(0.5, 'Probability of CutMix if both are on.', **PROBABILITY),
     'freeze_bn_epochs': Field(0.0, 'Last epochs, with BatchNorm frozen.', 'epochs', least=0),
     'ema': Field(0.0, 'Decay of the averaged weights to evaluate; 0 for none.', **SHARE),
     'ema_warmup': Field(False, 'Let ema rise as (1 + step) / (10 + step).', added=True),
@@ -385,6 +400,7 @@ def check_values(config: ConfigDict, num_devices: int | None, problems: Problems
     if problems.wrong.isdisjoint(group) and c.bn_group_size:
         check(group, check_multiple, group[0], c.batch_size, group[1], c.bn_group_size)
     check(['optimizer', 'nesterov'], _check_nesterov, c)
+    check(['mixup', 'cutmix', group[1]], _check_mixing, c)
     if num_devices:
         check([*group, 'accumulate'], _check_accumulate, c, num_devices)
 
@@ -442,6 +458,15 @@ def _check_nesterov(config: ConfigDict) -> None:
         raise UserError(
             f"nesterov=True is a field of optimizer='sgd'; set it to False for {config.optimizer!r}"
         )
+
+
+def _check_mixing(config: ConfigDict) -> None:
+    for name in 'mixup', 'cutmix':
+        if config[name] and config.bn_group_size == 1:
+            raise UserError(
+                f'{name}={config[name]} mixes images of a BatchNorm group, and bn_group_size=1 has '
+                'one; use 0, for the whole batch, or at least 2'
+            )
 
 
 def _check_accumulate(config: ConfigDict, num_devices: int) -> None:

@@ -17,6 +17,7 @@ from se_flax.models import Network
 from se_flax.parallel import data_mesh
 from se_flax.training import config as configs
 from se_flax.training import fine_tune
+from se_flax.training.mixing import Mixing
 from se_flax.training.optimizer import make_optimizer, make_schedule
 from se_flax.training.profile import check_steps
 from se_flax.training.state import TrainState, make_init
@@ -124,9 +125,17 @@ def make_step(plan: Plan, mesh: Mesh | None = None) -> TrainStep:
     """Returns the training step; `mesh` is that of the batch, default `data_mesh()`."""
     options = {name: plan.config[name] for name in OF_STEP}
     options |= {'average': plan.config.ema, 'average_warmup': plan.config.ema_warmup}
-    options |= {'frozen_from': plan.frozen_from}
+    options |= {'frozen_from': plan.frozen_from, 'mixing': make_mixing(plan.config)}
     network = plan.model, plan.optimizer, plan.schedule
     return make_train_step(*network, **options, mesh=mesh or data_mesh())
+
+
+def make_mixing(config: ConfigDict) -> Mixing | None:
+    """Returns how images are mixed, if they are."""
+    if not (config.mixup or config.cutmix):
+        return None
+    size = config.bn_group_size or None
+    return Mixing(config.mixup, config.cutmix, config.mixup_switch_prob, size)
 
 
 def open_split(config: ConfigDict, split: str) -> Dataset:

@@ -146,6 +146,7 @@ class Trainer:
             start_step=self.start,
             num_steps=plan.num_steps,
             sampling=config.sampling,
+            repeats=config.repeats,
             num_workers=config.num_workers,
             process_index=jax.process_index(),
             process_count=jax.process_count(),

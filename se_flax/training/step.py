@@ -14,9 +14,11 @@ from se_flax.evaluation import in_top, normalize
 from se_flax.parallel import DATA, replicated, split
 from se_flax.training import xla
 from se_flax.training.loss import mean_loss
+from se_flax.training.mixing import Mixing, mix
 from se_flax.training.optimizer import plateau_scale
 from se_flax.training.state import TrainState
 
+MIXING = 2**31  # folded into a step's key; devices and microbatches have smaller numbers
 TrainStep = Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
 
 
@@ -30,6 +32,7 @@ def make_train_step(
     label_smoothing: float = 0.0,
     loss: str = 'softmax',
     bce_threshold: float = 0.0,
+    mixing: Mixing | None = None,
     seed: int = 0,
     average: float = 0.0,
     average_warmup: bool = False,
@@ -43,13 +46,15 @@ def make_train_step(
 
     The batch holds `image` `[B, H, W, C]` uint8 and `label` `[B]` int32. The metrics are scalars:
     `loss`, `top1` and `top5` (means over the global batch, before the update), `learning_rate`,
-    and `finite`: whether the loss, the gradient and the whole new state are.
+    and `finite`: whether the loss, the gradient and the whole new state are. The label of a mixed
+    image is the one with the larger share.
 
     Args:
         schedule: the learning rate of `tx`, for the metrics.
         mean, std: one number per channel, of pixels from 0 to 255.
         loss, bce_threshold: see `mean_loss`.
-        seed: of dropout and Shake-Shake, folded with the step.
+        mixing: mixes images and labels; its groups are the network's BatchNorm groups.
+        seed: of dropout, Shake-Shake and mixtures, folded with the step.
         average: decay of an AveragedState's average; 0 for a TrainState.
         average_warmup: lets the decay rise to `average` as `(1 + step) / (10 + step)`.
         frozen_from: first step with BatchNorm's parameters and running statistics frozen.
@@ -62,6 +67,11 @@ def make_train_step(
 
     def train_step(state, batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
+        if mixing:
+            drawn = mixing.draw(jax.random.fold_in(key, MIXING), batch['image'].shape)
+            if mesh:  # else each device would draw a part, and wait for the others in each try
+                drawn = jax.lax.with_sharding_constraint(drawn, replicated(mesh))
+            batch = batch | {'mixture': drawn}
         network, frozen = model, None
         if frozen_from is not None:
             frozen = state.step >= frozen_from
@@ -114,17 +124,25 @@ def _gradients(model, pixels, label_smoothing, loss_of, remat, params, batch_sta
     apply = partial(model.apply, train=True, mutable=['batch_stats'])
     if remat:
         apply = jax.checkpoint(apply, policy=_is_product)
-    images, labels = normalize(batch['image'], *pixels, model.dtype), batch['label']
+    images, labels, mixture = batch['image'], batch['label'], batch.get('mixture')
+    if mixture:
+        images, others, share = mix(images, labels, mixture)
+    images = normalize(images, *pixels, model.dtype)
     rngs = dict(zip(('dropout', 'shake'), jax.random.split(key), strict=True))
 
     def loss_fn(params):
         variables = {'params': params, 'batch_stats': batch_stats}
         logits, updates = apply(variables, images, rngs=rngs)
-        targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+        one_hot = partial(jax.nn.one_hot, num_classes=logits.shape[-1], dtype=logits.dtype)
+        targets = one_hot(labels)
+        if mixture:
+            targets = optax.incremental_update(targets, one_hot(others), share[:, None])
         targets = optax.smooth_labels(targets, label_smoothing)
         return loss_of(logits, targets), (logits, updates['batch_stats'])
 
     (loss, (logits, new_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    if mixture:
+        labels = jnp.where(share < 0.5, others, labels)
     top1, top5 = (in_top(k, logits, labels).mean() for k in (1, 5))
     return grads, new_stats, {'loss': loss, 'top1': top1, 'top5': top5}
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from se_flax.data import TrainTransform, open_dataset, train_batches
 from se_flax.data.dataset import SPAN, Dataset
 from se_flax.data.decode import DecodeError
-from se_flax.data.sampling import class_order, epoch_order, make_sampler
+from se_flax.data.sampling import class_order, epoch_order, make_sampler, repeated
 from se_flax.errors import UserError
 
 pytestmark = pytest.mark.quick
@@ -90,6 +90,36 @@ def test_an_unreadable_record_is_left_out(caplog):
         draw([None, None], 1)
 
 
+@given(
+    size=st.integers(1, 60),
+    batch_size=st.integers(1, 50),
+    repeats=st.integers(1, 5),
+    seed=st.integers(0, 2**63),
+)
+@settings(max_examples=50, deadline=None)
+def test_repeats_visit_each_example_so_often_at_a_distance(size, batch_size, repeats, seed):
+    plain = make_sampler('shuffle', Labelled([0] * size), seed)
+    sampler = repeated(plain, repeats, batch_size)
+    distance = -(-batch_size // repeats)
+    turn = distance * repeats
+    for start in range(0, 3 * turn, turn):
+        visited = [sampler(start + i) for i in range(turn)]
+        first = [plain(start // repeats + i) for i in range(distance)]
+        assert visited == first * repeats
+    # In `repeats` epochs of whole turns, each example comes as often as the others.
+    counts = np.bincount([sampler(i) for i in range(size * turn)], minlength=size)
+    assert set(counts) == {turn}
+
+
+def test_views_of_an_example_differ():
+    dataset = open_dataset('synthetic', 'train')
+    options = {'batch_size': 30, 'seed': 1, 'start_step': 0, 'num_steps': 1, 'repeats': 3}
+    [batch] = train_batches(dataset, TrainTransform(16), **options)
+    labels, views = batch['label'].reshape(3, 10), batch['image'].reshape(3, 10, -1)
+    assert (labels == labels[0]).all()
+    assert all(len({view.tobytes() for view in views[:, i]}) == 3 for i in range(10))
+
+
 def batches(start=0, **options):
     return train_batches(
         open_dataset('fashion_mnist_mini', 'eval'),  # workers can import it, unlike a test's class
@@ -107,11 +137,12 @@ def pixels(run):
     return [batch['image'].ravel().tolist() for batch in run]
 
 
-def test_a_start_processes_and_workers_change_nothing():
-    want = pixels(batches())
-    assert pixels(batches(start=5)) == want[5:]
-    assert pixels(batches(num_threads=1, num_workers=2)) == want
-    parts = [pixels(batches(process_index=p, process_count=2)) for p in range(2)]
+@pytest.mark.parametrize('repeats', [1, 3])
+def test_a_start_processes_and_workers_change_nothing(repeats):
+    want = pixels(batches(repeats=repeats))
+    assert pixels(batches(start=5, repeats=repeats)) == want[5:]
+    assert pixels(batches(num_threads=1, num_workers=2, repeats=repeats)) == want
+    parts = [pixels(batches(process_index=p, process_count=2, repeats=repeats)) for p in range(2)]
     assert [first + second for first, second in zip(*parts, strict=True)] == want
 
 

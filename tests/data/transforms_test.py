@@ -268,7 +268,8 @@ def test_area_averages():
 
 @pytest.mark.parametrize('crop', ['inception', 'pad', 'none'])
 def test_the_generator_alone_decides(crop):
-    transform = TrainTransform(16, crop, pad=2, rotation=9, jitter=9, cutout=4)
+    more = {'ra_operations': 3, 'color_jitter': (0.4, 0.4, 0.4), 'erasing': 0.5}
+    transform = TrainTransform(16, crop, pad=2, rotation=9, jitter=9, cutout=4, **more)
     image = photo(30, 20)
     before = image.copy()
     np.testing.assert_array_equal(apply(transform, image, 5), apply(transform, image, 5))
@@ -286,6 +287,16 @@ def test_the_generator_alone_decides(crop):
         (lambda: TrainTransform(8, rotation=181), 'rotation=181 must be 0 to 180'),
         (lambda: TrainTransform(8, rotation=-10), 'rotation=-10 must be 0 to 180'),
         (lambda: TrainTransform(8, jitter=float('nan')), 'jitter=nan must be 0 to 255'),
+        (lambda: TrainTransform(8, ra_operations=-1), 'ra_operations=-1 must be at least 0'),
+        (lambda: TrainTransform(8, ra_magnitude=11), 'ra_magnitude=11 must be 0 to 10'),
+        (lambda: TrainTransform(8, ra_std=-1), 'ra_std=-1 must be at least 0'),
+        (lambda: TrainTransform(8, color_jitter=(1, 2)), r'color_jitter=\(1, 2\) must be three'),
+        (lambda: TrainTransform(8, erasing=1.5), 'erasing=1.5 must be 0 to 1'),
+        (lambda: TrainTransform(8, erasing_mode='pixels'), 'did you mean pixel'),
+        (
+            lambda: TrainTransform(8, color_jitter=(1, 0, 0), channels=4),
+            r'color_jitter=\(1, 0, 0\) is for in_channels=3, not 4',
+        ),
         (lambda: TrainTransform(8, crop_area=(0.5, 1.1)), r'0 < least <= greatest <= 1\.0'),
         (lambda: TrainTransform(8, crop_aspect=(2, 1)), r'crop_aspect=\(2, 1\) must be'),
         (lambda: EvalTransform(8, resize=7), 'resize=7 is below image_size=8; use 0 or at least'),

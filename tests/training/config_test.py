@@ -254,6 +254,18 @@ quickstart
 --config.max_drops=-1
 --config.freeze_bn_epochs=-1
 --config.ema=1
+--config.ra_operations=-1
+--config.ra_magnitude=11
+--config.ra_std=-0.5
+--config.color_jitter=0.4
+--config.color_jitter=0.4,0.4,-1
+--config.erasing=1.5
+--config.erasing_mode=pixels
+--config.repeats=0
+--config.mixup=-1
+--config.mixup_switch_prob=2
+--config.mixup=0.2 --config.bn_group_size=1
+--config.mix_up=0.2
 --config=configs/senet154.py:256
 --config=configs/cifar.py:se_preact_resnet101
 """

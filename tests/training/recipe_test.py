@@ -16,6 +16,7 @@ from se_flax.nn import SqueezeExcite
 from se_flax.parallel import data_mesh
 from se_flax.training import recipe
 from se_flax.training.config import INTERVALS, assign, base_config, load_config
+from se_flax.training.mixing import Mixing
 
 pytestmark = pytest.mark.quick
 
@@ -39,7 +40,8 @@ def test_the_quick_start_is_the_run_it_promises():
     assert plan.num_steps == round(20 * 10000 / 64)
     assert plan.every == {'log': 50, 'eval': 156, 'checkpoint': 156}
     assert (plan.model.width, plan.model.stem_strides, plan.model.bn_group_size) == (32, 2, 32)
-    assert plan.train_view == TrainTransform(28, crop='pad', pad=1)
+    pixels = {'mean': (72.4,) * 3, 'std': (89.6,) * 3}
+    assert plan.train_view == TrainTransform(28, crop='pad', pad=1, **pixels)
     assert plan.eval_view == EvalTransform(28)
     peak = int(0.2 * plan.num_steps)
     # Schedules are float32, with rounding of 1e-7 of the peak.
@@ -119,9 +121,18 @@ def test_steps_win_over_epochs_and_neither_is_the_end_alone(what, steps, epochs,
         ('crop_aspect', (0.5, 2.0)),
         ('pad', 3),
         ('flip', False),
+        ('ra_operations', 2),
+        ('ra_magnitude', 7.0),
+        ('ra_std', 0.0),
+        ('ra_increasing', False),
+        ('color_jitter', (0.4, 0.4, 0.0)),
         ('rotation', 10.0),
         ('jitter', 20.0),
         ('cutout', 5),
+        ('erasing', 0.25),
+        ('erasing_mode', 'pixel'),
+        ('mean', (1.0, 2.0, 3.0)),
+        ('std', (3.0, 2.0, 1.0)),
         ('fill', (1, 2, 3)),
         ('interpolation', 'bicubic'),
     ],
@@ -130,6 +141,14 @@ def test_transforms_have_the_fields_of_the_config(field, value):
     view = recipe.make_view(TrainTransform, quickstart(**{field: value}))
     assert getattr(view, field) == value
     assert view != recipe.make_view(TrainTransform, quickstart())
+
+
+def test_mixing_has_the_fields_of_the_config():
+    assert recipe.make_mixing(quickstart()) is None
+    fields = {'mixup': 0.2, 'cutmix': 1.0, 'mixup_switch_prob': 0.3}
+    assert recipe.make_mixing(quickstart(**fields)) == Mixing(0.2, 1.0, 0.3, group_size=32)
+    whole = recipe.make_mixing(quickstart(cutmix=1.0, bn_group_size=0))
+    assert whole == Mixing(cutmix=1.0, group_size=None)
 
 
 def test_evaluation_has_the_fields_of_the_config():
@@ -212,6 +231,11 @@ def test_the_optimizer_has_the_fields_of_the_config(momentum, nesterov):
         ({'batch_size': 72}, UserError, 'use 64 or 96'),
         ({'freeze_bn_epochs': 20.0}, UserError, 'is the whole run of 20 epochs'),
         ({'rotation': 200.0}, UserError, 'rotation=200.0'),
+        (
+            {'ra_operations': 2, 'in_channels': 1, 'mean': (9,), 'std': (9,), 'fill': (0,)},
+            UserError,
+            'ra_operations=2 is for in_channels=3, not 1',
+        ),
         ({'warmup': 0.5, 'num_steps': -1}, UserError, 'num_steps=-1 must be at least 1'),
     ],
 )

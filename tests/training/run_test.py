@@ -78,6 +78,19 @@ def test_two_kills_change_nothing(shared_folder, reference, fields, environ):
     assert len(re.findall(r'^ +\d  .* equal$', done.stdout, re.M)) == 2
 
 
+def test_every_augmentation_is_resumed_bit_by_bit(tmp_path, train_main, kill_run):
+    fields = (
+        *('ra_operations=2', 'color_jitter=0.4,0.4,0.4', 'erasing=0.5', 'erasing_mode=pixel'),
+        *('repeats=3', 'mixup=0.2', 'cutmix=1', 'label_smoothing=0.1', 'eval_every_steps=24'),
+    )
+    fields = [f'--config.{field}' for field in fields]
+    assert train_main(tmp_path / 'whole', *fields) == 0
+    cut = unfinished(tmp_path / 'whole', tmp_path / 'cut')
+    shutil.rmtree(cut / 'checkpoints' / '24')
+    assert train_main(cut, *fields) == 0
+    assert kill_run['differences'](tmp_path / 'whole', cut) == []
+
+
 def test_the_kill_script_sees_one_digit_and_one_bit(reference, tmp_path, kill_run):
     differences = kill_run['differences']
     copy = tmp_path / 'copy'

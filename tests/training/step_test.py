@@ -38,7 +38,7 @@ class Trainer:
         self, model, draw=None, *, num_devices=1, rate=0.01, smoothing=0.0, seed=0, **options
     ):
         pixels = {k: options.pop(k, v) for k, v in PIXELS.items()}
-        names = ('average', 'average_warmup', 'frozen_from', 'accumulate', 'remat')
+        names = ('average', 'average_warmup', 'frozen_from', 'accumulate', 'remat', 'mixing')
         names += ('loss', 'bce_threshold')
         extras = {name: options.pop(name) for name in names if name in options}
         sgd = {'momentum': 0.9, 'nesterov': False, 'weight_decay': 5e-4} | options

@@ -178,20 +178,28 @@ def evaluate_networks(
     In several processes, each reads its part of the images, and all return the same. Raises
     UserError as `open_eval_set` and `Evaluator` do, before anything is compiled.
     """
+    evaluator = all_or_none(make_evaluator, networks, data, data_dir, protocol, batch_size)
+    return evaluator.run(predictions=predictions, seen=seen)
+
+
+def make_evaluator(
+    networks: Sequence[Trained],
+    data: str | None = None,
+    data_dir: str | None = None,
+    protocol: Protocol = OWN_VIEW,
+    batch_size: int | None = None,
+) -> Evaluator:
+    """Returns what `evaluate_networks` runs, for the results of each image."""
     config = _leading(networks)
-
-    def make():
-        return Evaluator(
-            [trained.network for trained in networks],
-            open_eval_set(networks, data, data_dir),
-            _mesh(networks),
-            protocol,
-            batch_size=config.eval_batch_size if batch_size is None else batch_size,
-            num_threads=config.num_threads,
-            max_corrupt=config.max_corrupt,
-        )
-
-    return all_or_none(make).run(predictions=predictions, seen=seen)
+    return Evaluator(
+        [trained.network for trained in networks],
+        open_eval_set(networks, data, data_dir),
+        _mesh(networks),
+        protocol,
+        batch_size=config.eval_batch_size if batch_size is None else batch_size,
+        num_threads=config.num_threads,
+        max_corrupt=config.max_corrupt,
+    )
 
 
 def _mesh(networks: Sequence[Trained]) -> jax.sharding.Mesh:

@@ -5,9 +5,7 @@ import io
 import numpy as np
 
 from se_flax.errors import UserError
-from se_flax.evaluation.evaluator import Evaluator
-from se_flax.inference import open_eval_set, open_run
-from se_flax.parallel import data_mesh
+from se_flax.inference import make_evaluator, open_run
 from se_flax.storage import AnyPath, atomic_write
 from se_flax.training.workdir import CHECKPOINTS, finished
 
@@ -25,16 +23,8 @@ def write_right(workdir: AnyPath) -> None:
     trained, done = open_run(workdir), finished(workdir)
     if trained.step != done['step']:
         raise UserError(f'{workdir} ended at step {done["step"]}, its checkpoint {trained.step}')
-    config = trained.config
-    evaluator = Evaluator(
-        [trained.network],
-        open_eval_set([trained]),
-        data_mesh(),
-        batch_size=config.eval_batch_size,
-        num_threads=config.num_threads,
-        max_corrupt=config.max_corrupt,
-    )
-    right = [results['rank'][results['mask']] < 1 for _, results in evaluator.batches()]
+    batches = make_evaluator([trained]).batches()
+    right = [results['rank'][results['mask']] < 1 for _, results in batches]
     found = np.concatenate(right)
     if len(found) != done['examples']:
         raise UserError(f'{workdir} was evaluated on {done["examples"]} images, now {len(found)}')

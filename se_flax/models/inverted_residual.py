@@ -77,10 +77,10 @@ class InvertedResidual(nn.Module):
 class InvertedResidualNetwork(ResidualNetwork):
     """Base class: a stem and stages of inverted residual blocks; the stem is stage 1.
 
+    SE is at 'inside_3x3' unless `placement` is another; blocks have no ReLU after the addition.
+
     Attributes:
         layout: the stages, as many as `stage_sizes`.
-        placement: as in every residual network, but 'inside_3x3' unless another is given. Blocks
-            have no ReLU after the addition.
         width_multiplier: of all channels, which become multiples of 8.
         stem: channels of the first convolution, which a multiplier below 1 leaves as they are.
         activation: 'relu', 'silu' or 'hard_swish'.

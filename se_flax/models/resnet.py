@@ -91,7 +91,7 @@ class ResNet(ResidualNetwork):
             x = nn.relu(conv_norm('_stem', x, width, 3 if small else 7, stride))
         yield stride, x
         if not small:
-            x = self.pooled(x, conv_norm)
+            x = self._pooled(x, conv_norm)
             stride *= 2
         block = partial(
             self.block,
@@ -104,7 +104,7 @@ class ResNet(ResidualNetwork):
         )
         yield from self.stack(x, stride, block, train)
 
-    def pooled(self, x, conv_norm):
+    def _pooled(self, x, conv_norm):
         """Halves the stem's map."""
         if self.pool == 'conv':
             return nn.relu(conv_norm('_pool', x, x.shape[-1], 3, 2))

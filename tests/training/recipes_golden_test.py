@@ -19,7 +19,7 @@ pytestmark = pytest.mark.quick
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 # Other fields that were added later are left out while they have the value that changes nothing.
-SHOWN = {'eval_split', 'exif_orientation', 'keep_head', 'max_pixels'}
+SHOWN = {'eval_split', 'exif_orientation', 'keep_head', 'max_pixels', 'train_examples'}
 EXAMPLES = {'imagenet2012': (1_281_167, 1000), 'cifar10': (50_000, 10), 'cifar100': (50_000, 100)}
 RECIPES = {
     'imagenet': ['imagenet.py:se_resnet50'],
@@ -40,6 +40,14 @@ RECIPES = {
     'cifar_shake_shake26': ['cifar.py:se_shake_shake26_2x96d'],
     'cifar_shake_even29': ['cifar.py:se_shake_even29_2x4x64d'],
     'modern': ['modern.py:se_resnet50'],
+    'rsb_a1': ['rsb.py:a1'],
+    'rsb_a2': ['rsb.py:a2'],
+    'rsb_a3': ['rsb.py:a3'],
+    'resnet_rs': ['resnet_rs.py'],
+    'efficientnet': ['efficientnet.py'],
+    'mobilenet_v3': ['mobilenet_v3.py'],
+    'regnet_y_800mf': ['regnet.py:regnet_y_800mf'],
+    'regnet_y_32gf': ['regnet.py:regnet_y_32gf'],
 }
 
 
@@ -91,7 +99,8 @@ def rates(config, num_steps, steps_per_epoch):
     warmup = int(config.warmup * num_steps)
     bounds = [warmup] if warmup else []
     if config.schedule == 'step':
-        bounds += [round(epoch * steps_per_epoch) for epoch in config.drop_epochs]
+        drops = [round(epoch * steps_per_epoch) for epoch in config.drop_epochs]
+        bounds += drops if len(drops) < 10 else [*drops[:3], drops[-1]]
     if config.schedule == 'cosine':
         bounds += [num_steps * quarter // 4 for quarter in (1, 2, 3)]
     steps = sorted({0, num_steps - 1, *bounds, *(bound - 1 for bound in bounds)})

@@ -1,0 +1,48 @@
+"""ResNet-RS-50 on ImageNet-1k (arXiv 2103.07579).
+
+    python train_main.py --config=configs/resnet_rs.py --workdir=runs/resnet_rs50
+
+Hardware: the paper used TPUs with a batch of 4,096. Use any number of devices that divides the
+batch; `--config.base_batch_size=4096` scales the learning rate with another batch.
+
+Paper (one crop of 160 pixels), top-1 error in %: 21.2.
+Ours: not run yet.
+
+From the authors' resnetrs50_i160.yaml, which has no stochastic depth for this size. Its RandAugment
+has TensorFlow's operations, ours timm's. Not in that file: Nesterov momentum and the warmup, which
+are those of the authors' other ResNets. BatchNorm groups are 32 images.
+"""
+
+from se_flax.training.config import base_config
+
+
+def get_config():
+    c = base_config()
+    c.model = 'timm_resnetrs50'
+    c.model_fields.dropout = 0.25
+    c.model_fields.bn_momentum = 0.0  # the average of the weights averages the statistics too
+    c.dtype = 'bfloat16'
+
+    c.data = 'imagenet2012'
+    c.image_size = 160
+    c.mean = (123.675, 116.28, 103.53)
+    c.std = (58.395, 57.12, 57.375)
+    c.interpolation = 'bicubic'
+    c.ra_operations = 2
+    c.ra_magnitude = 10.0
+    c.ra_std = 0.0
+    c.ra_increasing = False
+    c.eval_resize = 192
+
+    c.batch_size = 4096
+    c.num_epochs = 350.0
+    c.schedule = 'cosine'
+    c.learning_rate = 1.6  # 0.1 for 256 images
+    c.warmup = 5 / 350
+    c.nesterov = True
+    c.weight_decay = 4e-5
+    c.label_smoothing = 0.1
+    c.ema = 0.9999
+
+    c.eval_batch_size = 1024
+    return c

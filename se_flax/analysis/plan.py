@@ -15,7 +15,7 @@ import ml_collections
 
 from se_flax.analysis.study import PLAIN, SE, Cell, Study
 from se_flax.errors import MissingError, UserError
-from se_flax.models import Network, check_model
+from se_flax.models import Network, create_model, twins
 from se_flax.models.complexity import count
 from se_flax.storage import AnyPath, as_path, atomic_write, read_json, without_lists
 from se_flax.training.config import MACHINE_FIELDS, assign, make_config
@@ -47,21 +47,20 @@ class Plan(NamedTuple):
     def cell_config(self, cell: Cell, seed: int | None = None) -> ml_collections.ConfigDict:
         """Returns the config of a run, locked; raises UserError for an unknown model or field."""
         config = fill_from_weights(make_config(self.config, self.assignments))
+        if cell.model in (PLAIN, SE) and create_model(config.model).se is None:
+            raise UserError(f'{config.model} has no SE to study; use {twins(config.model)[1]}')
         if cell.model not in (None, SE):
-            twin = config.model.removeprefix('se_')
-            if cell.model == PLAIN and twin == config.model:
-                raise UserError(f'{config.model} has no SE to remove; use a model named se_*')
-            with_se = config.copy_and_resolve_references()
-            config.model = twin if cell.model == PLAIN else cell.model
-            check_model(config.model)
-            if not config.model.startswith('se_'):
+            target = None
+            if cell.equal:
+                target = make_model(config, open_split(config, 'train').num_classes)
+            config.model = twins(config.model)[0] if cell.model == PLAIN else cell.model
+            if config.model == twins(config.model)[0]:
                 for name in {*SE_FIELDS} & {*config.model_fields}:
                     del config.model_fields[name]
-            if cell.equal:
-                classes = open_split(config, 'train').num_classes
-                pair = make_model(config, classes), make_model(with_se, classes)
+            if target:
+                model = make_model(config, target.num_classes)
                 with config.model_fields.ignore_type():  # a fraction in place of an integer
-                    if width := equal_width(*pair, config.image_size, cell.equal):
+                    if width := equal_width(model, target, config.image_size, cell.equal):
                         config.model_fields.width = width
         for name, text in cell.fields:
             assign(config, name, text)

@@ -21,21 +21,23 @@ def _models(args: argparse.Namespace) -> None:
     names = list_models(args.pattern)
     if not names:
         check_model(args.pattern)
-    rows = [('name', 'parameters', 'multiply-adds', 'in the paper', 'input', 'error in the paper')]
+    head = 'family', 'name', 'parameters', 'multiply-adds', 'in the paper', 'input'
+    rows = [(*head, 'error in the paper')]
     for info in map(model_info, names):
         if args.paper and not info.paper:
             continue
         size = f'{info.input_size}x{info.input_size}'
         published = _macs(info.paper.macs) if info.paper and info.paper.macs else ''
         cells = (f'{info.params:,}', _macs(info.macs), published, size, _paper(info.paper))
-        rows.append((info.name, *cells))
-    print(markdown(rows) if args.markdown else aligned(rows))
+        rows.append((info.family, info.name, *cells))
+    print(markdown(rows) if args.markdown else aligned(rows, left=2))
 
 
 def _info(args: argparse.Namespace) -> None:
     info = model_info(args.name)
     rows = [
         ('name', info.name),
+        ('family', info.family),
         ('parameters', f'{info.params:,}'),
         ('multiply-adds', f'{_macs(info.macs)} ({info.macs:,}) an image'),
         ('input', f'{info.input_size} x {info.input_size} x 3'),

@@ -59,6 +59,7 @@ class ModelInfo(NamedTuple):
     """What is known of a network before it is built."""
 
     name: str
+    family: str  # name of its class
     params: int  # trainable
     macs: int  # multiply-adds of evaluating one image
     features: tuple[Feature, ...]
@@ -177,7 +178,7 @@ def model_info(name: str) -> ModelInfo:
     features = [Feature(stage, 1 << int(stage[1:]), int(channels)) for stage, channels in stages]
     counts = int(row['params']), int(row['macs']), tuple(features)
     num_classes = make.keywords.get('num_classes', Network.num_classes)
-    return ModelInfo(name, *counts, size, num_classes, _paper(name))
+    return ModelInfo(name, make.func.__name__, *counts, size, num_classes, _paper(name))
 
 
 def _paper(name: str) -> PaperResult | None:

@@ -110,10 +110,23 @@ def test_a_network_of_one_width_has_no_equal(tmp_path):
         plan.tasks()
 
 
-def test_a_network_that_is_plain_cannot_be_ablated(tmp_path):
-    plan = plan_of(STUDIES['stages'], tmp_path, ('model', 'resnet8_cifar'))
-    with pytest.raises(UserError, match='use a model named se_'):
+@pytest.mark.parametrize('study', ['stages', 'squeeze'])
+def test_a_network_that_is_plain_cannot_be_ablated(study, tmp_path):
+    plan = plan_of(STUDIES[study], tmp_path, ('model', 'resnet8_cifar'))
+    with pytest.raises(UserError, match='resnet8_cifar has no SE to study; use se_resnet8_cifar'):
         plan.tasks()
+
+
+def test_the_plain_network_is_the_twin_whatever_its_name(tmp_path):
+    plan = Plan(STUDIES['nosqueeze'], 'mobile:efficientnet_b0', (), 1, tmp_path)
+    plain, none, with_se = (plan.cell_config(cell) for cell in plan.study.cells)
+    assert (plain.model, with_se.model) == ('efficientnet_b0_no_se', 'efficientnet_b0')
+    assert none.model_fields.se.squeeze is None
+    fields = ('model_fields.se_stages', '(3,)'), ('model_fields.dropout', '0.1')
+    plan = Plan(networks(['efficientnet_b0']), 'mobile:efficientnet_b0', fields, 1, tmp_path)
+    plain, with_se = (plan.cell_config(cell).model_fields for cell in plan.study.cells)
+    assert plain.to_dict() == {'dropout': 0.1}
+    assert with_se.to_dict() == {'dropout': 0.1, 'se_stages': (3,)}
 
 
 SLURM = {

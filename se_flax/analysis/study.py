@@ -40,6 +40,23 @@ def _study(title: str, field: str, baseline: str, cells: Mapping[str, tuple]) ->
 
 _ORIGINAL = (PLAIN, 23.30, 6.55)
 _SE = (SE, 22.28, 6.03)  # r = 16, mean, sigmoid, all stages
+_PIECES: dict[str, tuple[tuple[str, str], ...]] = {
+    'as it is': (),
+    'AdamW': (('optimizer', 'adamw'), ('learning_rate', '0.003'), ('weight_decay', '0.02')),
+    'LAMB': (('optimizer', 'lamb'), ('learning_rate', '0.01'), ('weight_decay', '0.02')),
+    'RMSProp': (('optimizer', 'rmsprop'), ('learning_rate', '0.003'), ('epsilon', '0.001')),
+    'clipped gradient': (('clip_norm', '1'),),
+    'binary cross-entropy': (('loss', 'bce'),),
+    'label smoothing': (('label_smoothing', '0.1'),),
+    'stochastic depth': (('model_fields.drop_path', '0.1'),),
+    'averaged weights': (('ema', '0.998'), ('ema_warmup', 'true')),
+    'mixup': (('mixup', '0.2'),),
+    'CutMix': (('cutmix', '1'),),
+    'RandAugment': (('ra_operations', '2'), ('ra_magnitude', '7')),
+    'color jitter': (('color_jitter', '0.4,0.4,0.4'),),
+    'random erasing': (('erasing', '0.25'),),
+    'three repeats': (('repeats', '3'),),
+}
 STUDIES = {
     'reduction': _study('Reduction ratio (Table 10)', 'se.reduction', '16', {
         'original': _ORIGINAL, '2': ('2', 22.29, 6.00), '4': ('4', 22.25, 6.09),
@@ -71,6 +88,9 @@ STUDIES = {
         Cell('original', model=PLAIN, paper=_ORIGINAL[1:], baseline='SE'),
         Cell('equal parameters', model=PLAIN, baseline='SE', equal='params'),
         Cell('equal multiply-adds', model=PLAIN, baseline='SE', equal='macs'),
+    )),
+    'pieces': Study('One piece of later recipes at a time (not in the paper)', tuple(
+        Cell(name, fields, baseline='as it is') for name, fields in _PIECES.items()
     )),
 }  # fmt: skip
 

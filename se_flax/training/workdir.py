@@ -34,7 +34,7 @@ def check(workdir: AnyPath, ours: Mapping[str, Any]) -> None:
         if workdir.is_dir() and {p.name for p in workdir.iterdir()} - left:
             raise UserError(f'{workdir} is not empty but has no {CONFIG}; use another --workdir')
         return
-    theirs = ADDED | _read(workdir)
+    theirs = json.loads(json.dumps(ADDED)) | _read(workdir)  # with lists instead of tuples
     names = sorted((ours.keys() | theirs.keys()) - set(MACHINE_FIELDS))
     differing = [name for name in names if ours.get(name) != theirs.get(name)]
     if not differing:

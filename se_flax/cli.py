@@ -77,7 +77,8 @@ def exit_code(run: Callable[[], int | None], *, trains: bool) -> int:
         code, line = _explain(error, trains)
         if not line:
             raise
-        print(line, file=sys.stdout if code == 143 else sys.stderr)
+        # One write, or OpenCV's warnings from other threads could come between line and end.
+        (sys.stdout if code == 143 else sys.stderr).write(f'{line}\n')
         return _leave(code)
 
 

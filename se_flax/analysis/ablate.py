@@ -33,7 +33,7 @@ def check(plan: Plan) -> dict[str, int]:
         except UserError as error:
             raise UserError(f'cell {cell.name!r}: {error}') from None
         if plan_of_run.model.se is None and cell.model == SE:
-            raise UserError(f'{config.model} has no SE to ablate; use a model named se_*')
+            raise UserError(f'{config.model} with se=None has no SE to study')
         steps[cell.name] = plan_of_run.num_steps
     return steps
 

@@ -8,13 +8,13 @@ import pytest
 
 from se_flax import cli
 
-pytestmark = pytest.mark.slow  # each compiles a whole network
+pytestmark = pytest.mark.slow  # several compilations each
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = (
     *('image_size=32', 'eval_resize=36', 'batch_size=16', 'bn_group_size=2', 'eval_batch_size=16'),
     *('dtype=float32', 'num_steps=30', 'checkpoint_every_steps=15', 'log_every_steps=5'),
-    'eval_every_steps=30',
+    *('eval_every_steps=30', 'learning_rate=0.001'),  # the recipes' rates are for large batches
 )
 
 
@@ -29,11 +29,15 @@ def tiny_imagenet(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    'recipe',
-    ['rsb:a1', 'rsb:a2', 'rsb:a3', 'resnet_rs', 'efficientnet', 'mobilenet_v3', 'regnet'],
+    ('recipe', 'stage_sizes'),
+    [
+        *((recipe, (1, 1, 1, 1)) for recipe in ('rsb:a1', 'rsb:a2', 'rsb:a3', 'resnet_rs')),
+        *(('regnet', (1, 1, 1, 1)), ('efficientnet', (1,) * 7), ('mobilenet_v3', (1,) * 5)),
+    ],
 )
-def test_a_recipe_is_resumed_bit_by_bit(recipe, tiny_imagenet, tmp_path, kill_run):
-    fields = [f'--config.{field}' for field in (f'data_dir={tiny_imagenet}', *SMALL)]
+def test_a_recipe_is_resumed_bit_by_bit(recipe, stage_sizes, tiny_imagenet, tmp_path, kill_run):
+    fields = f'data_dir={tiny_imagenet}', f'model_fields.stage_sizes={stage_sizes}', *SMALL
+    fields = [f'--config.{field}' for field in fields]
 
     def train(name):
         return cli.main(['train', f'--config={recipe}', f'--workdir={tmp_path / name}', *fields])

@@ -25,6 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 from etils import epath
 
 from se_flax import storage
@@ -81,6 +82,8 @@ class Checkpointer(contextlib.AbstractContextManager):
         self.directory = _absolute(directory)
         self.keep, self.background = keep, background
         self._thread = concurrent.futures.ThreadPoolExecutor(1, 'checkpoint')
+        if background:
+            self._thread.submit(_lower_priority).result()
         self._saving: tuple[int, concurrent.futures.Future] | None = None  # step, what writes it
         self._writes = jax.process_index() == 0  # the manifests; Orbax has each process write
         if self._writes:
@@ -281,6 +284,16 @@ def _read(folder: epath.Path, target: Any) -> tuple[Any, dict[str, Any]]:
     args = ocp.args.Composite(state=ocp.args.PyTreeRestore(target, restore_args=options))
     with ocp.Checkpointer(_handler()) as orbax:
         return orbax.restore(folder, args=args).state, manifest['progress']
+
+
+def _lower_priority() -> None:
+    """Gives way to the step and the input pipeline where they need the cores that write."""
+    if sys.platform != 'linux':  # elsewhere this is the priority of the whole process
+        return
+    os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + 10)
+    # TensorStore starts its writers on first use, and they inherit the priority of this thread.
+    spec = {'driver': 'zarr', 'kvstore': 'memory://'}
+    tensorstore.open(spec, create=True, dtype='uint8', shape=[1]).result()[...] = 0
 
 
 def _handler() -> ocp.CompositeCheckpointHandler:

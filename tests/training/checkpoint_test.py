@@ -507,6 +507,30 @@ def test_training_continues_on_the_memory_that_is_being_saved(two_steps, count):
         assert names(two_steps) == ['20', '30']
 
 
+PRIORITIES = """
+import os, pathlib, sys
+import jax.numpy as jnp
+from se_flax.training.checkpoint import Checkpointer
+
+with Checkpointer(sys.argv[1], background=True) as checkpoints:
+    checkpoints.save(1, {'w': jnp.ones((300, 300))}, {})
+    checkpoints.wait()
+    for task in pathlib.Path('/proc/self/task').iterdir():
+        print(os.getpriority(os.PRIO_PROCESS, int(task.name)), (task / 'comm').read_text().strip())
+"""
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='only Linux has a priority for each thread')
+def test_writers_in_the_background_give_way(tmp_path, environ):
+    command = [sys.executable, '-c', PRIORITIES, tmp_path]
+    done = subprocess.run(command, env=environ, text=True, capture_output=True, check=True)
+    tasks = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    lower = {name for priority, name in tasks if int(priority) > ours}
+    assert {int(priority) for priority, name in tasks if name == 'ts_pool_worker'} == {min(ours + 10, 19)}
+    assert 'tf_XLAEigen' not in lower
+
+
 @pytest.mark.parametrize('place', PLACES)
 @pytest.mark.parametrize('by', ['save', 'exit'])
 def test_a_failed_save_in_the_background_is_raised_with_its_step(two_steps, place, by):

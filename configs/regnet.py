@@ -28,7 +28,7 @@ def get_config(model: str = 'regnet_y_800mf'):
     c.mean = (123.675, 116.28, 103.53)
     c.std = (58.395, 57.12, 57.375)
 
-    large = model.endswith(('3_2gf', '_4gf', '6_4gf', '_8gf', '12gf', '16gf'))
+    large = model.endswith(('3_2gf', '_4gf', '_8gf', '12gf', '16gf'))
     c.batch_size = 256 if model.endswith('32gf') else 512 if large else 1024
     c.num_epochs = 100.0
     c.schedule = 'cosine'

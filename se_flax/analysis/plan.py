@@ -53,8 +53,9 @@ class Plan(NamedTuple):
             target = None
             if cell.equal:
                 target = make_model(config, open_split(config, 'train').num_classes)
-            config.model = twins(config.model)[0] if cell.model == PLAIN else cell.model
-            if config.model == twins(config.model)[0]:
+            plain, _ = twins(config.model if cell.model == PLAIN else cell.model)
+            config.model = plain if cell.model == PLAIN else cell.model
+            if config.model == plain:
                 for name in {*SE_FIELDS} & {*config.model_fields}:
                     del config.model_fields[name]
             if target:

@@ -8,6 +8,8 @@ import pytest
 
 from se_flax import cli
 
+from .run_test import unfinished
+
 pytestmark = pytest.mark.slow  # several compilations each
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -43,8 +45,7 @@ def test_a_recipe_is_resumed_bit_by_bit(recipe, stage_sizes, tiny_imagenet, tmp_
         return cli.main(['train', f'--config={recipe}', f'--workdir={tmp_path / name}', *fields])
 
     assert train('whole') == 0
-    shutil.copytree(tmp_path / 'whole', tmp_path / 'cut')
-    (tmp_path / 'cut' / 'DONE').unlink()
-    shutil.rmtree(tmp_path / 'cut' / 'checkpoints' / '30')
+    cut = unfinished(tmp_path / 'whole', tmp_path / 'cut')
+    shutil.rmtree(cut / 'checkpoints' / '30')
     assert train('cut') == 0
-    assert kill_run['differences'](tmp_path / 'whole', tmp_path / 'cut') == []
+    assert kill_run['differences'](tmp_path / 'whole', cut) == []

@@ -3,8 +3,9 @@
 Trains one run, of the quick start or of any config (`--config`, `--config.FIELD=VALUE`). At regular
 intervals the trainer pauses, and the same step runs repeatedly on one batch that is already on the
 device, for the same time. Noise of the machine thus affects both. On a CPU the threads that read
-images share the processor with the step; their CPU time is reported as well. With `--saves` each
-round has a checkpoint halfway, and the trainer's time ends when it is on the disk. Writes
+images share the processor with the step; their CPU time is reported as well. With `--saves K` every
+K-th round has a checkpoint, and the trainer's time ends when it is on the disk. A ratio is that of
+K rounds together: short rounds keep both kinds of steps close in time. Writes
 `benchmarks/results/loop.json` and `loop.md`, a row for each command.
 """
 
@@ -69,8 +70,8 @@ def alternate(bare, num_steps, rounds, pairs, checkpointers):
         begin = time.perf_counter()
         bare(num_steps)
         middle = time.perf_counter()
-        # The first round is longer, so that the others save halfway and train while it is written.
-        for _ in range(num_steps if i else num_steps + num_steps // 2):
+        # The first round is longer, so that later ones save after a step and train meanwhile.
+        for _ in range(num_steps if i else 2 * num_steps - 1):
             yield False
         jax.block_until_ready(jax.live_arrays())  # the trainer's last step is still running
         for checkpointer in checkpointers:
@@ -80,12 +81,12 @@ def alternate(bare, num_steps, rounds, pairs, checkpointers):
 
 
 def measure(config, rounds, num_steps, saves):
-    """Returns `(bare, trainer)` seconds of each round, and the rows of the trainer's steps."""
+    """Returns `(bare, trainer)` seconds of each round, or save, and the rows of the trainer."""
     config.num_steps = (rounds + 2) * num_steps  # it stops before the last evaluation
     config.log_every_steps = num_steps
     # Steady state: the trainer's clock also pauses for evaluations and saves.
     config.eval_every_epochs = config.checkpoint_every_epochs = None
-    config.checkpoint_every_steps = num_steps if saves else None
+    config.checkpoint_every_steps = num_steps * saves or None
     checkpointers = []
 
     def noted(*args, **kwargs):
@@ -98,7 +99,13 @@ def measure(config, rounds, num_steps, saves):
         with contextlib.suppress(Preempted):
             run_module.run(config, pathlib.Path(workdir), stop_requested=lambda _: next(turns))
         rows = [row for row in read_metrics(f'{workdir}/metrics.jsonl') if row['split'] == 'train']
-    return pairs[1:], rows[1:]  # the first round compiles
+    return together(pairs[1:], saves or 1), rows[1:]  # the first round compiles
+
+
+def together(pairs, count):
+    """Returns the sums of each `count` pairs."""
+    groups = (pairs[i : i + count] for i in range(0, len(pairs), count))
+    return [tuple(map(sum, zip(*group, strict=True))) for group in groups]
 
 
 def reading_seconds(config, num_batches=32):
@@ -123,8 +130,10 @@ def main():
     parser.add_argument('--config', default=str(QUICKSTART), help='allows --config.FIELD=VALUE')
     parser.add_argument('--rounds', type=int, default=20)
     parser.add_argument('--steps', type=int, default=50, help='steps of each kind per round')
-    parser.add_argument('--saves', action='store_true', help='save a checkpoint in each round')
+    parser.add_argument('--saves', type=int, default=0, metavar='K', help='in every K-th round')
     args, rest = parser.parse_known_args()
+    if args.saves and args.rounds % args.saves:
+        parser.error(f'--rounds {args.rounds} must be a multiple of --saves {args.saves}')
 
     try:
         config = load_config(args.config)
@@ -136,12 +145,14 @@ def main():
     pairs, log = measure(config, args.rounds, args.steps, args.saves)
     bare, trainer = (statistics.median(seconds) for seconds in zip(*pairs, strict=True))
     ratios = sorted(bare / trainer for bare, trainer in pairs)
+    steps = args.steps * (args.saves or 1)
+    saves = ['--saves', str(args.saves), '--steps', str(args.steps)] if args.saves else []
     row = {
-        'config': ' '.join([os.path.relpath(args.config, ROOT), *['--saves'] * args.saves, *rest]),
-        'rounds': args.rounds,
+        'config': ' '.join([os.path.relpath(args.config, ROOT), *saves, *rest]),
+        'rounds': len(pairs),
         'images': config.batch_size,
-        'bare_s': bare / args.steps,
-        'trainer_s': trainer / args.steps,
+        'bare_s': bare / steps,
+        'trainer_s': trainer / steps,
         'ratio': statistics.median(ratios),
         'range': (ratios[0], ratios[-1]),
         'reading_s': reading,

@@ -23,29 +23,30 @@ MEAN, STD = (120.0, 121.0, 122.0), (60.0, 61.0, 62.0)
 ROUNDING = 1e-4  # of the largest logit; fifty layers of float32 in another order make 2e-5
 SHALLOW = {'stage_sizes': (1, 1, 1, 1)}
 THREE = {'stage_sizes': (1, 1, 2)}
-NETWORKS = {  # a small one of each kind, and two sizes of its images
+NETWORKS = {  # a small one of each kind, and sizes of its images, of which the odd ones are NCHW
     'se_resnet50': ((64, 75), SHALLOW),
-    'se_resnext50_32x4d': ((64, 75), SHALLOW),
-    'senet154': ((64, 75), SHALLOW),
-    'timm_seresnet50': ((64, 75), SHALLOW),
-    'timm_resnetrs50': ((64, 75), SHALLOW),
-    'timm_seresnextaa101d_32x8d': ((64, 75), SHALLOW),
-    'regnet_y_200mf': ((64, 75), SHALLOW),
-    'se_resnet20_cifar': ((32, 21), THREE),
-    'se_vgg16': ((64, 75), {'width': 16}),
-    'se_bn_inception': ((64, 96), {}),
-    'se_inception_resnet_v2': ((75, 96), THREE),
-    'se_mobilenet': ((64, 75), {}),
-    'se_shufflenet': ((64, 75), THREE),
-    'se_preact_resnet110': ((32, 21), THREE),
-    'se_preact_resnet164': ((32, 21), THREE),
-    'se_wrn16_8': ((32, 21), THREE | {'width': 32}),
-    'se_shake_shake26_2x96d': ((32, 21), THREE | {'width': 32}),
-    'se_shake_even29_2x4x64d': ((32, 21), THREE | {'width': 32}),
-    'mobilenet_v3_small': ((64, 75), {'stage_sizes': (1, 1, 1, 1, 2)}),
+    'se_resnext50_32x4d': ((75,), SHALLOW),
+    'senet154': ((64,), SHALLOW),
+    'timm_seresnet50': ((64,), SHALLOW),
+    'timm_resnetrs50': ((75,), SHALLOW),
+    'timm_seresnextaa101d_32x8d': ((75,), SHALLOW),
+    'regnet_y_200mf': ((64,), SHALLOW),
+    'se_resnet20_cifar': ((21,), THREE),
+    'se_vgg16': ((75,), {'width': 16}),
+    'se_bn_inception': ((64,), {}),
+    'se_inception_resnet_v2': ((75,), THREE),
+    'se_mobilenet': ((75,), {}),
+    'se_shufflenet': ((64,), THREE),
+    'se_preact_resnet110': ((21,), THREE),
+    'se_preact_resnet164': ((32,), THREE),
+    'se_wrn16_8': ((21,), THREE | {'width': 32}),
+    'se_shake_shake26_2x96d': ((32,), THREE | {'width': 32}),
+    'se_shake_even29_2x4x64d': ((21,), THREE | {'width': 32}),
+    'mobilenet_v3_small': ((75,), {'stage_sizes': (1, 1, 1, 1, 2)}),
+    # Its padding depends on whether a size is even.
     'timm_tf_mobilenetv3_small_100': ((64, 75), {'stage_sizes': (1, 1, 1, 1, 1)}),
-    'efficientnet_b0': ((64, 75), {'stage_sizes': (1, 1, 1, 1, 1, 1, 1)}),
-    'efficientnet_v2_s': ((64, 75), {'stage_sizes': (1, 1, 1, 1, 1, 2)}),
+    'efficientnet_b0': ((75,), {'stage_sizes': (1, 1, 1, 1, 1, 1, 1)}),
+    'efficientnet_v2_s': ((64,), {'stage_sizes': (1, 1, 1, 1, 1, 2)}),
 }
 
 
@@ -98,7 +99,8 @@ def test_logits_are_those_of_jax(name):
     sizes, fields = NETWORKS[name]
     model = create_model(name, 10, **fields)
     variables = random_variables(model)
-    for size, nchw in zip(sizes, (False, True), strict=True):
+    for size in sizes:
+        nchw = size % 2 == 1
         exported = export_onnx(model, variables, size, mean=MEAN, std=STD, nchw=nchw)
         images = random_images(3, size, size, 3)
         want = jax.jit(model.apply)(variables, normalized(images))

@@ -25,7 +25,6 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-import tensorstore
 from etils import epath
 
 from se_flax import storage
@@ -119,7 +118,8 @@ class Checkpointer(contextlib.AbstractContextManager):
         orbax = ocp.AsyncCheckpointer(_handler())
         args = ocp.args.Composite(state=ocp.args.PyTreeSave(state))
         try:
-            orbax.save(self.directory / str(step), args=args)  # copies the state to the host
+            # It copies the state to the host, and its writers inherit this thread's priority.
+            self._thread.submit(orbax.save, self.directory / str(step), args=args).result()
         except Exception as error:
             raise self._failed(step, error) from error
         self._saving = step, self._thread.submit(self._finish, orbax, manifest)
@@ -291,9 +291,6 @@ def _lower_priority() -> None:
     if sys.platform != 'linux':  # elsewhere this is the priority of the whole process
         return
     os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + 10)
-    # TensorStore starts its writers on first use, and they inherit the priority of this thread.
-    spec = {'driver': 'zarr', 'kvstore': 'memory://'}
-    tensorstore.open(spec, create=True, dtype='uint8', shape=[1]).result()[...] = 0
 
 
 def _handler() -> ocp.CompositeCheckpointHandler:

@@ -83,8 +83,8 @@ FORMS = {
 )
 def test_preact_resnet_is_the_papers(name, form):
     net = enliven(PreActResNet(*FORMS[form], name.startswith('se_')), 32)
-    for size in (32, 45):
-        check_logits(create_model(name), to_flax(net.state_dict()), net, size)
+    size = 45 if name.startswith('se_') else 32  # odd and even maps
+    check_logits(create_model(name), to_flax(net.state_dict()), net, size, jit=False)
 
 
 def test_preact_resnets_are_pytorchcvs():

@@ -120,8 +120,8 @@ FORMS = {  # units a stage, channels of the first
 @pytest.mark.parametrize('name', FORMS)
 def test_shake_resnet_is_the_papers(name):
     net = enliven(ShakeResNet(name, *FORMS[name], halves()), 32)
-    for size in (32, 45):
-        check_logits(create_model(name), to_flax(net.state_dict()), net, size)
+    size = 45 if name.startswith('se_') else 32  # odd and even maps
+    check_logits(create_model(name), to_flax(net.state_dict()), net, size, jit=False)
 
 
 @pytest.mark.parametrize('name', ['se_shake_shake26_2x96d', 'se_shake_even29_2x4x64d'])

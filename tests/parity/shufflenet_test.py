@@ -30,11 +30,11 @@ class Unit(ConvNorms):
 
 
 class ShuffleNet(ConvNorms):
-    def __init__(self, se):
+    def __init__(self, se, sizes=(4, 8, 4)):
         super().__init__()
         self.add('_stem', 3, 24, 3, 2)
         channels, self.units = 24, []
-        for stage, features, size in ((2, 240, 4), (3, 480, 8), (4, 960, 4)):
+        for stage, features, size in zip((2, 3, 4), (240, 480, 960), sizes, strict=True):
             for i in range(size):
                 self.units.append(f'stage{stage}_block{i + 1}')
                 first_groups = 1 if channels == 24 else 3
@@ -52,10 +52,11 @@ class ShuffleNet(ConvNorms):
 @pytest.mark.parametrize('name', ['shufflenet', 'se_shufflenet'])
 def test_shufflenet_is_the_papers(name):
     net = enliven(ShuffleNet(name.startswith('se_')), 224)
-    for size in (224, 97):
-        check_logits(create_model(name), to_flax(net.state_dict()), net, size)
+    size = 97 if name.startswith('se_') else 224
+    check_logits(create_model(name), to_flax(net.state_dict()), net, size)
 
 
 def test_se_shufflenet_trains_alike():
-    model = create_model('se_shufflenet', dtype=jnp.float64)
-    check_training(model, to_flax, enliven(ShuffleNet(True), 64), 64)
+    sizes = 1, 2, 1
+    model = create_model('se_shufflenet', dtype=jnp.float64, stage_sizes=sizes)
+    check_training(model, to_flax, enliven(ShuffleNet(True, sizes), 64), 64)

@@ -34,7 +34,7 @@ def tiny_imagenet(tmp_path_factory):
     ('recipe', 'stage_sizes'),
     [
         *((recipe, (1, 1, 1, 1)) for recipe in ('rsb:a1', 'rsb:a2', 'rsb:a3', 'resnet_rs')),
-        *(('regnet', (1, 1, 1, 1)), ('efficientnet', (1,) * 7), ('mobilenet_v3', (1,) * 5)),
+        *(('regnet', (1, 1, 1, 1)), ('efficientnet', (1,) * 7), ('mobilenet_v3', (1,) * 6)),
     ],
 )
 def test_a_recipe_is_resumed_bit_by_bit(recipe, stage_sizes, tiny_imagenet, tmp_path, kill_run):

@@ -23,7 +23,6 @@ import importlib.util
 import multiprocessing
 import os
 import pathlib
-import statistics
 import struct
 import sys
 import tempfile
@@ -37,7 +36,7 @@ import psutil
 import simplejpeg
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
-from record import processor, versions
+from record import processor, spread, versions
 from tensorflow_datasets.proto import tf_example_pb2
 
 from se_flax.data import EvalTransform, TrainTransform, eval_batches, train_batches
@@ -330,13 +329,6 @@ def compare(files, loaders, cores, rounds, images):
                     pairs = zip(turns, results.get((train, base), ()), strict=False)
                     cells.append(spread([mine[0] / other[0] for mine, other in pairs], '.2f'))
                 print('|', ' | '.join([name, *cells]), '|')
-
-
-def spread(values, form):
-    if not values:
-        return '-'
-    low, middle, high = min(values), statistics.median(values), max(values)
-    return f'{middle:{form}} ({low:{form}}-{high:{form}})'
 
 
 def watch_memory(files, what, size, cores, minutes):

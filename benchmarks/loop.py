@@ -19,7 +19,8 @@ import tempfile
 import time
 
 import jax
-from record import processor, read_rows, save, versions
+import numpy as np
+from record import ROOT, processor, read_rows, save, versions
 
 from se_flax.data import train_batches
 from se_flax.errors import UserError
@@ -34,7 +35,6 @@ from se_flax.training.recipe import make_plan, make_step
 from se_flax.training.state import make_init
 from se_flax.training.step import jit_train_step
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / 'configs' / 'quickstart.py'
 
 
@@ -81,7 +81,7 @@ def alternate(bare, num_steps, rounds, pairs, checkpointers):
 
 
 def measure(config, rounds, num_steps, saves):
-    """Returns `(bare, trainer)` seconds of each round, or save, and the rows of the trainer."""
+    """Returns `(bare, trainer)` seconds per step, of each round or save, and the trainer's rows."""
     config.num_steps = (rounds + 2) * num_steps  # it stops before the last evaluation
     config.log_every_steps = num_steps
     # Steady state: the trainer's clock also pauses for evaluations and saves.
@@ -99,13 +99,8 @@ def measure(config, rounds, num_steps, saves):
         with contextlib.suppress(Preempted):
             run_module.run(config, pathlib.Path(workdir), stop_requested=lambda _: next(turns))
         rows = [row for row in read_metrics(f'{workdir}/metrics.jsonl') if row['split'] == 'train']
-    return together(pairs[1:], saves or 1), rows[1:]  # the first round compiles
-
-
-def together(pairs, count):
-    """Returns the sums of each `count` pairs."""
-    groups = (pairs[i : i + count] for i in range(0, len(pairs), count))
-    return [tuple(map(sum, zip(*group, strict=True))) for group in groups]
+    per_step = np.array(pairs[1:]) / num_steps  # the first round compiles
+    return per_step.reshape(-1, saves or 1, 2).mean(1).tolist(), rows[1:]
 
 
 def reading_seconds(config, num_batches=32):
@@ -145,14 +140,13 @@ def main():
     pairs, log = measure(config, args.rounds, args.steps, args.saves)
     bare, trainer = (statistics.median(seconds) for seconds in zip(*pairs, strict=True))
     ratios = sorted(bare / trainer for bare, trainer in pairs)
-    steps = args.steps * (args.saves or 1)
     saves = ['--saves', str(args.saves), '--steps', str(args.steps)] if args.saves else []
     row = {
         'config': ' '.join([os.path.relpath(args.config, ROOT), *saves, *rest]),
         'rounds': len(pairs),
         'images': config.batch_size,
-        'bare_s': bare / steps,
-        'trainer_s': trainer / steps,
+        'bare_s': bare,
+        'trainer_s': trainer,
         'ratio': statistics.median(ratios),
         'range': (ratios[0], ratios[-1]),
         'reading_s': reading,

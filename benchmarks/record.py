@@ -6,18 +6,35 @@ import os
 import pathlib
 import platform
 import re
+import statistics
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from se_flax.storage import atomic_write
 
-RESULTS = pathlib.Path(__file__).parent / 'results'
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+RESULTS = ROOT / 'benchmarks' / 'results'
+
+
+def cpuinfo() -> dict[str, str]:
+    """Returns Linux's description of the first processor, nothing elsewhere."""
+    file = pathlib.Path('/proc/cpuinfo')
+    text = file.read_text().partition('\n\n')[0] if file.exists() else ''
+    return dict(re.findall(r'^(\S.*?)\s*: (.*)$', text, re.M))
 
 
 def processor() -> str:
     """Returns the processor and the number of cores available to this process."""
-    info = pathlib.Path('/proc/cpuinfo')
-    names = re.findall(r'model name\s*: (.*)', info.read_text()) if info.exists() else []
-    return f'{names[0] if names else platform.machine()}, {len(os.sched_getaffinity(0))} cores'
+    name = cpuinfo().get('model name', platform.machine())
+    return f'{name}, {len(os.sched_getaffinity(0))} cores'
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """Returns the median and the range as text, '-' of no values."""
+    if not values:
+        return '-'
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f'{middle:{form}} ({low:{form}}-{high:{form}})'
 
 
 def versions(*packages: str) -> str:
@@ -32,7 +49,7 @@ def _version(name):
         if name != 'se_flax':
             raise
         config = configparser.ConfigParser()
-        config.read(pathlib.Path(__file__).parents[1] / 'setup.cfg')
+        config.read(ROOT / 'setup.cfg')
         return f'{config["metadata"]["version"]} (not installed)'
 
 

@@ -9,7 +9,6 @@ the background and in the foreground (`async_checkpoints=false`) alternate. Writ
 
 import argparse
 import os
-import pathlib
 import statistics
 import tempfile
 import threading
@@ -18,7 +17,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from record import processor, read_rows, save, versions
+from record import ROOT, processor, read_rows, save, spread, versions
 
 from se_flax.parallel import data_mesh
 from se_flax.tables import markdown
@@ -26,7 +25,6 @@ from se_flax.training.checkpoint import Checkpointer
 from se_flax.training.config import load_config
 from se_flax.training.recipe import make_model, make_start, make_training
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 SIDE = 2048  # of the product's matrices, 0.1 s on two cores
 
 
@@ -53,11 +51,11 @@ def make_product():
     return product
 
 
-def measure(checkpoints, step, state, product):
+def measure(checkpoints, state, product):
     """Returns the seconds that a save blocks, that it takes, and that the products lose to it."""
     usual = statistics.median(product() for _ in range(50))
     begin = time.perf_counter()
-    checkpoints.save(step, state, {})
+    checkpoints.save(1, state, {})
     blocked = lost = time.perf_counter() - begin
     writing = threading.Thread(target=checkpoints.wait)
     writing.start()
@@ -76,13 +74,13 @@ def main():
     state, product = make_state(config), make_product()
     sizes = [leaf.nbytes for leaf in jax.tree.leaves(state)]
     found = {True: [], False: []}
-    for step in range(1, args.saves + 1):
+    for _ in range(args.saves):
         for background, seconds in found.items():
             with (
                 tempfile.TemporaryDirectory() as folder,
                 Checkpointer(folder, background=background) as checkpoints,
             ):
-                seconds.append(measure(checkpoints, step, state, product))
+                seconds.append(measure(checkpoints, state, product))
     name = os.path.relpath(args.config, ROOT)
     rows = [old for old in read_rows('saves') if old['config'] != name]
     for background, seconds in found.items():
@@ -91,7 +89,7 @@ def main():
         rows.append(row | {key: sorted(values) for key, values in figures})
     head = (
         f'{processor()}; {versions("se_flax", "jax", "jaxlib", "orbax-checkpoint")}. Medians '
-        f'(range) of the saves. Lost: time of a product that keeps all cores busy.'
+        '(range) of the saves. Lost: time of a product that keeps all cores busy.'
     )
     text = markdown(table(rows))
     save('saves', head, text, rows)
@@ -104,10 +102,7 @@ def table(rows):
     cells = [titles]
     for row in rows:
         kind = 'in the background' if row['background'] else 'in the foreground'
-        figures = [
-            f'{statistics.median(row[key]):.2f} ({row[key][0]:.2f}-{row[key][-1]:.2f})'
-            for key in ('blocks_s', 'takes_s', 'lost_s')
-        ]
+        figures = (spread(row[key], '.2f') for key in ('blocks_s', 'takes_s', 'lost_s'))
         size = f'{row["bytes"] / 1e6:.0f}', str(len(row['lost_s']))
         cells.append((f'`{row["config"]}`', kind, str(row['arrays']), *size, *figures))
     return cells

@@ -80,9 +80,8 @@ class Checkpointer(contextlib.AbstractContextManager):
             raise UserError(f'keep={keep} checkpoints leaves none if the newest is damaged; keep 2')
         self.directory = _absolute(directory)
         self.keep, self.background = keep, background
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, 'checkpoint')
-        if background:
-            self._thread.submit(_lower_priority).result()
+        begin = _lower_priority if background else None
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, 'checkpoint', begin)
         self._saving: tuple[int, concurrent.futures.Future] | None = None  # step, what writes it
         self._writes = jax.process_index() == 0  # the manifests; Orbax has each process write
         if self._writes:

@@ -22,7 +22,6 @@ EXPERIMENTS = ROOT / 'docs' / 'experiments'
 AGAIN = EXPERIMENTS / 'again'
 RECORD = runpy.run_path(str(ROOT / 'benchmarks' / 'record.py'))
 TIMED = {'images_per_second', 'data_wait', 'host_ms', 'seconds', 'time'}
-CPUINFO = pathlib.Path('/proc/cpuinfo')
 STUDIES = sorted(path.parent for path in EXPERIMENTS.glob('*/results.jsonl'))
 
 
@@ -56,8 +55,7 @@ def test_every_interval_of_the_page_is_one_of_a_study():
 
 def made_with():
     """What decides how sums are rounded; a virtual machine's processor name is not enough."""
-    text = CPUINFO.read_text() if CPUINFO.exists() else ''
-    processor = dict(re.findall(r'^(\S.*?)\s*: (.*)$', text.partition('\n\n')[0], re.M))
+    processor = RECORD['cpuinfo']()
     names = 'model name', 'cpu family', 'model', 'stepping', 'cache size', 'flags'
     versions = RECORD['versions']('jax', 'jaxlib', 'flax', 'optax')
     return {'versions': versions} | {name: processor.get(name) for name in names}

@@ -27,6 +27,7 @@ from jax.experimental import topologies
 from record import read_rows, versions
 from record import save as save_rows
 
+from se_flax.models import twins
 from se_flax.parallel import data_mesh, split
 from se_flax.training.config import check_config, load_config
 from se_flax.training.recipe import (
@@ -71,7 +72,12 @@ CHIPS = {
         {'chips_per_host_bounds': (2, 2, 1)},
     ),
 }  # fmt: skip
-RECIPES = {'senet154': 'senet154.py'}
+RECIPES = {
+    'senet154': 'senet154.py',
+    **{name: f'efficientnet.py:{name}' for name in twins('efficientnet_b0')},
+    **{name: f'mobilenet_v3.py:{name}' for name in twins('mobilenet_v3_large')},
+    'regnet_y_800mf': 'regnet.py:regnet_y_800mf',
+}
 CELLS = [
     *(
         (model, chip, chips, images)

@@ -31,6 +31,11 @@ CELLS = [  # network, images
     ('se_resnet50', 128),
     ('se_resnext50_32x4d', 128),
     ('senet154', 32),
+    ('efficientnet_b0_no_se', 128),
+    ('efficientnet_b0', 128),
+    ('mobilenet_v3_large_no_se', 128),
+    ('mobilenet_v3_large', 128),
+    ('regnet_y_800mf', 128),
     ('se_resnet8_cifar', 32),  # small, because CI compares it with the table
 ]
 FLOPS, BANDWIDTH = 989e12, 3.35e12  # bfloat16 FLOP/s and bytes/s in NVIDIA's data sheet

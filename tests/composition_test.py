@@ -153,7 +153,10 @@ def stock(monkeypatch):
     return replace
 
 
-@pytest.mark.parametrize('name', CASES)
+NO_OWN_DERIVATIVES = 'FoldedNorm', 'SE', 'SE, no squeeze', 'shake', 'shake, even'
+
+
+@pytest.mark.parametrize('name', [name for name in CASES if name not in NO_OWN_DERIVATIVES])
 def test_derivatives_of_every_kind_are_the_stock_operations(name, stock):
     (size, channels), module = CASES[name]
     x = np.random.default_rng(1).normal(size=(BATCH, size, size, channels))

@@ -425,11 +425,11 @@ def distribution(x, fan_in):
     return f'{shape}, std {x.std():.3g}'
 
 
-# Of alike families one; what takes long to compile is marked slow.
+# Of alike families one; what takes long to compile, or has another's layers, is marked slow.
 ALIKE = ('se_resnext50_32x4d', 'senet154', 'se_resnet20_cifar', 'timm_seresnextaa101d_32x8d')
 DRAWN = [name for name in FAMILIES if name not in ALIKE]
 LONG = ('se_vgg16', 'se_bn_inception', 'se_inception_resnet_v2', 'se_mobilenet', 'se_shufflenet')
-LONG += ('timm_resnetrs50', *INVERTED)
+LONG += ('timm_resnetrs50', 'timm_seresnet50', 'se_preact_resnet110', 'se_wrn16_8', *INVERTED)
 
 
 @pytest.mark.parametrize(

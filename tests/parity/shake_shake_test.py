@@ -81,13 +81,13 @@ class Unit(ConvNorms):
 class ShakeResNet(ConvNorms):
     """`shares` gives alpha and beta of each unit in training, each [B, 1, 1, 1]."""
 
-    def __init__(self, name, size, width, shares):
+    def __init__(self, name, sizes, width, shares):
         super().__init__()
         se, even = name.startswith('se_'), 'even' in name
         channels = 64 if even else 16
         self.even, self.units = even, []
         self.add('_stem', 3, channels, 3)
-        for stage in (2, 3, 4):
+        for stage, size in enumerate(sizes, start=2):
             for i in range(size):
                 self.units.append(f'stage{stage}_block{i + 1}')
                 stride = 2 if stage > 2 and i == 0 else 1
@@ -109,11 +109,11 @@ def halves():
         yield 0.5, 0.5
 
 
-FORMS = {  # units a stage, channels of the first
-    'shake_shake26_2x96d': (4, 96),
-    'se_shake_shake26_2x96d': (4, 96),
-    'shake_even29_2x4x64d': (3, 256),
-    'se_shake_even29_2x4x64d': (3, 256),
+FORMS = {  # units of each stage, channels of the first
+    'shake_shake26_2x96d': ((4, 4, 4), 96),
+    'se_shake_shake26_2x96d': ((4, 4, 4), 96),
+    'shake_even29_2x4x64d': ((3, 3, 3), 256),
+    'se_shake_even29_2x4x64d': ((3, 3, 3), 256),
 }
 
 
@@ -127,9 +127,9 @@ def test_shake_resnet_is_the_papers(name):
 @pytest.mark.parametrize('name', ['se_shake_shake26_2x96d', 'se_shake_even29_2x4x64d'])
 def test_shake_resnet_trains_alike(name, monkeypatch):
     """Shortened and thin, with the same shares forced on both sides."""
-    model = create_model(name, dtype=jnp.float64, stage_sizes=(2, 2, 2), width=64)
-    shares = np.random.default_rng(1).uniform(size=(6, 2, 4, 1, 1, 1))
-    net = enliven(ShakeResNet(name, 2, 64, halves()), 32)
+    model = create_model(name, dtype=jnp.float64, stage_sizes=(1, 2), width=64)
+    shares = np.random.default_rng(1).uniform(size=(3, 2, 4, 1, 1, 1))
+    net = enliven(ShakeResNet(name, (1, 2), 64, halves()), 32)
     theirs, ours = iter(torch.from_numpy(shares)), iter(shares)
     for unit in net.units:
         net.get_submodule(unit).shares = theirs

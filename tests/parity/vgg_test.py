@@ -1,6 +1,7 @@
 """VGG-16 against torchvision and pytorchcv, and with SE against a network written for the test."""
 
 import jax.numpy as jnp
+import pytest
 import torch
 import torchvision
 from pytorchcv.model_provider import get_model
@@ -49,12 +50,12 @@ class SEVGG(ConvNorms):
 
 
 def test_vgg16_is_torchvisions():
-    net = enliven(torchvision.models.vgg16_bn(), 96)
+    net = enliven(torchvision.models.vgg16_bn(), 75)
     variables = from_torch('vgg16', net.state_dict())
-    for size in (96, 75):
-        check_logits(create_model('vgg16'), variables, net, size)
+    check_logits(create_model('vgg16'), variables, net, 75)
 
 
+@pytest.mark.slow
 def test_vgg16_is_pytorchcvs():
     net = get_model('bn_vgg16')
     variables = from_torch('vgg16', enliven(net, 224).state_dict())

@@ -94,9 +94,8 @@ def trained(num_devices, dtype):
     return losses, trainer
 
 
-@pytest.mark.parametrize('num_devices', [2, 4, 8])
-def test_losses_do_not_depend_on_the_number_of_devices(num_devices):
-    (one, _), (many, _) = trained(1, jnp.float32), trained(num_devices, jnp.float32)
+def test_losses_do_not_depend_on_the_number_of_devices():
+    (one, _), (many, _) = trained(1, jnp.float32), trained(8, jnp.float32)
     # Of a first loss float32 changes the last digits; twenty steps may make that tenfold.
     np.testing.assert_allclose(many[0], one[0], rtol=1e-5)
     np.testing.assert_allclose(many, one, rtol=1e-4)
@@ -282,8 +281,7 @@ def test_random_mixtures_do_not_depend_on_the_number_of_devices():
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-9)
 
 
-@pytest.mark.parametrize('options', [{'num_devices': 4}, {'remat': True}])
-def test_dropped_branches_do_not_depend_on_devices_or_remat(options):
+def test_dropped_branches_do_not_depend_on_devices_or_remat():
     def losses(drop_path, **options):
         with jax.enable_x64(True):
             model = small_resnet(jnp.float64, drop_path=drop_path)
@@ -291,7 +289,8 @@ def test_dropped_branches_do_not_depend_on_devices_or_remat(options):
             return [trainer.train(random_batch(0))['loss'] for _ in range(2)]
 
     want = losses(0.5)
-    np.testing.assert_allclose(losses(0.5, **options), want, rtol=1e-9)
+    np.testing.assert_allclose(losses(0.5, num_devices=4), want, rtol=1e-9)
+    np.testing.assert_allclose(losses(0.5, remat=True), want, rtol=1e-9)
     assert abs(losses(0.0)[0] - want[0]) > 1e-4
 
 

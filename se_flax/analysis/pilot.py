@@ -60,7 +60,7 @@ def beginning(tasks: Sequence[Task]) -> str:
 
 
 def page(plan: Plan, rows: Sequence[Mapping[str, Any]], points: float, command: str) -> str:
-    """Returns the table, the expected time and the `command` to go on, given without --seeds."""
+    """Returns the table, the expected time and the `command` to continue, given without --seeds."""
     count = sum(cell.baseline != cell.name for cell in plan.study.cells)
     table, most = needs(rows, points, LEVEL / max(count, 1))  # the first step of Holm's method
     what = (
@@ -75,7 +75,7 @@ def page(plan: Plan, rows: Sequence[Mapping[str, Any]], points: float, command: 
         last = (
             f'With {seeds:,} seeds, and runs as long as those so far, the study takes about '
             f'{duration(done + rest)}, of which {duration(done)} are done. Shards divide the rest. '
-            f'To go on:\n\n'
+            f'To continue:\n\n'
             f'    {command} --seeds {seeds}'
         )
     title = f'# Pilot: {plan.study.title}'

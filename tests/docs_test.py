@@ -40,12 +40,12 @@ def commands(text, program=r'python train_main\.py'):
     return [shlex.split(line, comments=True)[program.count(' ') + 1 :] for line in lines]
 
 
-SHALLOW = {'stage_sizes': (1, 1, 1, 1)}
+SHALLOW = {'stage_sizes': (1, 1, 1, 1), 'width': 16}
 
 
 def run_python(page, names):
-    """Runs a page's blocks; its networks of 50 layers have one unit a stage."""
-    shallow = f'\\1, stage_sizes={SHALLOW["stage_sizes"]}'
+    """Runs a page's blocks; its networks of 50 layers have one thin unit a stage."""
+    shallow = ', '.join(['\\1', *(f'{name}={value}' for name, value in SHALLOW.items())])
     with jax.default_prng_impl('rbg'):  # compiles faster than the default
         for block in blocks('python', page):
             exec(re.sub(r"(create_model\('\w*resnet50')", shallow, block), names)
@@ -88,11 +88,11 @@ def test_the_backbone_page_runs(tmp_path, monkeypatch):
     drawn = jax.tree.map(lambda leaf: leaf + 0.01, drawn)  # no zero where gradients would end
     save_weights('seresnet50.safetensors', name, drawn, BICUBIC, fields=SHALLOW)
     names = run_python(DOCS / 'guides/backbone.md', {})
-    assert names['features'].shape == (2, 2048)
+    assert names['features'].shape == (2, 512)
     np.testing.assert_allclose(np.linalg.norm(names['embeddings'], axis=-1), 1, rtol=1e-6)
     shapes = {stage: x.shape for stage, x in names['maps'].items()}
-    assert shapes['C1'] == (2, 64, 64, 64)
-    assert shapes['C5'] == (2, 4, 4, 2048)
+    assert shapes['C1'] == (2, 64, 64, 16)
+    assert shapes['C5'] == (2, 4, 4, 512)
     assert (names['kinds'].shape, names['prices'].shape) == ((2, 10), (2, 1))
     levels = jax.eval_shape(names['pyramid'].apply, names['variables'], names['images'])
     assert {k: v.shape for k, v in levels.items()} == {

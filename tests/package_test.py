@@ -59,11 +59,9 @@ import {module}
 """
 
 
-@pytest.mark.parametrize(
-    'module', ['se_flax.models', 'se_flax.nn', 'se_flax.nnx', 'se_flax.training.step']
-)
-def test_networks_and_the_step_need_only_jax_flax_and_optax(module):
-    result = python(BLOCK.format(blocked=BEYOND, module=module))
+def test_networks_and_the_step_need_only_jax_flax_and_optax():
+    modules = 'se_flax.models, se_flax.nn, se_flax.nnx, se_flax.training.step'
+    result = python(BLOCK.format(blocked=BEYOND, module=modules))
     assert result.returncode == 0, result.stderr
 
 

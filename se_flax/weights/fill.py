@@ -39,7 +39,7 @@ def to_kernel(path: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarra
     (196, 8)
     """
     if path == 'params/fc6/kernel' and array.ndim == 2 and array.shape[1:] == shape[:1]:
-        array = array.reshape(-1, 512, 7, 7)  # VGG's takes a flat map, which is [7, 7, 512] here
+        array = array.reshape(-1, shape[0] // 49, 7, 7)  # VGG's takes a flat map, [7, 7, C] here
     if array.ndim == 2:
         return array.T
     if array.ndim != 4:

@@ -137,11 +137,12 @@ def pixels(run):
     return [batch['image'].ravel().tolist() for batch in run]
 
 
-@pytest.mark.parametrize('repeats', [1, 3])
-def test_a_start_processes_and_workers_change_nothing(repeats):
+@pytest.mark.parametrize(('repeats', 'num_workers'), [(1, 0), (3, 2)])
+def test_a_start_processes_and_workers_change_nothing(repeats, num_workers):
     want = pixels(batches(repeats=repeats))
     assert pixels(batches(start=5, repeats=repeats)) == want[5:]
-    assert pixels(batches(num_threads=1, num_workers=2, repeats=repeats)) == want
+    workers = {'num_threads': 1, 'num_workers': num_workers}
+    assert pixels(batches(repeats=repeats, **workers)) == want
     parts = [pixels(batches(process_index=p, process_count=2, repeats=repeats)) for p in range(2)]
     assert [first + second for first, second in zip(*parts, strict=True)] == want
 

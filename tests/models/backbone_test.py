@@ -59,10 +59,7 @@ def test_strides_end_where_the_paper_s_do():
     assert {ends[name] for name in ends.keys() - cifar} == {32}
 
 
-SOME = ('se_resnet50', 'se_vgg16', 'se_shufflenet', 'se_preact_resnet164', 'se_shake_shake26_2x96d')
-
-
-@pytest.mark.parametrize('name', SOME)
+@pytest.mark.parametrize('name', ['se_resnet20_cifar', 'se_vgg16', 'mobilenet_v3_small'])
 def test_the_head_takes_the_features(name):
     """A classifier's logits are its head applied to the headless network's features."""
     model, x = backbone(name)
@@ -87,16 +84,15 @@ def test_the_head_takes_the_features(name):
     want = pooled @ head['kernel'] + head['bias'].reshape(1, -1)
     np.testing.assert_allclose(logits, want, rtol=0, atol=1e-4 * scale)
     jax.tree.map(np.testing.assert_array_equal, maps, same)
-    if name != 'se_vgg16':  # whose pooled features come from two more layers
+    if name == 'se_resnet20_cifar':  # the others' pooled features come from more layers
         *_, last = maps.values()
         scale = np.abs(pooled).max()
         np.testing.assert_allclose(pooled, last.mean((1, 2)), rtol=0, atol=1e-4 * scale)
 
 
-@pytest.mark.parametrize('name', ['se_resnet20_cifar', 'se_preact_resnet164'])
-def test_training_through_features(name):
+def test_training_through_features():
     """BatchNorm is updated as the classifier's is; under jit and checkpoint, and folded."""
-    model, x = backbone(name)
+    model, x = backbone('se_preact_resnet164')
     variables = drawn(model)
 
     def loss(params, method, remat=False):

@@ -222,21 +222,11 @@ def test_bfloat16_gradient_is_summed_in_more_bits(name):
 
 
 @pytest.mark.parametrize('name', LAYERS)
-def test_transformations_agree(name):
-    """The gradient of a sharded batch, of one image at a time and of a rematerialised layer."""
+def test_sharded_batches_agree(name):
     x, kernel, layer = make_layer(name)
     gradient = jax.jit(jax.grad(scalar(layer), (0, 1)))
-    want = gradient(x, kernel)
     sharded = jax.device_put(x, split(data_mesh()))
-    one_by_one = jax.vmap(lambda x: layer(x[None], kernel)[0])
-    others = {
-        'eager': jax.grad(scalar(layer), (0, 1))(x, kernel),
-        'sharded': gradient(sharded, kernel),
-        'remat': jax.jit(jax.grad(jax.checkpoint(scalar(layer)), (0, 1)))(x, kernel),
-    }
-    for what, got in others.items():  # in float32, whose rounding is 1e-7 of the largest
-        for a, b in zip(got, want, strict=True):
-            np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * jnp.abs(b).max(), err_msg=what)
-    np.testing.assert_allclose(jax.jit(one_by_one)(x), layer(x, kernel), rtol=1e-5, atol=1e-4)
-    assert jax.eval_shape(layer, x, kernel).shape == layer(x, kernel).shape
+    for a, b in zip(gradient(sharded, kernel), gradient(x, kernel), strict=True):
+        # in float32, whose rounding is 1e-7 of the largest
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * jnp.abs(b).max())
     assert 'all-gather' not in gradient.lower(sharded, kernel).compile().as_text()

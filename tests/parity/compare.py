@@ -15,7 +15,7 @@ torch.set_num_threads(1)  # pytest-xdist has a worker for each core
 FAST_COMPILE = {'xla_backend_optimization_level': 0}
 ORDER = {1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}  # of the axes here, as numbered in PyTorch
 DRAW = np.random.default_rng
-DEEP = re.compile('101|152|_senet154|(44|56|110)_cifar')
+DEEP = re.compile('101|152|34$|senet154|(44|56|110)_cifar')
 
 
 def cases(*cases):

@@ -120,12 +120,12 @@ def test_the_quick_form_runs_and_says_what_it_would_from_a_checkout_with_few_pac
     assert lines[-1].startswith('| 4x4, 32 channels, 8 groups | 2 | ')  # and nothing failed
 
 
-def test_without_a_gpu_it_says_so():
-    done = subprocess.run([sys.executable, SCRIPT], text=True, capture_output=True)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == (
-        'benchmarks/gpu.py needs a GPU that both jax and torch see; --quick needs none'
-    )
+def test_without_a_gpu_it_says_so(module, monkeypatch):
+    gpu = module('gpu')
+    monkeypatch.setattr(gpu, 'measured', lambda job, parts, batch, deadline: job(parts, batch))
+    monkeypatch.setattr(sys, 'argv', ['gpu.py'])
+    with pytest.raises(SystemExit, match='needs a GPU that both jax and torch see; --quick needs'):
+        gpu.main()
 
 
 def test_a_failure_is_a_row_and_memory_decides_the_batch(module, faults):

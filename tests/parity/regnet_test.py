@@ -88,8 +88,8 @@ def test_every_regnet_is_timms():
 @pytest.mark.parametrize(
     ('name', 'net', 'sizes'),
     [
-        ('regnet_y_400mf', tv.regnet_y_400mf, (64, 33)),
         ('timm_regnety_008', partial(timm.create_model, 'regnety_008'), (33,)),
+        pytest.param('regnet_y_400mf', tv.regnet_y_400mf, (64, 33), marks=pytest.mark.slow),
         pytest.param('regnet_x_400mf', tv.regnet_x_400mf, (64, 33), marks=pytest.mark.slow),
         pytest.param('regnet_y_8gf', tv.regnet_y_8gf, (64,), marks=pytest.mark.slow),
     ],
@@ -101,7 +101,7 @@ def test_logits_are_theirs(name, net, sizes):
 @pytest.mark.parametrize(
     'name',
     [
-        pytest.param(name, marks=() if name == 'regnet_x_400mf' else pytest.mark.slow)
+        pytest.param(name, marks=() if name.endswith('_400mf') else pytest.mark.slow)
         for name in TIMM
     ],
 )

@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 import pytest
 import torch
-import torchvision
 from pytorchcv.model_provider import get_model
+from torchvision.models import vgg
 
 from se_flax.models import create_model
 from se_flax.weights import from_torch
@@ -50,9 +50,14 @@ class SEVGG(ConvNorms):
 
 
 def test_vgg16_is_torchvisions():
-    net = enliven(torchvision.models.vgg16_bn(), 75)
-    variables = from_torch('vgg16', net.state_dict())
-    check_logits(create_model('vgg16'), variables, net, 75)
+    """A thin one; the shapes of the paper's are in `names_test`."""
+    widths = [width if width == 'M' else width * WIDTH for width in WIDTHS]
+    net = vgg.VGG(vgg.make_layers(widths, batch_norm=True), init_weights=False)
+    sizes = ((8 * WIDTH * 49, 64 * WIDTH), (64 * WIDTH, 64 * WIDTH), (64 * WIDTH, 1000))
+    for i, size in zip((0, 3, 6), sizes, strict=True):
+        net.classifier[i] = nn.Linear(*size)
+    variables = from_torch('vgg16', enliven(net, 75).state_dict(), width=WIDTH)
+    check_logits(create_model('vgg16', width=WIDTH), variables, net, 75)
 
 
 @pytest.mark.slow

@@ -87,7 +87,7 @@ def test_the_trainer_says_so_before_it_takes_the_workdir(tmp_path, train_main, c
     assert told.count('\n') == 1
     assert 'batch_size' in told
     assert not (tmp_path / 'run').exists()
-    assert train_main(tmp_path / 'run', '--config.num_steps=1', '--config.batch_size=32') == 0
+    assert train_main(tmp_path / 'run', '--config.num_steps=1') == 0
 
 
 def test_both_programs_tell_it_in_a_line(refused, tmp_path, train_main, capfd, monkeypatch):

@@ -128,8 +128,8 @@ def test_the_gradients_are_the_only_collective():
 
 @pytest.mark.parametrize('group_size', [16, None])
 def test_groups_that_span_devices_cost_a_collective_a_layer(group_size):
-    trainer = Trainer(small_resnet(group_size=group_size), draw, num_devices=8)
-    assert len(collectives(trainer)) > 6  # there are 6 BatchNorms
+    trainer = Trainer(Tiny(bn_group_size=group_size), draw, num_devices=8)
+    assert len(collectives(trainer)) > 2  # there are 2 BatchNorms
 
 
 def test_state_is_donated():
@@ -349,13 +349,10 @@ def test_accumulated_steps_are_those_of_the_large_batch(num_devices, accumulate)
 
 
 @pytest.mark.parametrize('optimizer', OPTIMIZERS[1:])
-@pytest.mark.parametrize(('num_devices', 'accumulate'), [(2, 1), (4, 2)])
-def test_every_optimizer_is_the_same_on_devices_and_microbatches(
-    optimizer, num_devices, accumulate
-):
+def test_every_optimizer_is_the_same_on_devices_and_microbatches(optimizer):
     # An epsilon as of RMSProp: divided by the root of what is only rounding, rounding would grow.
     options = {'optimizer': optimizer, 'clip_norm': 1.0, 'epsilon': 1e-3}
-    metrics, states = three_steps(num_devices, accumulate=accumulate, **options)
+    metrics, states = three_steps(4, accumulate=2, **options)
     want_metrics, want_states = three_steps(**options)
     for got, want in zip(metrics, want_metrics, strict=True):
         assert got == pytest.approx(want, rel=1e-8)

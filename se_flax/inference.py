@@ -227,9 +227,7 @@ def open_eval_set(
         if not own:
             raise UserError('a weights file names no data set; set --data NAME')
         if len(own) > 1:
-            raise UserError(
-                f'the runs have different data sets ({", ".join(own)}); set --data NAME'
-            )
+            raise UserError(f'the runs use different data sets ({", ".join(own)}); set --data NAME')
         [data] = own
     configs = [n.config for n in networks if n.config.data == data]
     held_out = {(c.eval_split, c.seed if c.eval_split else 0) for c in configs} or {(0.0, 0)}
@@ -246,8 +244,8 @@ def open_eval_set(
         ours, count = trained.class_names, trained.network.model.num_classes
         if ours and names != ours:
             raise UserError(
-                f'{data} has other classes ({", ".join(names[:5])}, ...) than {trained.name} '
-                f'({", ".join(ours[:5])}, ...)'
+                f'the classes of {data} ({", ".join(names[:5])}, ...) differ from those of '
+                f'{trained.name} ({", ".join(ours[:5])}, ...)'
             )
         if len(names) != count:
             raise UserError(f'{data} has {len(names)} classes, {trained.name} has {count}')

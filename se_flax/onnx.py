@@ -57,7 +57,7 @@ def channels_first(ndim: int) -> tuple[int, ...]:
 
 
 def is_hard_sigmoid(closed: ClosedJaxpr) -> bool:
-    """Returns whether a jaxpr is that of `jax.nn.hard_sigmoid`, by what it says."""
+    """Returns whether a jaxpr is that of `jax.nn.hard_sigmoid`, by comparing their text."""
     if len(closed.in_avals) != 1 or len(closed.eqns) != 3:
         return False
     [call] = jax.make_jaxpr(jax.nn.hard_sigmoid)(*closed.in_avals).eqns
@@ -205,21 +205,18 @@ class Converter:
         y = self.tensor(x, kind, *inputs, **fields)
         return y._replace(shape=(x.shape[0], channels, *spatial))
 
-    def _pool(self, kind, x, shape, window_dimensions, window_strides, padding, **fields):
+    def _pool(self, kind, x, *, shape, window_dimensions, window_strides, padding, **_):
         x = self.ordered(x, (0, 3, 1, 2), shape)
-        size = window_dimensions[1:3]
+        fields = {'count_include_pad': 1} if kind == 'AveragePool' else {}
         fields |= {'strides': window_strides[1:3]}
-        return self._window(kind, x, size, padding[1:3], x.shape[1], **fields)
+        return self._window(kind, x, window_dimensions[1:3], padding[1:3], x.shape[1], **fields)
 
-    def _on_reduce_window_max(self, x, *, shape, window_dimensions, window_strides, padding, **_):
-        return self._pool('MaxPool', x, shape, window_dimensions, window_strides, padding)
+    def _on_reduce_window_max(self, x, **params):
+        return self._pool('MaxPool', x, **params)
 
-    def _on_reduce_window_sum(self, x, *, shape, window_dimensions, window_strides, padding, **_):
-        y = self._pool(
-            *('AveragePool', x, shape, window_dimensions, window_strides, padding),
-            count_include_pad=1,
-        )
-        return y._replace(scale=math.prod(window_dimensions))
+    def _on_reduce_window_sum(self, x, **params):
+        y = self._pool('AveragePool', x, **params)
+        return y._replace(scale=math.prod(params['window_dimensions']))
 
     def _reduced(self, kind, x, shape, axes):
         if len(shape) != 4 or tuple(axes) != (1, 2):

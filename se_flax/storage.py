@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import pathlib
+import socket
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -65,8 +66,8 @@ def is_remote(path: AnyPath | str) -> bool:
 
 
 def _temporary(path: AnyPath) -> AnyPath:
-    # A crash may leave it; the next write replaces it.
-    return path.with_name(f'.{path.name}.new')
+    # Of this process, as all shards of a study write the same files. A crash may leave it.
+    return path.with_name(f'.{path.name}.{socket.gethostname()}-{os.getpid()}.new')
 
 
 def atomic_write(path: AnyPath, data: bytes) -> None:
@@ -164,4 +165,4 @@ class GrowingFile(contextlib.AbstractContextManager):
         if self._file:
             os.fsync(self._file.fileno())
         else:
-            self._path.write_bytes(bytes(self._content))
+            atomic_write(self._path, bytes(self._content))

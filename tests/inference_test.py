@@ -147,7 +147,7 @@ def test_dtype_is_that_of_the_maps(reference):
 
 def test_evaluate_refuses_a_set_of_other_classes(reference, capsys):
     assert cli.main(['evaluate', '--workdir', str(reference), '--data', 'synthetic']) == 2
-    assert 'synthetic has other classes (0 degrees, ' in capsys.readouterr().err
+    assert 'the classes of synthetic (0 degrees, ' in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -273,11 +273,17 @@ def test_a_home_folder_behind_an_option_is_expanded(reference, tmp_path, monkeyp
 def test_mistakes_are_told_in_a_line(reference, images, tmp_path, capsys):
     (tmp_path / 'words.png').write_text('no image')
     (tmp_path / 'cut.jpg').write_bytes(images[3].read_bytes()[:-200])
+    (tmp_path / 'other').mkdir()
+    (tmp_path / 'other' / 'config.json').write_text('{"architecture": "resnet50"}')
     (tmp_path / 'early').mkdir()
     (tmp_path / 'early' / 'config.json').write_bytes((reference / 'config.json').read_bytes())
     folder = str(tmp_path)
     for command, message in [
         (['predict', reference, 'words.png'], '1 of 1 images cannot be read'),
+        (
+            ['predict', 'other', '0.png'],
+            'workdir of a run: its config.json has no class_names',
+        ),
         (['predict', reference, 'cut.jpg', '0.png'], '1 of 2 images cannot be read'),
         (['predict', reference, 'early'], f'no images in {folder}/early: no file ends in .jpg'),
         (['predict', reference, '0.png', '--csv=no/p.csv'], 'cannot write no/p.csv: '),
@@ -289,7 +295,7 @@ def test_mistakes_are_told_in_a_line(reference, images, tmp_path, capsys):
         (['evaluate', tmp_path / 'earl'], f'{folder}/earl is not the workdir of a run: it has no '),
         (['evaluate', tmp_path / 'early'], f'no finished checkpoint in {folder}/early/checkpoints'),
         (['evaluate', reference, '--size=32', '--resize=28'], 'resize=28 is below image_size=32; '),
-        (['evaluate', reference, '--crops=10'], 'crops=10 need a resize, which is 0; set it'),
+        (['evaluate', reference, '--crops=10'], 'crops=10 needs a resize, but resize=0; use'),
         (['evaluate', reference, '--crops=9'], 'unknown crops 9: one of 1, 2, 10, 12'),
         (['evaluate', reference, '--average=mean'], "unknown average 'mean': one of probabilities"),
         (

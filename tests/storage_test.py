@@ -47,7 +47,25 @@ def test_data_is_on_the_disk_before_the_rename_and_the_rename_before_return(tmp_
         pathlib.Path, 'replace', lambda a, b: calls.append('rename') or replace(a, b)
     )
     atomic_write(tmp_path / 'file', b'data')
-    assert calls == [str(tmp_path / '.file.new'), 'rename', str(tmp_path)]
+    temporary, *rest = calls
+    assert pathlib.Path(temporary).parent == tmp_path
+    assert rest == ['rename', str(tmp_path)]
+
+
+def test_two_processes_may_write_a_file_at_once(tmp_path, monkeypatch):
+    """As the shards of a study do; here one writes while the other is at its rename."""
+    path, replace = tmp_path / 'file', pathlib.Path.replace
+
+    def replace_late(temporary, target):
+        monkeypatch.setattr(pathlib.Path, 'replace', replace)
+        monkeypatch.setattr(os, 'getpid', lambda: 1)
+        atomic_write(path, b'of another')
+        return replace(temporary, target)
+
+    monkeypatch.setattr(pathlib.Path, 'replace', replace_late)
+    atomic_write(path, b'whole')
+    assert path.read_bytes() == b'whole'
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_tilde_is_the_home(tmp_path, monkeypatch):

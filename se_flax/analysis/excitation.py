@@ -1,6 +1,5 @@
 """Statistics of a trained network's gates (section 7 of the paper, Figures 6 and 7)."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ from flax.traverse_util import flatten_dict
 
 from se_flax import tables
 from se_flax.data import Dataset, eval_batches
+from se_flax.data.dataset import Subset
 from se_flax.errors import UserError
 from se_flax.evaluation import normalize
 from se_flax.evaluation.evaluator import Evaluator, Network
@@ -98,22 +98,9 @@ def shown(blocks: Sequence[Block]) -> list[Block]:
 def pick(labels: np.ndarray, samples: int) -> np.ndarray:
     """Returns the positions of the first `samples` examples of each class, ascending."""
     classes = np.unique(labels[labels >= 0])  # -1 cannot be read
+    if not len(classes):
+        raise UserError('no record of the data set can be read')
     return np.sort(np.concatenate([np.flatnonzero(labels == c)[:samples] for c in classes]))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Picked(Dataset):
-    original: Dataset
-    positions: np.ndarray = dataclasses.field(repr=False)
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def read(self, i: int):
-        return self.original.read(self.positions[i])
-
-    def key(self, i: int) -> str:
-        return self.original.key(self.positions[i])
 
 
 def measure_gates(
@@ -121,14 +108,14 @@ def measure_gates(
 ) -> list[Gates]:
     """Returns the gates of each block over the first `samples` images of each class.
 
-    The gates of a block without a squeeze are averaged over the map. `loading` is `batch_size` and
-    `num_threads` of `eval_batches`.
+    The gates of a block without a squeeze are averaged over the map. `loading` is `num_threads` of
+    `eval_batches` and `batch_size`, which is rounded up to a multiple of the devices.
     """
     labels = dataset.labels()
     positions = pick(labels, samples)
     labels = labels[positions]
     shuffled = np.random.default_rng(0).permutation(labels)
-    picked = _Picked(dataset.name, dataset.split, dataset.class_names, dataset, positions)
+    picked = Subset(dataset.name, dataset.split, dataset.class_names, dataset, positions)
 
     def gates(variables, images):
         images = normalize(images, network.mean, network.std, network.model.dtype)
@@ -137,6 +124,7 @@ def measure_gates(
         return [sown[*block.path, 'gate'][0].mean((1, 2)).astype(jnp.float32) for block in blocks]
 
     mesh = data_mesh()
+    loading['batch_size'] = -(-loading['batch_size'] // mesh.size) * mesh.size
     whole = replicated(mesh)
     gates = jax.jit(gates, in_shardings=(whole, split(mesh)), out_shardings=whole)
     variables = jax.device_put(network.variables, whole)

@@ -203,7 +203,7 @@ def comparisons(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def markdown(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> str:
     """Returns a study's page in paragraphs: title, what was run, the two tables, notes."""
     fields = ' '.join(f'{name}={text}' for name, text in plan.assignments)
-    runs, all_runs = sum(len(row['seeds']) for row in rows), len(plan.tasks())
+    runs, all_runs = sum(len(row['seeds']) for row in rows), plan.seeds * len(plan.study.cells)
     what = f'{runs} of {all_runs} runs of `{plan.config}`{f", {fields}" if fields else ""}.'
     pages = map(tables.markdown, both_tables(rows))
     return '\n\n'.join([f'# {plan.study.title}', what, *pages, NOTES])

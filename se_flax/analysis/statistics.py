@@ -106,9 +106,7 @@ def deviation_interval(deviation: float, seeds: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def over_images(
-    right: np.ndarray, baseline: np.ndarray, resamples: int = 10_000
-) -> tuple[float, float]:
+def over_images(right: np.ndarray, baseline: np.ndarray) -> tuple[float, float]:
     """Returns the 95 % interval of the difference of the errors, in points, over images.
 
     `right` and `baseline` are bool `[seeds, N]`: whether a network is right about an image. The
@@ -122,6 +120,6 @@ def over_images(
     # Equal differences are exchangeable: only how often each value is drawn matters.
     values, counts = np.unique(differences, return_counts=True)
     images = len(differences)
-    draws = np.random.default_rng(0).multinomial(images, counts / images, resamples)
+    draws = np.random.default_rng(0).multinomial(images, counts / images, 10_000)
     low, high = np.percentile(100 * (draws @ values) / images, [2.5, 97.5])
     return round(float(low), 3), round(float(high), 3)

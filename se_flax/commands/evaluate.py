@@ -5,30 +5,23 @@ import contextlib
 import signal
 from typing import Any
 
-from se_flax.commands.common import (
-    DATA_DIR,
-    DTYPE,
-    FOLD,
-    add_command,
-    add_network,
-    open_network,
-    path,
-)
+from se_flax.commands import common
 from se_flax.errors import UserError
 from se_flax.tables import aligned
 from se_flax.training.processes import add_processes, processes_of
 
 
 def add_to(commands: Any) -> None:
-    parser = add_command(commands, 'evaluate', _run, 'measure the error rates of trained networks')
+    text = 'measure the error rates of trained networks'
+    parser = common.add_command(commands, 'evaluate', _run, text)
     networks = parser.add_argument_group('networks', 'the outputs of several are averaged')
-    add_network(networks, onnx=True, action='append', default=[])
-    networks.add_argument('--dtype', help=DTYPE)
-    networks.add_argument('--fold', action='store_true', help=FOLD)
+    common.add_network(networks, onnx=True, action='append', default=[])
+    networks.add_argument('--dtype', help=common.DTYPE)
+    networks.add_argument('--fold', action='store_true', help=common.FOLD)
 
     option = parser.add_argument_group('images').add_argument
     option('--data', help="default: the run's own; required without --workdir")
-    option('--data-dir', help=DATA_DIR)
+    option('--data-dir', help=common.DATA_DIR)
     option('--batch-size', type=int, metavar='B', help='images per batch')
 
     text = 'several sizes or resizes, such as 256,288,320, are scales to average over'
@@ -45,7 +38,7 @@ def add_to(commands: Any) -> None:
     option = parser.add_argument_group('output').add_argument
     option('--per-class', action='store_true', help='print a table of classes, the worst first')
     text = 'write the five most probable classes of each image to a .csv or .jsonl'
-    option('--predictions', type=path, metavar='FILE', help=text)
+    option('--predictions', type=common.path, metavar='FILE', help=text)
     add_processes(parser)
 
 
@@ -75,7 +68,7 @@ def _run(args: argparse.Namespace) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX would only note it
     predictions = on_first(Predictions, args.predictions) if args.predictions else None
     with Progress() if jax.process_index() == 0 else contextlib.nullcontext() as progress:
-        networks = [open_network(network, args.dtype, args.fold) for network in args.network]
+        networks = [common.open_network(network, args.dtype, args.fold) for network in args.network]
         result = evaluate_networks(
             networks,
             args.data,

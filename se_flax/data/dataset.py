@@ -19,6 +19,12 @@ T = TypeVar('T')
 SPAN = 1024  # most examples a task: ImageNet has too many for a task each
 
 
+def cores() -> int:
+    """Returns the number of cores that this process may use."""
+    linux = hasattr(os, 'sched_getaffinity')
+    return len(os.sched_getaffinity(0)) if linux else os.cpu_count() or 1
+
+
 def map_examples(f: Callable[[int], T], count: int, threads: int | None = None) -> Iterator[T]:
     """Yields f(0) to f(count - 1), computed by threads (default: one per core)."""
     span = min(SPAN, 1 + count // 100)
@@ -26,7 +32,7 @@ def map_examples(f: Callable[[int], T], count: int, threads: int | None = None) 
     def of_span(start):
         return list(map(f, range(start, min(start + span, count))))
 
-    with concurrent.futures.ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
+    with concurrent.futures.ThreadPoolExecutor(threads or cores()) as pool:
         yield from itertools.chain.from_iterable(pool.map(of_span, range(0, count, span)))
 
 

@@ -34,6 +34,7 @@ from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
 from se_flax.data import imagenet_tars
+from se_flax.data.dataset import cores
 from se_flax.data.decode import JPEG, decode
 from se_flax.data.imagenet_tars import ENTRY, TARS
 from se_flax.errors import UserError, check_at_least
@@ -59,7 +60,7 @@ Entries = dict[str, np.ndarray]  # ENTRY [images], by split
 
 
 class Options(NamedTuple):
-    """How to write ImageNet; images keep their bytes, but those that are not RGB JPEG become so.
+    """How to write ImageNet; images keep their bytes, except that others than JPEG are converted.
 
     With a `quality` (1 to 100; 90 if only `max_side` is given) training images are encoded again,
     and with a `max_side` their shorter side is reduced to that many pixels. `allow_other_counts`
@@ -101,7 +102,7 @@ def build(folder: PathLike, data_dir: PathLike, options: Options) -> None:
     if begun:
         check_made_with(work, plan)
     pool = concurrent.futures.ProcessPoolExecutor(
-        len(os.sched_getaffinity(0)),
+        cores(),
         multiprocessing.get_context('spawn'),  # a fork copies locks that our threads hold
         _start_worker,
     )

@@ -12,7 +12,6 @@ One task makes a chunk of a batch, up to 128 images. Each worker keeps `max(2 nu
 
 import functools
 import logging
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +20,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from se_flax.data.dataset import Dataset
+from se_flax.data.dataset import Dataset, cores
 from se_flax.data.decode import NO_MEMORY, DecodeError
 from se_flax.data.sampling import make_sampler, repeated
 from se_flax.data.transforms import EvalTransform, Squash, TrainTransform
@@ -142,7 +141,7 @@ class _Loader:
         """Yields batches made ahead; logs each corrupt record once, stops if there are too many."""
         if not steps:
             return
-        num_threads = num_threads or len(os.sched_getaffinity(0))
+        num_threads = num_threads or cores()
         ahead = grain.ReadOptions(num_threads, max(2 * num_threads, 2 * self.chunks))
         numbers = grain.MapDataset.range(steps.start * self.chunks, steps.stop * self.chunks)
         chunks = numbers.map(self).to_iter_dataset(ahead)

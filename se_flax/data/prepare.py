@@ -4,7 +4,6 @@ import os
 from typing import Any
 
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
 from se_flax.data import imagenet, sources
 from se_flax.data.fashion_mnist import DEBIAN_FOLDER, FashionMnist
@@ -42,6 +41,8 @@ def list_known(data_dir: str | None = None) -> list[tuple[str, str]]:
                 found += ' --from DIR_WITH_THE_TWO_TARS'
             elif name.startswith(FOLDER):
                 found = 'images in PATH/train/<class> and PATH/val/<class>'
+        except UserError as error:
+            found = str(error)
         rows.append((name, found))
     return rows
 
@@ -108,5 +109,6 @@ def _build(name: str, data_dir: AnyPath, folder: str | os.PathLike | None) -> No
             f'tfds needs {error.name!r} to build {name!r}: install it (tensorflow takes 1.4 GB), '
             f'or copy a data set that was prepared elsewhere, which se_flax reads without it'
         ) from error
-    except (OSError, tfds.download.DownloadError, NonMatchingChecksumError) as error:
-        raise UserError(f'{name!r} cannot be built: {error}{hint}') from error
+    except Exception as error:  # tfds, each of its builders and the network have their own
+        reason = str(error) or type(error).__name__
+        raise UserError(f'{name!r} cannot be built: {reason}{hint}') from error

@@ -2,7 +2,6 @@
 
 import bisect
 import concurrent.futures
-import contextlib
 import os
 import re
 import resource
@@ -41,9 +40,9 @@ def open_records(paths: Paths, file_format: str) -> Records:
     # ArrayRecord keeps each shard open, and the soft limit is often 1024.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 1024 + 2 * len(paths)
+    wanted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     try:
         return ArrayRecordDataSource([str(path) for path in paths])
     except RuntimeError as error:

@@ -1,6 +1,5 @@
 """Evaluates one network, or the average of several, on every example of a data set."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from jax.sharding import Mesh
 
 from se_flax import models
 from se_flax.data import Dataset, EvalTransform, eval_batches
+from se_flax.data.dataset import cores
 from se_flax.errors import check_at_least
 from se_flax.evaluation import protocols
 from se_flax.evaluation.metrics import label_rank, normalize
@@ -111,7 +111,7 @@ class Evaluator:
             out_shardings=replicated(mesh),
         )
         canvases = dict.fromkeys(canvas for _, canvas, _ in self._scores)
-        threads = (num_threads or len(os.sched_getaffinity(0))) // len(canvases)
+        threads = (num_threads or cores()) // len(canvases)
         load = partial(
             eval_batches,
             dataset,

@@ -89,14 +89,11 @@ class Protocol:
         if self.crops <= 2:
             return Scale(view, size, side)
         if not side:
-            raise UserError(
-                f'crops={self.crops} need a resize, which is 0; set it to at least {size}'
-            )
+            raise UserError(f'crops={self.crops} needs a resize, but resize=0; use at least {size}')
         if self.crops == 10:
             return Scale(dataclasses.replace(view, image_size=side), size, side)
         own = {f.name: getattr(view, f.name) for f in dataclasses.fields(View)}
-        squash = Squash(**own | {'image_size': side, 'interpolation': view.interpolation})
-        return Scale(squash, size, side)
+        return Scale(Squash(**own | {'image_size': side}), size, side)
 
 
 OWN_VIEW = Protocol()

@@ -155,8 +155,9 @@ class Checkpointer(contextlib.AbstractContextManager):
                 _write_manifest(self.directory / str(step), manifest)
         except Exception as error:  # Orbax raises ValueError for a full disk
             raise self._failed(step, error) from error
-        for old in self.steps()[: -self.keep] if self._writes else ():
-            _remove(self.directory / str(old))
+        with storage.reaching(self.directory):
+            for old in self.steps()[: -self.keep] if self._writes else ():
+                _remove(self.directory / str(old))
 
     def _failed(self, step: int, error: Exception) -> Exception:
         for each in (error, error.__cause__):  # Orbax turns a lost peer into a TimeoutError
@@ -179,6 +180,8 @@ class Checkpointer(contextlib.AbstractContextManager):
         """
         # One process reads and hashes each file, the others rely on it.
         newest, refused = _agree_on_newest(self.directory)
+        if newest < 0 and refused:
+            log.warning('no finished checkpoint in %s: starting from scratch', self.directory)
         restored = None if newest < 0 else _read(self.directory / str(newest), target)
         for each in refused:
             names = (f'{each.kind}-{each.folder.name}-{n}' for n in itertools.count())
@@ -246,7 +249,7 @@ def _newest_good(directory: epath.Path) -> tuple[int, list[_Refused]]:
             refused.append(error)
         else:
             if refused:
-                log.warning('resuming from the older step %s', step)
+                log.warning('using the older step %s', step)
             return step, refused
     # Not renamed: the same command must fail again, not start from scratch the second time.
     if any(each.kind == 'damaged' for each in refused):
@@ -254,8 +257,6 @@ def _newest_good(directory: epath.Path) -> tuple[int, list[_Refused]]:
             f'no good checkpoint left: {"; ".join(map(str, refused))}. '
             f'Restore a copy, or move {directory} away to start from scratch'
         )
-    if refused:
-        log.warning('no finished checkpoint in %s: starting from scratch', directory)
     return -1, refused
 
 

@@ -83,7 +83,7 @@ MODEL = {
 DATA = {
     'data': Field('', 'Data set, one of `se-flax data check` or folder:PATH.'),
     'eval_split': Field(0.0, 'Part of a folder without val to evaluate on.', **SHARE, added=True),
-    'train_examples': Field(None, 'Train on so many, drawn by seed.', **EXAMPLES),
+    'train_examples': Field(None, 'Images to train on, drawn by seed.', **EXAMPLES),
     'data_dir': Field('', 'Folder or gs:// of tfds; empty: ~/tensorflow_datasets.', machine=True),
     'allow_changed_data': Field(False, 'Resume even if the examples have changed.', machine=True),
     'image_size': Field(224, 'Height and width of input.', **PIXELS, above=0),
@@ -98,7 +98,7 @@ DATA = {
     'pad': Field(4, 'Largest shift for crop=pad.', 'pixels', least=0),
     'fill': Field((0, 0, 0), 'Color of borders and the cutout, 0 to 255.', **CHANNELS),
     'flip': Field(True, 'Mirror half of the images left to right.'),
-    'ra_operations': Field(0, "RandAugment's operations an image; 0: none.", least=0, added=True),
+    'ra_operations': Field(0, 'RandAugment operations per image; 0: none.', least=0, added=True),
     'ra_magnitude': Field(9.0, 'Mean magnitude of an operation.', least=0, most=10, added=True),
     'ra_std': Field(0.5, 'Standard deviation of magnitudes.', least=0, added=True),
     'ra_increasing': Field(True, 'Each operation does more at a higher magnitude.', added=True),
@@ -108,7 +108,7 @@ DATA = {
     'cutout': Field(0, 'Side of the square that is cut out; 0 for none.', 'pixels', least=0),
     'erasing': Field(0.0, 'Probability that a random box is erased.', **PROBABILITY),
     'erasing_mode': Field('const', 'Fill, or noise.', choices=ERASINGS, added=True),
-    'repeats': Field(1, 'Views of an image in a batch, for fewer images.', least=1, added=True),
+    'repeats': Field(1, 'Views of each image in a batch, of fewer.', least=1, added=True),
     'eval_resize': Field(256, 'Shorter edge before center crop; 0 keeps it.', **PIXELS, least=0),
     'interpolation': Field('bilinear', 'Resize filter.', choices=INTERPOLATIONS, from_weights=True),
     'sampling': Field('shuffle', 'class_aware draws a class first.', choices=tuple(SAMPLINGS)),
@@ -139,7 +139,7 @@ OPTIMIZATION = {
     'weight_decay': Field(1e-4, 'Of kernels, SE included; L2 in sgd and rmsprop.', least=0),
     'clip_norm': Field(0.0, 'Largest norm of the gradient; 0: no limit.', least=0, added=True),
     'loss': Field('softmax', 'Cross-entropy; bce: binary.', choices=tuple(LOSSES), added=True),
-    'bce_threshold': Field(0.0, 'Above it bce has target 1; 0: soft.', **SHARE, added=True),
+    'bce_threshold': Field(0.0, 'bce targets above it are 1; 0: soft.', **SHARE, added=True),
     'label_smoothing': Field(0.0, 'Part of the target that all classes share.', **SHARE),
     'mixup': Field(0.0, 'Alpha of mixup, within a BatchNorm group; 0: none.', least=0, added=True),
     'cutmix': Field(0.0, 'Alpha of CutMix, the same way; 0: none.', least=0, added=True),
@@ -161,7 +161,7 @@ EVALUATION = {
 }
 MACHINE = {
     'num_threads': Field(0, 'Threads that load data; 0 is one per core.', least=0, machine=True),
-    'num_workers': Field(0, 'Loading processes; 0 suits tens of cores.', least=0, machine=True),
+    'num_workers': Field(0, 'Processes that load; 0: threads only.', least=0, machine=True),
     'compilation_cache': Field(
         '~/.cache/se_flax', 'Folder that keeps compiled programs; empty for none.', machine=True
     ),

@@ -121,7 +121,7 @@ class Lock(contextlib.AbstractContextManager):
                 log.warning('cannot renew %s: %s', self._path, error)
 
     def _in_use(self, holder: dict[str, Any]) -> str:
-        who = 'process {pid} on {host} trains in it since {since}'.format_map(holder)
+        who = 'process {pid} on {host} has been training in it since {since}'.format_map(holder)
         return f'{self._workdir} is in use: {who}'
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,8 +31,9 @@ def check(workdir: AnyPath, ours: Mapping[str, Any]) -> None:
     if not (workdir / CONFIG).exists():
         _check_folder(workdir)
         # A killed `claim` leaves only its lock and the temporary file of `atomic_write`.
-        left = {lock.FILE, f'.{CONFIG}.new'}
-        if workdir.is_dir() and {p.name for p in workdir.iterdir()} - left:
+        left = re.compile(rf'{lock.FILE}|\.{CONFIG}\..*new')
+        names = [path.name for path in workdir.iterdir()] if workdir.is_dir() else []
+        if not all(map(left.fullmatch, names)):
             raise UserError(f'{workdir} is not empty but has no {CONFIG}; use another --workdir')
         return
     theirs = json.loads(json.dumps(ADDED)) | _read(workdir)  # with lists instead of tuples
@@ -69,7 +71,7 @@ def fingerprints(**sets: Dataset) -> dict[str, dict[str, Any]]:
 def check_data(workdir: AnyPath, ours: Mapping[str, Any], *, allow_changes: bool = False) -> None:
     """Raises UserError, with `allow_changes` warns, if the data of the run have changed."""
     path = workdir / DATA
-    theirs = json.loads(path.read_text()) if path.exists() else {}  # older runs have none
+    theirs = read_json(path) if path.exists() else {}  # older runs have none
     changed = [
         f'{name} had {theirs[name]["examples"]:,} examples, now {now["examples"]:,}'
         for name, now in ours.items()
@@ -105,7 +107,7 @@ def finish(workdir: AnyPath, result: Mapping[str, Any]) -> None:
 def finished(workdir: AnyPath) -> dict[str, Any]:
     """Returns the result of a finished run, else {}."""
     done = workdir / DONE
-    return json.loads(done.read_text()) if done.exists() else {}
+    return read_json(done) if done.exists() else {}
 
 
 def read_config(workdir: AnyPath) -> tuple[ConfigDict, tuple[str, ...]]:
@@ -123,4 +125,9 @@ def _read(workdir: AnyPath) -> dict[str, Any]:
         near = [p.parent for p in sorted(workdir.parent.glob(f'*/{CONFIG}'))]
         hint = f'; did you mean {" or ".join(map(str, near[:5]))}?' if near else ''
         raise MissingError(f'{workdir} is not the workdir of a run: it has no {CONFIG}{hint}')
-    return read_json(path)
+    fields = read_json(path)
+    if 'class_names' not in fields:
+        raise MissingError(
+            f'{workdir} is not the workdir of a run: its {CONFIG} has no class_names'
+        )
+    return fields

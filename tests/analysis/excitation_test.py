@@ -82,6 +82,8 @@ def test_pick_takes_the_first_of_each_class():
     labels = np.array([1, 0, 1, 1, -1, 0, 0, 2])
     assert pick(labels, 2).tolist() == [0, 1, 2, 5, 7]
     assert pick(labels, 9).tolist() == [0, 1, 2, 3, 5, 6, 7]
+    with pytest.raises(UserError, match='no record of the data set can be read'):
+        pick(np.array([-1, -1]), 2)
 
 
 def test_sums_are_what_numpy_says():
@@ -126,7 +128,7 @@ def test_gates_are_those_of_the_equations(network, dataset, monkeypatch):
     blocks = se_blocks(network.model, network.variables, 28)
     seen = []
     monkeypatch.setattr(Progress, 'show', lambda self, *done: seen.append(done))
-    found = measure_gates(network, blocks, dataset, 3, batch_size=16)
+    found = measure_gates(network, blocks, dataset, 3, batch_size=15)  # on 8 devices
     assert seen == [(16, 30), (30, 30)]
     positions = pick(dataset.labels(), 3)
     labels = dataset.labels()[positions]

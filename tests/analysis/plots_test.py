@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from se_flax.analysis.excitation import Block, Gates
-from se_flax.analysis.plots import draw_differences, draw_gates, draw_study, sampled
+from se_flax.analysis.plots import draw_curves, draw_differences, draw_gates, draw_study, sampled
 from se_flax.training.curves import png
 
 pytestmark = pytest.mark.quick
@@ -50,6 +50,11 @@ def test_within_a_class_the_band_is_one_deviation(gates):
             mean, std = block.mean[4][channel], block.std[4][channel]
             ys = edges[edges[:, 0] == i, 1]
             assert (ys.min(), ys.max()) == pytest.approx((mean - std, mean + std))
+
+
+def test_a_run_may_have_been_evaluated_before_its_first_row():
+    loss, error = draw_curves({'run': [{'split': 'eval', 'step': 9, 'top1': 0.75}]}).axes
+    assert [list(axes.lines[0].get_ydata()) for axes in (loss, error)] == [[], [25]]
 
 
 def test_a_study_shows_each_seed_and_the_paper():

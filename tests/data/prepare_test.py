@@ -1,4 +1,5 @@
 import http.server
+import shutil
 import subprocess
 import sys
 import threading
@@ -157,7 +158,7 @@ def test_what_cannot_be_prepared(tmp_path):
         prepare('fashion', str(tmp_path))
 
 
-def test_known_data_sets_are_listed_with_what_is_there(array_record_dir, capsys):
+def test_known_data_sets_are_listed_with_what_is_there(array_record_dir, tmp_path, capsys):
     rows = dict(list_known(array_record_dir))
     assert rows['fashion_mnist'].startswith('60 training and 20 evaluation images, 10 classes')
     assert rows['fashion_mnist_mini'].endswith('ships with se_flax')
@@ -167,3 +168,19 @@ def test_known_data_sets_are_listed_with_what_is_there(array_record_dir, capsys)
     )
     assert cli.main(['data', 'check', '--data-dir', str(array_record_dir)]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(rows)
+
+    damaged = shutil.copytree(array_record_dir, tmp_path / 'damaged')
+    [shard] = damaged.glob('fashion_mnist/*/*train.array_record*')
+    shard.write_bytes(shard.read_bytes()[:-9])
+    assert 'damaged' in dict(list_known(damaged))['fashion_mnist']
+
+
+@pytest.mark.parametrize('error', [AssertionError(), ValueError('no such version')])
+def test_whatever_tfds_raises_is_a_line(tmp_path, monkeypatch, error):
+    def refuse(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr('tensorflow_datasets.builder', refuse)
+    reason = str(error) or 'AssertionError'
+    with pytest.raises(UserError, match=f"'cifar10' cannot be built: {reason}"):
+        prepare('cifar10', str(tmp_path))

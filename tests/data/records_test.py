@@ -1,5 +1,6 @@
 import concurrent.futures
 import pickle
+import resource
 import struct
 
 import pytest
@@ -95,3 +96,13 @@ def test_parse_example():
 def test_parse_refuses(record):
     with pytest.raises(DecodeError, match='not a tf.train.Example'):
         parse_example(record)
+
+
+@pytest.mark.parametrize(('hard', 'raised'), [(resource.RLIM_INFINITY, 1026), (1025, 1025)])
+def test_as_many_files_are_opened_as_the_system_allows(tmp_path, monkeypatch, hard, raised):
+    path, limits = tmp_path / 'shard', []
+    ArrayRecordWriter(str(path), 'group_size:1').close()
+    monkeypatch.setattr(resource, 'getrlimit', lambda which: (1024, hard))
+    monkeypatch.setattr(resource, 'setrlimit', lambda which, limit: limits.append(limit))
+    open_records([path], 'array_record')
+    assert limits == [(raised, hard)]

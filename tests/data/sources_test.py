@@ -79,6 +79,9 @@ def test_missing_set_gives_the_command(tmp_path):
         ('imagenet', 'did you mean imagenet'),
         ('cifar1000/x:1.0.0', 'did you mean cifar100 or cifar10'),
         ('qqq', 'one of fashion_mnist_mini, synthetic, folder:PATH'),
+        ('cifar-10', 'did you mean cifar10'),
+        ('', 'one of fashion_mnist_mini, synthetic, folder:PATH'),
+        ('/', '/ is a folder; to read its images, use folder:/'),
     ],
 )
 def test_unknown_name_gives_the_nearest(tmp_path, name, hint):

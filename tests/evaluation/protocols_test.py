@@ -124,7 +124,7 @@ def test_averages_equal_numpy():
         (lambda: Protocol((0,)).scales(OWN), 'image_size=0 must be at least 1'),
         (
             lambda: Protocol(crops=10).scales(EvalTransform(28)),
-            'crops=10 need a resize, which is 0; set it to at least 28',
+            'crops=10 needs a resize, but resize=0; use at least 28',
         ),
     ],
 )

@@ -73,7 +73,7 @@ def test_a_silent_holder_elsewhere_is_replaced(tmp_path, impatient, caplog):
     with held:  # without another wait
         held.check()
     [record] = caplog.records
-    assert 'process 41 on node7 trains in it since noon: waiting 1 s' in record.message
+    assert 'process 41 on node7 has been training in it since noon: waiting 1 s' in record.message
 
 
 @pytest.mark.parametrize('left', ['', '{"host": "no'])

@@ -182,7 +182,7 @@ def test_a_finished_run_is_left_as_it_is(reference, train_main, capfd):
 
 
 def test_killed_while_it_claims_its_folder(tmp_path, train_main):
-    (tmp_path / '.config.json.new').write_text('{"half')
+    (tmp_path / '.config.json.node7-41.new').write_text('{"half')
     assert train_main(tmp_path, '--config.num_steps=1') == 0
 
 

@@ -141,7 +141,7 @@ def test_mistakes_are_told_in_a_line(converted, image, tmp_path, capsys, weights
         ),
         (['evaluate', '--weights', converted], 'a weights file names no data set; set --data'),
         (['evaluate', '--weights', three, '--data', DATA], f'{DATA} has 10 classes, {three} has 3'),
-        (['evaluate', '--weights', named, '--data', DATA], f'{DATA} has other classes (T-shirt'),
+        (['evaluate', '--weights', named, '--data', DATA], f'the classes of {DATA} (T-shirt'),
         (
             ['convert', source, '--out', out],
             f'{source} does not name its network; add --mo',

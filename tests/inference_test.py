@@ -281,8 +281,8 @@ def test_mistakes_are_told_in_a_line(reference, images, tmp_path, capsys):
     for command, message in [
         (['predict', reference, 'words.png'], '1 of 1 images cannot be read'),
         (
-            ['predict', 'other', '0.png'],
-            'workdir of a run: its config.json has no class_names',
+            ['predict', tmp_path / 'other', '0.png'],
+            f'{folder}/other is not the workdir of a run: its config.json has no class_names',
         ),
         (['predict', reference, 'cut.jpg', '0.png'], '1 of 2 images cannot be read'),
         (['predict', reference, 'early'], f'no images in {folder}/early: no file ends in .jpg'),

@@ -140,7 +140,7 @@ def main():
     head = (
         f'{processor()}; {versions("se_flax", "jax", "flax", "torch", "timm", "pytorchcv")}; '
         f'float32, inference of ours with BatchNorm folded; median (range) of {args.rounds} '
-        'rounds. Above 1 is ours the faster. GiB are of a whole process during a step. Tuned: with '
+        'rounds. Above 1, ours is faster. GiB are of a whole process during a step. Tuned: with '
         f'{" ".join(map("=".join, TUNED.items()))} for both.'
     )
     print(head, flush=True)

@@ -241,7 +241,7 @@ def main():
         if args.quick and kind == 'variants':
             continue
         if time.monotonic() >= deadline:
-            print(f'left out, the time is over: {parts}', flush=True)
+            print(f'skipped, out of time: {parts}', flush=True)
         for row in measured(job, parts, batch, deadline):
             done[kind].append(row)
             print(row, flush=True)

@@ -59,7 +59,7 @@ def _send(sender, job, parts, batch):
 
 def _receive(receiver, process, deadline):
     if not receiver.poll(max(0, deadline - time.monotonic())):
-        return {'error': 'the time was over'}
+        return {'error': 'out of time'}
     try:
         return receiver.recv()
     except EOFError:

@@ -38,21 +38,18 @@ from se_flax.training.step import jit_train_step
 QUICKSTART = ROOT / 'configs' / 'quickstart.py'
 
 
+def first_batches(plan, config, num_steps):
+    options = {'batch_size': config.batch_size, 'seed': config.seed, 'start_step': 0}
+    return train_batches(plan.train_set, plan.train_view, num_steps=num_steps, **options)
+
+
 def make_bare(config):
     """Returns a function that takes a number of steps and waits for the last one."""
     mesh = data_mesh()
     plan = make_plan(config, mesh.size)
     state = make_init(plan.model, plan.optimizer, config.image_size, mesh)(jax.random.key(0))
     step = jit_train_step(make_step(plan), mesh)
-    batches = train_batches(
-        plan.train_set,
-        plan.train_view,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        start_step=0,
-        num_steps=1,
-    )
-    batch = shard_batch(mesh, next(batches))
+    batch = shard_batch(mesh, next(first_batches(plan, config, 1)))
 
     def bare(num_steps):
         nonlocal state
@@ -106,16 +103,8 @@ def measure(config, rounds, num_steps, saves):
 def reading_seconds(config, num_batches=32):
     """Returns the CPU seconds to read, decode and crop the images of a step."""
     plan = make_plan(config, data_mesh().size)
-    batches = train_batches(
-        plan.train_set,
-        plan.train_view,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        start_step=0,
-        num_steps=num_batches,
-    )
     begin = time.process_time()
-    for _ in batches:
+    for _ in first_batches(plan, config, num_batches):
         pass
     return (time.process_time() - begin) / num_batches
 

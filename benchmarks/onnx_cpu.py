@@ -126,7 +126,7 @@ def main():
     packages = ('se_flax', 'jax', 'onnx', 'onnxruntime', 'torch', 'timm', 'pytorchcv')
     head = (
         f'{processor()}; {versions(*packages)}; float32, median (range) of {args.rounds} rounds. '
-        'Above 1 is ours the faster.'
+        'Above 1, ours is faster.'
     )
     print(head, flush=True)
     done = [row for row in read_rows('onnx_cpu') if row['network'] not in args.networks]

@@ -95,7 +95,7 @@ def start(workdir: pathlib.Path, fields: list[str]) -> subprocess.Popen:
 def end(process: subprocess.Popen) -> None:
     """Waits for a run that is not killed."""
     if process.wait():
-        sys.exit(f'the run failed by itself with code {process.returncode}: {process.args}')
+        sys.exit(f'the run failed on its own with code {process.returncode}: {process.args}')
 
 
 def draw_moment(

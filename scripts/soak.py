@@ -77,7 +77,7 @@ def main(argv: list[str]) -> int:
     wrong += differences(reference, workdir)
     print(*wrong, sep='\n', end='\n' if wrong else '')
     verdict = (
-        'NOT AS IT MUST BE' if wrong else 'each code right, bitwise equal to the undisturbed run'
+        'NOT AS EXPECTED' if wrong else 'each code right, bitwise equal to the undisturbed run'
     )
     print(f'{args.kills} kills of {args.processes} processes: {verdict}')
     return int(bool(wrong))
@@ -127,7 +127,7 @@ def undisturbed(processes: list[subprocess.Popen]) -> None:
     """Waits for a run that gets no signal."""
     for process in processes:
         if process.wait():
-            sys.exit(f'the run failed by itself with code {process.returncode}: {process.args}')
+            sys.exit(f'the run failed on its own with code {process.returncode}: {process.args}')
 
 
 if __name__ == '__main__':

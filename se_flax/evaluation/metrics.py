@@ -1,8 +1,6 @@
 """Functions that training and evaluation share, from pixels to accuracy."""
 
-import math
 from collections.abc import Sequence
-from statistics import NormalDist
 
 import jax
 import jax.numpy as jnp
@@ -34,16 +32,15 @@ def in_top(k: int, scores: jax.Array, labels: jax.Array) -> jax.Array:
     return label_rank(scores, labels) < k
 
 
-def wilson(count: int, of: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Returns Wilson's score interval of the proportion `count / of` (JASA 22, 1927, 209-212).
+def wilson(count: int, of: int) -> tuple[float, float]:
+    """Returns Wilson's 95 % interval of the proportion `count / of` (JASA 22, 1927, 209-212).
 
     It covers the choice of images for a fixed network, not the variation between trainings.
 
     >>> tuple(round(bound, 4) for bound in wilson(10, 100))
     (0.0552, 0.1744)
     """
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share, shrink = count / of, 1 + z * z / of
-    middle = (share + z * z / (2 * of)) / shrink
-    half = z / shrink * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    from scipy.stats import binomtest  # slow to import
+
+    low, high = binomtest(count, of).proportion_ci(0.95, method='wilson')
+    return float(low), float(high)

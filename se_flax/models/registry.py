@@ -56,7 +56,7 @@ class Feature(NamedTuple):
 
 
 class ModelInfo(NamedTuple):
-    """What is known of a network before it is built."""
+    """What is known about a network before it is built."""
 
     name: str
     family: str  # name of its class
@@ -163,7 +163,7 @@ def create_model(name: str, num_classes: int | None = None, **fields: Any) -> Ne
 
 
 def model_info(name: str) -> ModelInfo:
-    """Returns what is known of a registered network, from tables for those of the library.
+    """Returns what is known about a registered network; of the library's own, from its tables.
 
     >>> info = model_info('se_resnet50')
     >>> info.params, info.paper.top1_error

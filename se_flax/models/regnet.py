@@ -35,7 +35,7 @@ class RegNetUnit(Bottleneck):
 class RegNet(ResidualNetwork):
     """RegNetY with SE, RegNetX without.
 
-    SE is behind the 3x3, its BatchNorm and ReLU, and its hidden width is a quarter of the unit's
+    SE follows the 3x3, its BatchNorm and ReLU, and its hidden width is a quarter of the unit's
     input. `placement` moves it elsewhere.
 
     Attributes:

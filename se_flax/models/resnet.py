@@ -36,7 +36,7 @@ class ResNet(ResidualNetwork):
         pool: of the stem: 'caffe' (unpadded, rounding up), 'padded' (torchvision, timm), 'average'
             (2x2) or 'conv' (a 3x3 with BatchNorm, as in ResNet-RS).
         stride_in: the layer of a Bottleneck that halves the map: '1x1' (Caffe), '3x3' or 'average',
-            a 2x2 pool behind the 3x3 against aliasing.
+            a 2x2 pool after the 3x3 against aliasing.
         groups, group_width: of a Bottleneck's 3x3; channels per group in stage 2 if `width` is 64.
         projection_size: kernel size of the shortcuts that halve the map; 3 in SENet-154.
         average_shortcut: shortcuts halve the map by a 2x2 average, and their 1x1 has no stride

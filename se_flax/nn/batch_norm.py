@@ -15,7 +15,7 @@ from se_flax.errors import check_multiple
 class Affine(struct.PyTreeNode):
     """The map `x * factor + offset`, not yet computed.
 
-    A gate changes only the coefficients, and the map's mean follows from x's. SE behind BatchNorm
+    A gate changes only the coefficients, and the map's mean follows from x's. SE after BatchNorm
     therefore needs no pass of its own over the map, forward or backward.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""The ReLU behind an addition."""
+"""The ReLU after an addition."""
 
 import jax
 import jax.numpy as jnp

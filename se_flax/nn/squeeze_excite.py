@@ -65,7 +65,10 @@ def hidden_width(channels: int, reduction: int, multiple: int) -> int:
 
 
 def round_channels(exact: float, multiple: int = 8) -> int:
-    """Rounds to a multiple that is not below 0.9 of it, as TensorFlow's and timm's networks do."""
+    """Rounds to a multiple that is at least 0.9 of the exact width, as MobileNets do.
+
+    timm's SE-ResNets round without that limit, which makes no difference at any registered width.
+    """
     rounded = max(multiple, int(exact + multiple / 2) // multiple * multiple)
     return rounded if rounded >= 0.9 * exact else rounded + multiple
 

@@ -39,7 +39,7 @@ def from_torch(
     """Returns the variables of a registered network from a PyTorch state dict.
 
     All are float32; kernels become `[H, W, I, O]`, and the bias of a convolution that has none here
-    is subtracted from the mean of the BatchNorm behind it.
+    is subtracted from the mean of the BatchNorm after it.
 
     Args:
         name: a network of the same lineage: `se_resnet50` for Cadene's weights (timm's `legacy_*`),

@@ -9,6 +9,9 @@ import pytest
 import torch
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from se_flax.models import create_model
+from se_flax.weights import from_torch
+
 nn = torch.nn
 torch.set_num_threads(1)  # pytest-xdist has a worker for each core
 
@@ -138,6 +141,16 @@ def check_logits(model, variables, net, size, jit=True):
     scale = np.abs(theirs).max()
     assert np.abs(theirs[0] - theirs[1]).max() > 0.01 * scale, 'logits must depend on the image'
     assert np.abs(ours - theirs).max() <= 1e-6 * scale
+
+
+def check(name, net, fields=None, sizes=(64, 33), **both):
+    """Compares logits; `fields` make the network that `from_torch` takes the weights for.
+
+    `both` are fields of that network and of the one compared.
+    """
+    variables = from_torch(name, enliven(net, max(sizes)).state_dict(), **(fields or {}), **both)
+    for size in sizes:
+        check_logits(create_model(name, **both), variables, net, size, jit=False)
 
 
 def check_training(model, convert, net, size, batch=4):

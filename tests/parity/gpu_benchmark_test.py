@@ -155,7 +155,7 @@ def test_what_hangs_ends_with_the_time_and_keeps_what_was_measured(module, fault
     rows = isolated.measured(faults, parts, 64, 600)
     assert 'process' in next(rows)
     now[0] = 600
-    assert list(rows) == [{'does': 'hang', 'batch': 64, 'error': 'the time was over'}]
+    assert list(rows) == [{'does': 'hang', 'batch': 64, 'error': 'out of time'}]
 
 
 @pytest.mark.parametrize('side', ['ours', 'eager', 'compiled'])

@@ -12,7 +12,7 @@ from torchvision.models import regnet
 from se_flax.models import create_model, list_models, model_info, timm_architectures
 from se_flax.weights import from_torch
 
-from .compare import check_logits, check_training, enliven
+from .compare import check, check_training, enliven
 
 ONE_EACH = {'stage_sizes': (1, 1, 1, 1)}
 TORCHVISION = (
@@ -45,12 +45,6 @@ def shortened(name):
     ratio = 0.25 if model.se else None
     ones, twos, widths = [1] * 4, [2] * 4, list(model.widths)
     return regnet.RegNet(regnet.BlockParams(ones, widths, group_widths, ones, twos, ratio))
-
-
-def check(name, net, sizes, **fields):
-    variables = from_torch(name, enliven(net, max(sizes)).state_dict(), **fields)
-    for size in sizes:
-        check_logits(create_model(name, **fields), variables, net, size, jit=False)
 
 
 def parameters(net):
@@ -95,7 +89,7 @@ def test_every_regnet_is_timms():
     ],
 )
 def test_logits_are_theirs(name, net, sizes):
-    check(name, net(), sizes)
+    check(name, net(), sizes=sizes)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +101,7 @@ def test_logits_are_theirs(name, net, sizes):
 )
 def test_each_stage_is_torchvisions(name):
     """The 32GF and 128GF networks in full would need gigabytes."""
-    check(name, shortened(name), (33,), **ONE_EACH)
+    check(name, shortened(name), sizes=(33,), **ONE_EACH)
 
 
 def test_training_is_torchvisions():

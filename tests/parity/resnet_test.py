@@ -19,7 +19,7 @@ from torchvision import models as tv
 from se_flax.models import create_model, list_models, model_info
 from se_flax.weights import from_torch
 
-from .compare import cases, check_logits, check_training, enliven
+from .compare import cases, check, check_logits, check_training, enliven, without_se
 
 nn = torch.nn
 # As the weights' own code base has it, so that `from_torch` takes them.
@@ -66,23 +66,6 @@ def cadene(block, stage_sizes, groups, **fields):
         downsample_padding=0,
         **fields,
     )
-
-
-def without_se(net):
-    for module in list(net.modules()):
-        if hasattr(module, 'se_module'):
-            module.se_module = nn.Identity()
-    return net
-
-
-def check(name, net, fields=None, sizes=SMALL, **both):
-    """Compares logits; `fields` make the network that `from_torch` takes the weights for.
-
-    `both` are fields of that network and of the one compared.
-    """
-    variables = from_torch(name, enliven(net, max(sizes)).state_dict(), **(fields or {}), **both)
-    for size in sizes:
-        check_logits(create_model(name, **both), variables, net, size, jit=False)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +164,7 @@ def test_later_networks_have_timms_number_of_parameters(name):
 
 @pytest.mark.slow
 def test_senet154_trunk_is_timms_without_se():
-    check('senet154_trunk', without_se(timm.create_model('legacy_senet154')))
+    check('senet154_trunk', without_se(timm.create_model('legacy_senet154'), senet.SEModule))
 
 
 @pytest.mark.slow

@@ -25,9 +25,7 @@ SHALLOW = {'stage_sizes': (1, 1, 1, 1)}
 THREE = {'stage_sizes': (1, 1, 2)}
 NETWORKS = {  # a small one of each kind, and sizes of its images, of which the odd ones are NCHW
     'se_resnet50': ((64, 75), SHALLOW),
-    'se_resnext50_32x4d': ((75,), SHALLOW),
     'senet154': ((64,), SHALLOW),
-    'timm_seresnet50': ((64,), SHALLOW),
     'timm_resnetrs50': ((75,), SHALLOW),
     'timm_seresnextaa101d_32x8d': ((75,), SHALLOW),
     'regnet_y_200mf': ((64,), SHALLOW),
@@ -37,9 +35,7 @@ NETWORKS = {  # a small one of each kind, and sizes of its images, of which the 
     'se_inception_resnet_v2': ((75,), THREE),
     'se_mobilenet': ((75,), {}),
     'se_shufflenet': ((64,), THREE),
-    'se_preact_resnet110': ((21,), THREE),
     'se_preact_resnet164': ((32,), THREE),
-    'se_wrn16_8': ((21,), THREE | {'width': 32}),
     'se_shake_shake26_2x96d': ((32,), THREE | {'width': 32}),
     'se_shake_even29_2x4x64d': ((21,), THREE | {'width': 32}),
     'mobilenet_v3_small': ((75,), {'stage_sizes': (1, 1, 1, 1, 2)}),

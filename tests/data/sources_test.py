@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from se_flax.data import decode, decode_all, open_dataset
+from se_flax.data.dataset import cores
 from se_flax.data.decode import DecodeError
 from se_flax.errors import MissingError, UserError
 
@@ -174,3 +175,9 @@ def test_nothing_imports_tensorflow(tmp_path, code, status):
     (tmp_path / 'tensorflow.py').write_text('import os; os._exit(3)')
     environment = os.environ | {'PYTHONPATH': f'{tmp_path}:{os.getcwd()}'}
     assert subprocess.run([sys.executable, '-c', code], env=environment).returncode == status
+
+
+def test_cores_are_counted_where_a_process_has_no_affinity(monkeypatch):
+    assert cores() == len(os.sched_getaffinity(0))
+    monkeypatch.delattr(os, 'sched_getaffinity')  # as on macOS
+    assert cores() == os.cpu_count()

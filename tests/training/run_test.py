@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from se_flax import cli
+from se_flax.errors import UserError
 from se_flax.training import run as run_module
 from se_flax.training import workdir as workdirs
 from se_flax.training.metrics_log import read_rows
@@ -476,3 +477,12 @@ def test_the_transfer_guard_is_on(tmp_path, train_main, monkeypatch):
     monkeypatch.setattr(run_module, 'shard_batch', lambda mesh, batch: batch)
     with pytest.raises(Exception, match='Disallowed host-to-device transfer'):
         train_main(tmp_path)
+
+
+def test_a_damaged_result_and_damaged_data_are_told_in_a_line(tmp_path):
+    for name in ('DONE', 'data.json'):
+        (tmp_path / name).write_text('{"half')
+    with pytest.raises(UserError, match='DONE is damaged'):
+        finished(tmp_path)
+    with pytest.raises(UserError, match=r'data\.json is damaged'):
+        workdirs.check_data(tmp_path, {})

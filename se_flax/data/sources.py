@@ -101,14 +101,14 @@ def find_builder(name: str, data_dir: str | None = None) -> tfds.core.DatasetBui
     if name == EMBEDDED:
         return tfds.builder_from_directory(pathlib.Path(__file__).parent / EMBEDDED / '1.0.0')
     root = data_folder(data_dir)
-    if os.path.isdir(name):
-        raise UserError(f'{name} is a folder; to read its images, use {FOLDER}{name}')
     plain_name = re.split('[/:]', name)[0]
-    valid = naming.is_valid_dataset_name(plain_name)  # tfds raises ValueError for others
-    with reaching(root), contextlib.suppress(tfds.core.DatasetNotFoundError):
-        if valid:
+    if naming.is_valid_dataset_name(plain_name):
+        with reaching(root), contextlib.suppress(tfds.core.DatasetNotFoundError):
             return read_only_builder.builder_from_files(name, data_dir=root if data_dir else None)
-    plain_name = plain_name if valid else name
+    elif os.path.isdir(name):
+        raise UserError(f'{name} is a folder; to read its images, use {FOLDER}{name}')
+    else:  # tfds raises ValueError
+        plain_name = name
     names = [*COMMON, *tfds.list_builders(with_community_datasets=False)]
     near = difflib.get_close_matches(plain_name, names, cutoff=0.5)
     check_known('data set', plain_name, names if near else COMMON)  # all of tfds: two screens

@@ -91,6 +91,13 @@ def test_unknown_name_gives_the_nearest(tmp_path, name, hint):
     assert len(str(error.value)) < 200
 
 
+def test_a_folder_of_its_name_hides_no_data_set(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'cifar10').mkdir()
+    with pytest.raises(MissingError, match='run: se-flax data prepare cifar10'):
+        open_dataset('cifar10', 'train', str(tmp_path / 'data'))
+
+
 def test_unknown_split():
     with pytest.raises(UserError, match="unknown split 'test': one of train, eval"):
         open_dataset('synthetic', 'test')

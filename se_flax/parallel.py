@@ -36,6 +36,11 @@ def spread(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * longest, DATA))
 
 
+def whole_batch(mesh: Mesh, batch_size: int) -> int:
+    """Returns a batch size rounded up to a multiple of the devices."""
+    return -(-batch_size // mesh.size) * mesh.size
+
+
 def shard_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     """Makes global arrays `[B, ...]` from this process's part, `[B / processes, ...]`."""
     sharding = split(mesh)

@@ -70,6 +70,11 @@ def _temporary(path: AnyPath) -> AnyPath:
     return path.with_name(f'.{path.name}.{socket.gethostname()}-{os.getpid()}.new')
 
 
+def temporaries(path: AnyPath) -> list[AnyPath]:
+    """Returns what killed writes of a file have left."""
+    return list(path.parent.glob(f'.{path.name}.*new'))
+
+
 def atomic_write(path: AnyPath, data: bytes) -> None:
     """Replaces a file durably; readers see the old bytes or the new ones, also after a crash.
 

@@ -15,7 +15,7 @@ from se_flax.data.dataset import Subset
 from se_flax.errors import UserError
 from se_flax.evaluation import normalize
 from se_flax.evaluation.evaluator import Evaluator, Network
-from se_flax.parallel import data_mesh, replicated, shard_batch, split
+from se_flax.parallel import data_mesh, replicated, shard_batch, split, whole_batch
 from se_flax.progress import Progress
 from se_flax.storage import AnyPath, atomic_write
 
@@ -104,12 +104,18 @@ def pick(labels: np.ndarray, samples: int) -> np.ndarray:
 
 
 def measure_gates(
-    network: Network, blocks: Sequence[Block], dataset: Dataset, samples: int, **loading: Any
+    network: Network,
+    blocks: Sequence[Block],
+    dataset: Dataset,
+    samples: int,
+    *,
+    batch_size: int,
+    num_threads: int | None = None,
 ) -> list[Gates]:
     """Returns the gates of each block over the first `samples` images of each class.
 
-    The gates of a block without a squeeze are averaged over the map. `loading` is `num_threads` of
-    `eval_batches` and `batch_size`, which is rounded up to a multiple of the devices.
+    The gates of a block without a squeeze are averaged over the map. `batch_size` is rounded up to
+    a multiple of the devices.
     """
     labels = dataset.labels()
     positions = pick(labels, samples)
@@ -124,14 +130,16 @@ def measure_gates(
         return [sown[*block.path, 'gate'][0].mean((1, 2)).astype(jnp.float32) for block in blocks]
 
     mesh = data_mesh()
-    loading['batch_size'] = -(-loading['batch_size'] // mesh.size) * mesh.size
+    batch_size = whole_batch(mesh, batch_size)
     whole = replicated(mesh)
     gates = jax.jit(gates, in_shardings=(whole, split(mesh)), out_shardings=whole)
     variables = jax.device_put(network.variables, whole)
     sums = [Sums(dataset.num_classes) for _ in blocks]
     done = 0
     with Progress() as progress:
-        for batch in eval_batches(picked, network.view, **loading):
+        for batch in eval_batches(
+            picked, network.view, batch_size=batch_size, num_threads=num_threads
+        ):
             found = jax.device_get(gates(variables, shard_batch(mesh, batch)['image']))
             rows = np.flatnonzero(batch['mask'])
             for block_sums, gate in zip(sums, found, strict=True):

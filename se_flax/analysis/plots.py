@@ -81,8 +81,7 @@ def draw_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     loss, error = figure.subplots(1, 2)
     for (name, rows), color in zip(runs.items(), COLORS, strict=False):
         train, evaluations = [[r for r in rows if r['split'] == s] for s in ('train', 'eval')]
-        losses = np.array([r['loss'] for r in train])
-        means = moving_mean(losses, len(train) // 20 | 1) if train else losses
+        means = moving_mean(np.array([r['loss'] for r in train]), len(train) // 20 | 1)
         style = {'color': color, 'linewidth': 1.5}
         loss.plot([r['step'] for r in train], means, label=name, **style)
         errors = [100 * (1 - r['top1']) for r in evaluations]

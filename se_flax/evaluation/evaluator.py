@@ -16,7 +16,7 @@ from se_flax.errors import check_at_least
 from se_flax.evaluation import protocols
 from se_flax.evaluation.metrics import label_rank, normalize
 from se_flax.evaluation.predictions import Predictions
-from se_flax.parallel import replicated, shard_batch, split
+from se_flax.parallel import replicated, shard_batch, split, whole_batch
 
 TOP = 5
 Seen = Callable[[int, int], None]  # takes the number of examples done and the total
@@ -98,7 +98,7 @@ class Evaluator:
         max_corrupt: float | None = 0.01,
     ):
         check_at_least('batch_size', batch_size, 1)
-        self._batch_size = -(-batch_size // mesh.size) * mesh.size
+        self._batch_size = whole_batch(mesh, batch_size)
         self._networks, self._dataset, self._mesh = networks, dataset, mesh
         self._scores = [  # the network's index, the canvas, the function
             (i, scale.canvas, make_scores(network, mesh, protocol, scale))

@@ -75,5 +75,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 def moving_mean(values: np.ndarray, window: int) -> np.ndarray:
     """Returns the means of the `window` values around each; of fewer at the ends."""
+    if not len(values):
+        return values  # NumPy refuses to convolve nothing
     ones = np.ones(window)
     return np.convolve(values, ones, 'same') / np.convolve(np.ones(len(values)), ones, 'same')

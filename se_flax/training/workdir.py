@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +11,14 @@ from ml_collections import ConfigDict
 
 from se_flax.data import Dataset
 from se_flax.errors import MissingError, UserError
-from se_flax.storage import AnyPath, atomic_write, is_remote, read_json, without_lists
+from se_flax.storage import (
+    AnyPath,
+    atomic_write,
+    is_remote,
+    read_json,
+    temporaries,
+    without_lists,
+)
 from se_flax.training import lock
 from se_flax.training.config import ADDED, MACHINE_FIELDS, base_config
 
@@ -30,10 +36,9 @@ def check(workdir: AnyPath, ours: Mapping[str, Any]) -> None:
     """Raises UserError unless a workdir is new, or its run has the same `saved_config`."""
     if not (workdir / CONFIG).exists():
         _check_folder(workdir)
-        # A killed `claim` leaves only its lock and the temporary file of `atomic_write`.
-        left = re.compile(rf'{lock.FILE}|\.{CONFIG}\..*new')
-        names = [path.name for path in workdir.iterdir()] if workdir.is_dir() else []
-        if not all(map(left.fullmatch, names)):
+        # A killed `claim` leaves only its lock and temporary files of `atomic_write`.
+        left = {lock.FILE, *(path.name for path in temporaries(workdir / CONFIG))}
+        if workdir.is_dir() and {path.name for path in workdir.iterdir()} - left:
             raise UserError(f'{workdir} is not empty but has no {CONFIG}; use another --workdir')
         return
     theirs = json.loads(json.dumps(ADDED)) | _read(workdir)  # with lists instead of tuples

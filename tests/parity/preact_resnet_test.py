@@ -64,9 +64,9 @@ class PreActResNet(ConvNorms):
 
 
 FORMS = {
-    'resnet110': (18, (16, 32, 64), False),
-    'resnet164': (18, (64, 128, 256), True),
-    'wrn16_8': (2, (128, 256, 512), False),
+    'resnet110': ((16, 32, 64), False),
+    'resnet164': ((64, 128, 256), True),
+    'wrn16_8': ((128, 256, 512), False),
 }
 
 
@@ -81,7 +81,7 @@ FORMS = {
 )
 def test_preact_resnet_is_the_papers(name, form):
     """Shortened; the depth is in the exact counts of `network_test`."""
-    net = enliven(PreActResNet(2, *FORMS[form][1:], name.startswith('se_')), 32)
+    net = enliven(PreActResNet(2, *FORMS[form], name.startswith('se_')), 32)
     size = 45 if name.startswith('se_') else 32  # odd and even maps
     model = create_model(name, stage_sizes=(2, 2, 2))
     check_logits(model, to_flax(net.state_dict()), net, size, jit=False)
@@ -99,5 +99,5 @@ def test_preact_resnets_are_pytorchcvs():
 )
 def test_preact_resnets_train_alike(name, form):
     model = create_model(name, dtype=jnp.float64, stage_sizes=(2, 2, 2))
-    net = enliven(PreActResNet(2, *FORMS[form][1:], se=True), 32)
+    net = enliven(PreActResNet(2, *FORMS[form], se=True), 32)
     check_training(model, to_flax, net, 32)

@@ -30,7 +30,7 @@ class Unit(ConvNorms):
 
 
 class ShuffleNet(ConvNorms):
-    def __init__(self, se, sizes=(4, 8, 4)):
+    def __init__(self, se, sizes):
         super().__init__()
         self.add('_stem', 3, 24, 3, 2)
         channels, self.units = 24, []

@@ -23,6 +23,7 @@ from se_flax.training.fine_tune import fill_from_weights
 from se_flax.training.recipe import make_model, open_split
 
 PLAN, RUNS = 'plan.json', 'runs'
+KEYS = {'title', 'config', 'assignments', 'runs', 'cells', 'seeds'}  # of the file
 # Fields of networks with SE; on another network, `se` would add blocks.
 SE_FIELDS = ('se', 'placement', 'se_stages')
 
@@ -122,12 +123,12 @@ def save_plan(directory: AnyPath, plan: Plan) -> Plan:
         'cells': [cell._asdict() for cell in plan.study.cells],
     }
     if (directory / PLAN).exists():
-        theirs = read_json(directory / PLAN)
+        theirs = _read(directory / PLAN)
         for key, value in json.loads(json.dumps(ours)).items():  # with lists instead of tuples
-            if value != theirs.get(key):
+            if value != theirs[key]:
                 raise UserError(
                     f'{directory} has the plan of another study, whose {key} is '
-                    f'{theirs.get(key)!r}, not {value!r}; use another --out'
+                    f'{theirs[key]!r}, not {value!r}; use another --out'
                 )
         seeds = max(seeds, theirs['seeds'])
         if seeds == theirs['seeds']:
@@ -138,11 +139,18 @@ def save_plan(directory: AnyPath, plan: Plan) -> Plan:
     return plan._replace(seeds=seeds)
 
 
+def _read(path: AnyPath) -> dict[str, Any]:
+    plan = read_json(path)
+    if not isinstance(plan, dict) or KEYS - plan.keys():
+        raise UserError(f'{path} is not the plan of a study')
+    return plan
+
+
 def load_plan(directory: AnyPath) -> Plan:
     """Reads the plan of a folder; raises MissingError if it has none."""
     if not (directory / PLAN).exists():
         raise MissingError(f'{directory} has no {PLAN}; `se-flax ablate` writes it')
-    plan = without_lists(read_json(directory / PLAN))
+    plan = without_lists(_read(directory / PLAN))
     cells = tuple(Cell(**cell) for cell in plan['cells'])
     runs = as_path(plan['runs']) if plan['runs'] else directory / RUNS
     study = Study(plan['title'], cells)

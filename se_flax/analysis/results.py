@@ -11,7 +11,7 @@ from se_flax.analysis.outcomes import read_right
 from se_flax.analysis.plan import Plan
 from se_flax.analysis.statistics import LEVEL, holm, over_images, paired
 from se_flax.analysis.study import Cell
-from se_flax.errors import MissingError
+from se_flax.errors import MissingError, UserError
 from se_flax.models.complexity import count
 from se_flax.storage import AnyPath, atomic_write
 from se_flax.training.metrics_log import read_rows
@@ -140,11 +140,14 @@ def write_results(directory: AnyPath, plan: Plan) -> list[dict[str, Any]]:
 
 
 def read_results(directory: AnyPath) -> list[dict[str, Any]]:
-    """Returns the rows of a study's folder, compared anew; raises MissingError if it has none."""
+    """Returns the rows of a study's folder, compared anew; MissingError if it has none."""
     path = directory / 'results.jsonl'
     if not path.exists():
         raise MissingError(f'{directory} has no {path.name}; `se-flax ablate` writes it')
-    return compare([json.loads(line) for line in path.read_text().splitlines()])
+    try:
+        return compare([json.loads(line) for line in path.read_text().splitlines()])
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(f'{path} is damaged ({error!r})') from None
 
 
 def _cells(row: Mapping[str, Any]) -> list[Any]:

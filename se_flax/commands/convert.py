@@ -27,8 +27,9 @@ def _run(args: argparse.Namespace) -> None:
     if as_path(args.source).is_dir():
         from se_flax.inference import save_run_weights
 
-        if args.key is not None:
-            raise UserError('a run holds one network; leave --key out')
+        for option in ('model', 'key'):
+            if getattr(args, option) is not None:
+                raise UserError(f'a run holds one network; leave --{option} out')
         save_run_weights(args.source, args.out, **adapted)
     else:
         convert(args.source, args.model, args.out, key=args.key, **adapted)

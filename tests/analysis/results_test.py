@@ -4,16 +4,13 @@ import csv
 import json
 import pathlib
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
 
 from se_flax.analysis.plan import Plan
-from se_flax.analysis.results import both_tables, collect, compare, write_results
+from se_flax.analysis.results import both_tables, collect, compare, read_results, write_results
 from se_flax.analysis.study import STUDIES
-from se_flax.models import create_model
+from se_flax.errors import UserError
 from se_flax.training import workdir
 from se_flax.training.metrics_log import MetricsWriter
 
@@ -60,20 +57,6 @@ def test_three_comparisons_are_harder_to_pass_than_one():
     assert (alone['reading'], together['reading']) == ('higher', 'not significant')
     assert (together['low'], together['high']) == (alone['low'], alone['high'])
     assert together['paper_difference'] == 0.29
-
-
-def test_a_pair_starts_from_the_same_values():
-    """The two networks of a seed, in all weights that both have, so that pairing is worth it."""
-    image = jnp.zeros((1, 28, 28, 3))
-    plain, se = (
-        flatten_dict(jax.jit(model.init)(jax.random.key(3), image)['params'])
-        for model in (
-            create_model(name, 10, width=16) for name in ('resnet8_cifar', 'se_resnet8_cifar')
-        )
-    )
-    assert plain.keys() < se.keys()
-    assert all(np.array_equal(plain[name], se[name]) for name in plain)
-    assert any(np.ptp(value) for value in plain.values())
 
 
 @pytest.fixture
@@ -133,6 +116,13 @@ def test_the_three_files_agree(plan, tmp_path):
     assert (len(cells), len(comparisons)) == (3, 2)  # with their headers
     for line in [*cells, *comparisons]:
         assert f'| {" | ".join(line)} |' in text
+
+
+@pytest.mark.parametrize('line', ['{"cell": ', '{}', '3'])
+def test_rows_that_are_none_are_refused(line, tmp_path):
+    (tmp_path / 'results.jsonl').write_text(line)
+    with pytest.raises(UserError, match=r'results\.jsonl is damaged'):
+        read_results(tmp_path)
 
 
 def test_images_are_compared_if_every_run_of_a_pair_has_them(plan):

@@ -158,19 +158,17 @@ def read_pth(path: pathlib.Path) -> Mapping[str, Any]:
 
 def read_index(path: pathlib.Path) -> dict[pathlib.Path, list[str]]:
     """Returns the names of the tensors in each shard of Hugging Face's JSON index."""
+    text = read_bytes(path)
     try:
-        weight_map = json.loads(read_bytes(path))['weight_map']
-        shards: dict[pathlib.Path, list[str]] = {}
-        for name, shard in weight_map.items():
-            if shard in ('', '..') or pathlib.PurePath(shard).name != shard or '\\' in shard:
-                raise UserError(
-                    f'{path} lists the shard {shard!r}, which is not in the same folder'
-                )
-            shards.setdefault(path.with_name(shard), []).append(name)
-    except UserError:
-        raise
+        weight_map = json.loads(text)['weight_map']
+        elsewhere = [s for s in weight_map.values() if re.search(r'^\.{0,2}$|[/\\]', s)]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise UserError(f'{path} is JSON, but not an index of shards with a weight_map') from None
+    if elsewhere:
+        raise UserError(f'{path} lists the shard {elsewhere[0]!r}, which is not in the same folder')
+    shards: dict[pathlib.Path, list[str]] = {}
+    for name, shard in weight_map.items():
+        shards.setdefault(path.with_name(shard), []).append(name)
     if missing := sorted(shard.name for shard in shards if not shard.is_file()):
         raise MissingError(
             f'{path} needs {", ".join(missing)} in the same folder; download what is missing'

@@ -47,8 +47,9 @@ def read_hub(
     check_known('weights', network, known)
     weights = _fetch(repo_id, 'model.safetensors', cache_dir)
     config = _fetch(repo_id, 'config.json', cache_dir)
+    view = _preprocessing(config)
     info, variables = read_state_dict(known[network], read_safetensors(weights)[1], {})
-    return info._replace(preprocessing=_preprocessing(config)), variables
+    return info._replace(preprocessing=view), variables
 
 
 def _fetch(repo_id: str, name: str, cache_dir: str | pathlib.Path | None) -> pathlib.Path:

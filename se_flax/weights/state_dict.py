@@ -263,7 +263,8 @@ def place(
 def _without_conv_biases(shapes: Collection[str], tensors: list[Tensor]) -> list[Tensor]:
     """Subtracts biases of convolutions that have none here from the means of the BatchNorms."""
     by_path = {tensor.path: tensor for tensor in tensors}
-    for path, bias in list(by_path.items()):
+    new: dict[str, Tensor | None] = {}  # by the names of those that change; None goes
+    for path, bias in by_path.items():
         if path is None or path in shapes or not path.endswith('/bias'):
             continue
         _, *parents, conv, _ = path.split('/')
@@ -271,9 +272,8 @@ def _without_conv_biases(shapes: Collection[str], tensors: list[Tensor]) -> list
         mean = by_path.get(norm)
         if norm in shapes and mean and mean.array.shape == bias.array.shape:
             shifted = as_float32(mean.name, mean.array) - as_float32(bias.name, bias.array)
-            by_path[norm] = mean._replace(array=shifted)
-            tensors = [by_path.get(t.path, t) if t is mean else t for t in tensors if t is not bias]
-    return tensors
+            new |= {bias.name: None, mean.name: mean._replace(array=shifted)}
+    return [t for tensor in tensors if (t := new.get(tensor.name, tensor))]
 
 
 def _fitting(naming: Naming, other: Network, arrays: Mapping[str, np.ndarray]) -> list[str]:

@@ -1,6 +1,7 @@
 """The hub, from a cache that the test writes; nothing here reaches for a network."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from huggingface_hub import constants
 
 from se_flax import cli
 from se_flax.errors import MissingError, UserError
-from se_flax.models import create_model, list_models, timm_architectures
+from se_flax.models import create_model, list_models, registry, timm_architectures
 from se_flax.weights import convert, from_hub, read_info
 
 pytestmark = pytest.mark.quick
@@ -30,19 +31,14 @@ def offline(monkeypatch):
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
 
 
-@pytest.fixture(scope='module')
-def flat(weights):
-    return weights.flat_variables('timm_legacy_seresnet18')
-
-
-def model_file(weights, flat):
-    modules = weights.resnet_modules((2, 2, 2, 2), 2, style='cadene', se=True)
-    return safetensors.numpy.save(weights.to_torch(modules, flat), {'format': 'pt'})
-
-
-def test_from_the_cache(weights, flat, assert_equal, tmp_path, monkeypatch):
-    config = json.dumps(CONFIG).encode()
-    weights.hub_cache(tmp_path, ID, model_safetensors=model_file(weights, flat), config_json=config)
+def test_from_the_cache(weights, assert_equal, tmp_path, monkeypatch):
+    make, size = registry._ENTRIES['timm_legacy_seresnet18']
+    small = partial(make, stage_sizes=(1, 1), width=16)
+    monkeypatch.setitem(registry._ENTRIES, 'timm_legacy_seresnet18', (small, size))
+    flat = weights.flat_variables('timm_legacy_seresnet18')
+    state = weights.to_torch(weights.resnet_modules((1, 1), 2, style='cadene', se=True), flat)
+    model, config = safetensors.numpy.save(state, {'format': 'pt'}), json.dumps(CONFIG).encode()
+    weights.hub_cache(tmp_path, ID, model_safetensors=model, config_json=config)
     name, variables = from_hub(ID, tmp_path)
     assert name == 'timm_legacy_seresnet18'
     assert_equal(variables, flat)
@@ -90,8 +86,8 @@ def test_ids_that_are_none(tmp_path, repo_id, message):
         json.dumps({'pretrained_cfg': CONFIG['pretrained_cfg'] | {'input_size': 3}}).encode(),
     ],
 )
-def test_a_config_that_is_none(weights, flat, tmp_path, config):
-    weights.hub_cache(tmp_path, ID, model_safetensors=model_file(weights, flat), config_json=config)
+def test_a_config_that_is_none(weights, tmp_path, config):
+    weights.hub_cache(tmp_path, ID, model_safetensors=b'not read', config_json=config)
     with pytest.raises(UserError, match=r'is not a valid timm config|in the metadata'):
         from_hub(ID, tmp_path)
 

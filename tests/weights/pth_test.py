@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from se_flax.errors import MissingError, UserError
-from se_flax.weights import convert, from_torch, load_weights
+from se_flax.weights import convert, from_torch
 from se_flax.weights.files import read_pth
 
 pytestmark = pytest.mark.quick
@@ -47,20 +47,6 @@ def test_a_whole_model_is_told_apart(tmp_path):
     torch.save(torch.nn.Linear(2, 2), tmp_path / 'model.pt')
     with pytest.raises(UserError, match=r'save only the state_dict\(\) of the model'):
         read_pth(tmp_path / 'model.pt')
-
-
-@pytest.mark.parametrize('zipped', [True, False])
-def test_convert(weights, tmp_path, zipped):
-    flat = weights.flat_variables('se_resnet8_cifar')
-    state = weights.to_torch(weights.cifar_modules(se=True), flat)
-    wrapped = {'state_dict': {f'module.{k}': v for k, v in tensors(state).items()}, 'epoch': 3}
-    path = tmp_path / 'w.pth'
-    torch.save(wrapped, path, _use_new_zipfile_serialization=zipped)
-    info = convert(str(path), 'se_resnet8_cifar', tmp_path / 'out.safetensors')
-    assert (info.lineage, info.num_classes) == ('pytorchcv', 10)
-    name, variables = load_weights(tmp_path / 'out.safetensors')
-    assert name == 'se_resnet8_cifar'
-    np.testing.assert_array_equal(variables['params']['head']['kernel'], flat['params/head/kernel'])
 
 
 def test_tensors_of_other_kinds(weights):

@@ -283,10 +283,3 @@ def test_files_that_are_something_else(save, tmp_path):
         load_weights(tmp_path / 'x.safetensors')
     with pytest.raises(MissingError, match=r'no file'):
         load_weights(tmp_path)
-
-
-def test_files_of_others(weights, tmp_path):
-    path = tmp_path / 'model.safetensors'
-    safetensors.numpy.save_file(weights.state, path, {'format': 'pt'})
-    with pytest.raises(UserError, match=r'does not name its network.*se-flax convert .*model'):
-        load_weights(path)

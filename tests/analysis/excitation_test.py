@@ -22,7 +22,7 @@ from se_flax.models import create_model
 from se_flax.parallel import data_mesh
 from se_flax.progress import Progress
 
-FIELDS = {'width': 16, 'stem_strides': 2}
+FIELDS = {'width': 16, 'stage_sizes': (1, 1), 'stem_strides': 2}
 VIEW = EvalTransform(28, interpolation='bilinear')
 
 
@@ -44,12 +44,14 @@ def dataset():
     return open_dataset('fashion_mnist_mini', 'eval')
 
 
-def test_the_figures_have_the_papers_six_panels():
+def test_the_figures_have_the_papers_six_panels_and_blocks_its_parameters():
     blocks = se_blocks(*shapes('se_resnet50', 224), 224)
     assert len(blocks) == 16
     names = ['stage2_block3', 'stage3_block4', 'stage4_block6']
     names += [f'stage5_block{i}' for i in (1, 2, 3)]
     assert [block.name for block in shown(blocks)] == names
+    # The paper's 2 / r * C^2, and the biases.
+    assert [block.params for block in blocks[-3:]] == [2 * 2048**2 // 16 + 2048 + 128] * 3
 
 
 @pytest.mark.parametrize(
@@ -65,12 +67,6 @@ def test_stages_are_blocks_of_one_map_size(name, size, stages):
     blocks = se_blocks(*shapes(name, size), size)
     counts = [sum(block.stage == stage for block in blocks) for stage in range(1, 6)]
     assert [n for n in counts if n] == stages
-
-
-def test_a_blocks_parameters_are_the_papers_formula():
-    """2 / r * C^2, and the biases."""
-    blocks = se_blocks(*shapes('se_resnet50', 224), 224)
-    assert [block.params for block in blocks[-3:]] == [2 * 2048**2 // 16 + 2048 + 128] * 3
 
 
 def test_a_plain_network_has_no_gates():
@@ -163,7 +159,7 @@ def test_removing_the_last_stage_is_the_network_without_it(network, dataset):
     blocks = se_blocks(network.model, network.variables, 28)
     gates = measure_gates(network, blocks, dataset, 5, batch_size=80)
     got = remove_last_stage(network, gates, dataset, batch_size=400)
-    assert got.blocks == ('stage4_block1',)
+    assert got.blocks == ('stage3_block1',)
 
     def result(model):
         networks = [network._replace(model=model)]
@@ -171,10 +167,10 @@ def test_removing_the_last_stage_is_the_network_without_it(network, dataset):
 
     # Losses are float32, with rounding of 1e-7.
     assert got.whole == pytest.approx(result(network.model), rel=1e-5)
-    without = result(network.model.clone(se_stages=(2, 3)))
+    without = result(network.model.clone(se_stages=(2,)))
     assert got.without == pytest.approx(without, rel=1e-5)
     assert got.without['loss'] != pytest.approx(got.whole['loss'], rel=1e-3)
     # An untrained block's gates are near one half, so their mean is nearer than 1 is.
     near, far = (abs(of['loss'] - got.whole['loss']) for of in (got.constant, got.without))
     assert near < far
-    assert got.params == 2 * 64 * 4 + 64 + 4
+    assert got.params == 2 * 32 * 2 + 32 + 2

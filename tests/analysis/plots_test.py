@@ -58,17 +58,9 @@ def test_a_run_may_have_been_evaluated_before_its_first_row():
 
 
 def test_a_study_shows_each_seed_and_the_paper():
-    rows = [
-        {
-            'cell': 'SE',
-            'top1_error': [9.0, 11.0],
-            'top1_error_mean': 10.0,
-            'paper_top1_error': 22.3,
-        },
-        {'cell': 'max', 'top1_error': [12.0], 'top1_error_mean': 12.0},
-    ]
-    for row, paper in zip(rows, (22.3, None), strict=True):
-        row['paper_top1_error'] = paper
+    se = {'cell': 'SE', 'top1_error': [9.0, 11.0], 'top1_error_mean': 10.0}
+    largest = {'cell': 'max', 'top1_error': [12.0], 'top1_error_mean': 12.0}
+    rows = [se | {'paper_top1_error': 22.3}, largest | {'paper_top1_error': None}]
     figure = draw_study('Squeeze', rows)
     ours, papers = figure.axes
     assert [label.get_text() for label in ours.get_yticklabels()] == ['SE', 'max']

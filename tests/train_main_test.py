@@ -37,40 +37,15 @@ def fails(tmp_path, capfd):
             ['--config.model=seresnet8_cifar'],
             r"unknown model 'seresnet8_cifar': did you mean se_resnet8_cifar or .*\?",
         ),
-        (
-            ['--config.model_fields.placment=pre'],
-            r'.*placment.*did you mean placement.*',
-        ),
-        (
-            ['--config.batchsize=64', f'--config={ROOT}/configs/quickstart.py'],
-            r"unknown config field 'batchsize': did you mean batch_size or .*\?",
-        ),
-        (
-            ['--config.batch_size=many'],
-            "config field batch_size has type int, got 'many'",
-        ),
+        (['--config.model_fields.placment=pre'], r'.*placment.*did you mean placement.*'),
         (
             ['--config.batch_size=100', '--config.bn_group_size=0'],
             'batch_size=100 is not a multiple of the number of devices=8; use 96 or 104',
         ),
         (
-            ['--config.batch_size=48'],
-            'batch_size=48 is not a multiple of bn_group_size=32; use 32 or 64',
-        ),
-        (
-            ['--config.data=fashion_mnist_min'],
-            r"unknown data set 'fashion_mnist_min': did you mean fashion_mnist_mini or .*\?",
-        ),
-        (
             ['--config.data=cifar10', '--config.data_dir={tmp}'],
             r"data set 'cifar10' is not in {tmp}; run: se-flax data prepare cifar10 "
             r'--data-dir={tmp}',
-        ),
-        (['--config.data=folder:{tmp}/no'], 'no folder {tmp}/no'),
-        (['--config.data=folder:{tmp}'], r'no folder train in {tmp}; .* --config\.eval_split=0\.1'),
-        (
-            ['--config.data=folder:{tmp}/empty'],
-            '{tmp}/empty/train has no folders: it must contain a folder of images for each class',
         ),
         (['--workdir={tmp}/used'], r'{tmp}/used is not empty but has no config.json; .*'),
         (
@@ -78,15 +53,9 @@ def fails(tmp_path, capfd):
             r'{tmp}/used/file is a file, so .* cannot be the folder .*',
         ),
         (['--workdir={tmp}/used/file/run'], r'{tmp}/used/file is a file, so .*/run cannot be .*'),
-        (
-            [f'--config={ROOT}/configs/quickstrat.py'],
-            r"unknown config '.*/quickstrat.py': did you mean .*/configs/quickstart.py.*",
-        ),
-        (['--config=quickstrat'], r"unknown config 'quickstrat': did you mean quickstart\?"),
     ],
 )
 def test_a_mistake_is_told_in_a_line(arguments, message, fails, tmp_path):
-    (tmp_path / 'empty' / 'train').mkdir(parents=True)
     (tmp_path / 'used').mkdir()
     (tmp_path / 'used' / 'file').write_text('of somebody')
     assert re.fullmatch(message.replace('{tmp}', re.escape(str(tmp_path))), fails(*arguments))
@@ -103,11 +72,8 @@ def test_a_tilde_in_a_path_is_the_home(tmp_path, monkeypatch, fails):
     assert not (tmp_path / '~').exists()
 
 
-@pytest.mark.parametrize(
-    'program', [[ROOT / 'train_main.py'], ['-m', 'se_flax.cli', 'train']], ids=['file', 'command']
-)
-def test_a_mistake_prints_no_traceback(program):
-    command = [sys.executable, *program, '--config.batchsize=64']
+def test_a_mistake_prints_no_traceback():
+    command = [sys.executable, ROOT / 'train_main.py', '--config.batchsize=64']
     done = subprocess.run(command, text=True, capture_output=True)
     assert done.returncode == 2
     assert done.stdout == ''

@@ -37,7 +37,7 @@ def test_cells_make_the_papers_networks(study, name, fields, tmp_path):
     """Whose parameters are counted in tests/models/resnet_test.py."""
     plan = plan_of(STUDIES[study], tmp_path)
     [cell] = [cell for cell in plan.study.cells if cell.name == name]
-    of_all = {'width': 16, 'stem_strides': 2}
+    of_all = {'width': 32, 'stem_strides': 2}
     assert plan.cell_config(cell).model_fields.to_dict() == of_all | fields
 
 

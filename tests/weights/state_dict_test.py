@@ -225,9 +225,10 @@ def test_what_is_no_state_dict_of_such_a_network(state, message):
 
 def test_pytorchcvs_bottleneck_before_activation(weights):
     modules = {'features.init_block': 'conv_stem', 'output': 'head'}
-    state = weights.to_torch(modules, weights.flat_variables('preact_resnet164'))
+    fields = {'stage_sizes': (1, 1, 1)}
+    state = weights.to_torch(modules, weights.flat_variables('preact_resnet164', **fields))
     with pytest.raises(UserError, match=r"has stride_in='3x3', this one has stride_in='1x1'$"):
-        from_torch('preact_resnet164', state)
+        from_torch('preact_resnet164', state, **fields)
 
 
 def test_unknown_names(weights):

@@ -274,12 +274,10 @@ def _read(folder: epath.Path, target: Any) -> tuple[Any, dict[str, Any]]:
             f'({len(differing)} of {len(here | there)} leaves differ)'
         )
 
-    def abstract(x):
-        sharding = getattr(x, 'sharding', None)
-        sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-    target = jax.tree.map(abstract, target)
+    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    target = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or one), target
+    )
     options = ocp.checkpoint_utils.construct_restore_args(target)
     args = ocp.args.Composite(state=ocp.args.PyTreeRestore(target, restore_args=options))
     with ocp.Checkpointer(_handler()) as orbax:

@@ -394,13 +394,13 @@ def check_values(config: ConfigDict, num_devices: int | None, problems: Problems
         check([name], _check_value, name, field, c.get(name), channels)
     if c.get('tracker'):
         check(['tracker'], find, c.tracker)
-    group = 'batch_size', 'bn_group_size'
     for name in ('batch_size', 'eval_batch_size') if num_devices else ():
         check([name], check_multiple, name, c.get(name), 'the number of devices', num_devices)
+    group = 'batch_size', 'bn_group_size'
     if problems.wrong.isdisjoint(group) and c.bn_group_size:
-        check(group, check_multiple, group[0], c.batch_size, group[1], c.bn_group_size)
+        check(group, check_multiple, 'batch_size', c.batch_size, 'bn_group_size', c.bn_group_size)
     check(['optimizer', 'nesterov'], _check_nesterov, c)
-    check(['mixup', 'cutmix', group[1]], _check_mixing, c)
+    check(['mixup', 'cutmix', 'bn_group_size'], _check_mixing, c)
     if num_devices:
         check([*group, 'accumulate'], _check_accumulate, c, num_devices)
 

@@ -80,16 +80,6 @@ def test_train_evaluate_predict_and_fine_tune(photos, tmp_path, train_main, capf
     assert 'Traceback' not in out + err
 
 
-def test_too_many_end_a_run_in_a_line(photos, tmp_path, train_main, capfd):
-    root, unreadable = photos
-    fields = [f'--config.data=folder:{root}', '--config.eval_split=0.3']
-    assert train_main(tmp_path / 'run', *fields) == 2
-    told = [line for line in capfd.readouterr().err.splitlines() if line.startswith('error: ')]
-    assert len(told) == 1
-    assert 'records cannot be decoded; max_corrupt allows 1: ' in told[0]
-    assert set(told[0].split(': ')[-1].split(', ')) - {'...'} <= set(unreadable)
-
-
 @pytest.mark.parametrize('options', [{}, {'quality': 80}, {'max_side': 20, 'quality': 80}])
 def test_preparing_imagenet(options):
     for name, data in READABLE.items():

@@ -1,7 +1,6 @@
 """Learning rates against their formulas, and what weight decay acts on."""
 
 import functools
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +15,6 @@ from se_flax.models import create_model
 from se_flax.training.config import load_config
 from se_flax.training.optimizer import OPTIMIZERS, SCHEDULES, decays, make_optimizer, make_schedule
 from se_flax.training.recipe import make_training, total_steps
-
-CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 
 
 def formula(schedule, peak, num_steps, *, warmup=0, hold=0, drops=(), factor=0.1):
@@ -82,35 +79,35 @@ def test_every_step_equals_the_formula(schedule, lengths, peak, hold, factor):
     ('spec', 'examples', 'num_steps', 'want'),
     [
         # 1,281,167 / 1024 = 1251.14 steps an epoch, and four times as many at 256
-        ('imagenet.py', 1_281_167, 125_114, ('step', 0.6, {'drops': (37_534, 75_068, 112_603)})),
-        ('senet154.py', 1_281_167, 62_557, ('step', 1.0, {'drops': (18_767, 37_534, 56_301)})),
+        ('imagenet', 1_281_167, 125_114, ('step', 0.6, {'drops': (37_534, 75_068, 112_603)})),
+        ('senet154', 1_281_167, 62_557, ('step', 1.0, {'drops': (18_767, 37_534, 56_301)})),
         (
-            'released.py',
+            'released',
             1_281_167,
             1_351_231,
             ('step', 0.1, {'drops': (625_570, 1_000_912, 1_251_140)}),
         ),
-        ('mobile.py', 1_281_167, 2_001_823, ('plateau', 0.1, {})),
-        ('modern.py', 1_281_167, 500_456, ('cosine', 0.1, {'warmup': 25_022})),
+        ('mobile', 1_281_167, 2_001_823, ('plateau', 0.1, {})),
+        ('modern', 1_281_167, 500_456, ('cosine', 0.1, {'warmup': 25_022})),
         (
-            'cifar.py:preact_resnet110',
+            'cifar:preact_resnet110',
             50_000,
             64_000,
             ('step', 0.1, {'drops': (32_000, 48_000), 'warmup': 400, 'hold': 0.1}),
         ),
-        ('cifar.py:preact_resnet164', 50_000, 64_000, ('step', 0.1, {'drops': (32_000, 48_000)})),
+        ('cifar:preact_resnet164', 50_000, 64_000, ('step', 0.1, {'drops': (32_000, 48_000)})),
         (
-            'cifar.py:wrn16_8',
+            'cifar:wrn16_8',
             50_000,
             78_125,
             ('step', 0.1, {'drops': (23_438, 46_875, 62_500), 'factor': 0.2}),
         ),
-        ('cifar.py:shake_shake26_2x96d', 50_000, 703_125, ('cosine', 0.2, {})),
-        ('cifar.py:shake_even29_2x4x64d', 50_000, 2_812_500, ('cosine', 0.025, {})),
+        ('cifar:shake_shake26_2x96d', 50_000, 703_125, ('cosine', 0.2, {})),
+        ('cifar:shake_even29_2x4x64d', 50_000, 2_812_500, ('cosine', 0.025, {})),
     ],
 )
 def test_every_step_of_a_recipe_equals_the_formula(spec, examples, num_steps, want):
-    config = load_config(str(CONFIGS / spec))
+    config = load_config(spec)
     steps_per_epoch = examples / config.batch_size
     assert total_steps(config, steps_per_epoch) == num_steps
     rate, _ = make_training(config, num_steps, steps_per_epoch)
@@ -121,7 +118,7 @@ def test_every_step_of_a_recipe_equals_the_formula(spec, examples, num_steps, wa
 
 @pytest.mark.parametrize(('batch_size', 'base', 'want'), [(512, 0, 0.6), (512, 1024, 0.3)])
 def test_the_rate_scales_with_the_batch_only_where_the_config_says_so(batch_size, base, want):
-    config = load_config(str(CONFIGS / 'imagenet.py'))
+    config = load_config('imagenet')
     config.batch_size, config.base_batch_size = batch_size, base
     schedule, _ = make_training(config, 100, 10.0)
     np.testing.assert_allclose(schedule(0), want, **close(want))

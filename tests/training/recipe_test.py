@@ -1,7 +1,6 @@
 """From fields to objects: nothing that a config says is lost on the way."""
 
 import fractions
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +19,9 @@ from se_flax.training.mixing import Mixing
 
 pytestmark = pytest.mark.quick
 
-QUICKSTART = pathlib.Path(__file__).parents[2] / 'configs' / 'quickstart.py'
-
 
 def quickstart(**fields):
-    config = load_config(str(QUICKSTART))
+    config = load_config('quickstart')
     config.update(fields)
     return config
 

@@ -1,6 +1,5 @@
 """The paragraph that a run prints first, and warnings: each where it is due, none for a recipe."""
 
-import pathlib
 import types
 
 import numpy as np
@@ -11,8 +10,6 @@ from se_flax.training.recipe import make_plan
 from se_flax.training.summary import doubts, run_summary
 
 pytestmark = pytest.mark.quick
-
-QUICKSTART = pathlib.Path(__file__).parents[2] / 'configs' / 'quickstart.py'
 
 
 class Images(types.SimpleNamespace):
@@ -107,7 +104,7 @@ STEP = {'schedule': 'step', 'drop_epochs': (30, 60)}
     ],
 )
 def test_what_hardly_anybody_means_is_doubted(fields, told):
-    config = load_config(str(QUICKSTART))
+    config = load_config('quickstart')
     config.update({'cache': False, **fields})
     lines = doubts(make_plan(config, num_devices=1))
     assert len(lines) == len(told)

@@ -12,7 +12,7 @@ import uuid
 from typing import Any
 
 from se_flax.errors import UserError
-from se_flax.storage import AnyPath, atomic_write, is_remote
+from se_flax.storage import AnyPath, atomic_write, is_remote, reaching
 from se_flax.training.distributed import on_first
 
 FILE = 'lock.json'
@@ -52,17 +52,18 @@ class Lock(contextlib.AbstractContextManager):
         self._released.set()
         if self._thread.is_alive():
             self._thread.join()
-            with contextlib.suppress(UserError):
+            with contextlib.suppress(UserError), reaching(self._path):
                 self.check()
                 self._path.unlink()
 
     def check_free(self) -> None:
         """Raises UserError if another process trains in the workdir; may wait once for PATIENCE."""
         seen = _read(self._path)
-        if seen in (None, self._dead) or (_is_here(seen) and not _is_alive(seen)):
+        here = seen is not None and seen.get('machine') == _machine()
+        if seen in (None, self._dead) or (here and _started(seen['pid']) != seen['started']):
             self._dead = seen
             return
-        if not _is_here(seen):
+        if not here:
             log.warning('%s: waiting %g s for a sign of life', self._in_use(seen), PATIENCE)
             end = time.monotonic() + PATIENCE
             while (found := _read(self._path)) == seen and time.monotonic() < end:
@@ -82,12 +83,12 @@ class Lock(contextlib.AbstractContextManager):
 
     def _acquire(self) -> None:
         self.check_free()
-        self._workdir.mkdir(parents=True, exist_ok=True)
         content = json.dumps(self._own).encode()
         if is_remote(self._path):
-            self._path.write_bytes(content)
+            atomic_write(self._path, content)
             time.sleep(1)  # for another process that found it free at the same time
         else:
+            self._workdir.mkdir(parents=True, exist_ok=True)
             if self._dead:
                 self._remove(self._dead)
             with contextlib.suppress(FileExistsError), self._path.open('xb') as file:
@@ -115,10 +116,10 @@ class Lock(contextlib.AbstractContextManager):
                 self.check()
                 self._own['renewals'] += 1
                 atomic_write(self._path, json.dumps(self._own).encode())
+            except OSError as error:  # a bucket out of reach included
+                log.warning('cannot renew %s: %s', self._path, error)
             except UserError:
                 return  # the next `check` of the run raises it
-            except Exception as error:  # each store and the network have their own
-                log.warning('cannot renew %s: %s', self._path, error)
 
     def _in_use(self, holder: dict[str, Any]) -> str:
         who = 'process {pid} on {host} has been training in it since {since}'.format_map(holder)
@@ -126,12 +127,13 @@ class Lock(contextlib.AbstractContextManager):
 
 
 def _read(path: AnyPath) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValueError:  # its holder has just created it, or was killed then
-        return {'pid': 'unknown', 'host': 'unknown', 'since': 'just now'}
+    with reaching(path):
+        try:
+            return json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError:  # its holder has just created it, or was killed then
+            return {'pid': 'unknown', 'host': 'unknown', 'since': 'just now'}
 
 
 def _machine() -> str:
@@ -155,11 +157,3 @@ def _started(pid: int) -> str | None:
             return 'unknown'
         return None
     return None if fields[0] == 'Z' else fields[19]
-
-
-def _is_here(holder: dict[str, Any]) -> bool:
-    return holder.get('machine') == _machine()
-
-
-def _is_alive(holder: dict[str, Any]) -> bool:
-    return _started(holder['pid']) == holder['started'] is not None

@@ -10,8 +10,9 @@ import threading
 import time
 
 import pytest
+from etils import epath
 
-from se_flax.errors import UserError
+from se_flax.errors import UnreachableError, UserError
 from se_flax.training import lock
 from se_flax.training.lock import Lock
 from se_flax.training.metrics_log import read_rows
@@ -102,6 +103,33 @@ def test_it_renews_until_another_takes_it(tmp_path, impatient):
         with pytest.raises(UserError, match='process 41 on node7 .*; this process stops'):
             held.check()
     assert json.loads((tmp_path / lock.FILE).read_text()) == ELSEWHERE
+
+
+def test_a_renewal_that_fails_is_tried_again(tmp_path, impatient, monkeypatch, caplog):
+    write, fails = lock.atomic_write, iter([True])
+
+    def atomic_write(path, data):
+        if next(fails, False):
+            raise UnreachableError('cannot reach it')
+        write(path, data)
+
+    monkeypatch.setattr(lock, 'atomic_write', atomic_write)
+    with Lock(tmp_path) as held:
+        while json.loads((tmp_path / lock.FILE).read_text())['renewals'] < 2:
+            time.sleep(0.01)
+        held.check()
+    [record] = caplog.records
+    assert record.message == f'cannot renew {tmp_path / lock.FILE}: cannot reach it'
+
+
+def test_a_bucket_out_of_reach_is_told_in_a_line(monkeypatch):
+    def read_bytes(path):
+        raise Exception('Cannot connect\nto host')  # gcsfs has exceptions of its own
+
+    workdir = epath.Path('gs://bucket/run')
+    monkeypatch.setattr(type(workdir), 'read_bytes', read_bytes)
+    with pytest.raises(UnreachableError, match='^cannot reach gs://bucket/run/lock.json: Cannot '):
+        Lock(workdir).check()
 
 
 def test_a_removed_lock_is_lost(tmp_path):

@@ -58,15 +58,34 @@ class Trainer:
         self.state, metrics = self.program(self.state, shard_batch(self.mesh, batch))
         return {name: value.item() for name, value in jax.device_get(metrics).items()}
 
+    def steps(self, number):
+        """Returns the metrics of each step and the leaves of the last state."""
+        metrics = [self.train(random_batch(i)) for i in range(number)]
+        return metrics, leaves(self.state)
+
     def compiled(self, batch):
         lowered = self.step.lower(self.state, shard_batch(self.mesh, batch))
         # At the tests' own level, 0, float64 takes ten times as long to run.
         return lowered.compile({'xla_backend_optimization_level': 1})
 
 
-def small_resnet(dtype=jnp.float32, group_size=8, **fields):
-    fields |= {'bn_group_size': group_size, 'dtype': dtype}
-    return create_model('se_resnet8_cifar', stage_sizes=(1, 1), **fields)
+def leaves(tree):
+    flat = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
+    return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in flat}
+
+
+def assert_same_steps(got, want, *, rel=1e-9, rtol=1e-9, atol=1e-12):
+    """Compares what `Trainer.steps` returns."""
+    for metrics, want_metrics in zip(got[0], want[0], strict=True):
+        assert metrics == pytest.approx(want_metrics, rel=rel)
+    for name, leaf in want[1].items():
+        np.testing.assert_allclose(got[1][name], leaf, rtol=rtol, atol=atol, err_msg=name)
+
+
+def small_resnet(dtype=jnp.float32, **fields):
+    return create_model(
+        'se_resnet8_cifar', stage_sizes=(1, 1), bn_group_size=8, dtype=dtype, **fields
+    )
 
 
 def draw(shapes):
@@ -83,46 +102,36 @@ def draw(shapes):
 
 
 @functools.cache
-def trained(num_devices, dtype):
-    """Returns the losses of 20 steps and the trainer after them."""
-    # In float64 the recipe's rate; in float32 rounding alone would grow too far with it.
-    rate = make_schedule('cosine', 0.1, 20, warmup_steps=4) if dtype == jnp.float64 else 0.01
-    with jax.enable_x64(dtype == jnp.float64):
-        trainer = Trainer(small_resnet(dtype), draw, num_devices=num_devices, rate=rate)
+def trained(num_devices):
+    """Returns the losses of 20 steps in float64 and the trainer after them."""
+    rate = make_schedule('cosine', 0.1, 20, warmup_steps=4)
+    with jax.enable_x64(True):
+        trainer = Trainer(small_resnet(jnp.float64), draw, num_devices=num_devices, rate=rate)
         losses = [trainer.train(random_batch(i))['loss'] for i in range(20)]
     assert losses[-1] < 0.9 * losses[0]
     return losses, trainer
 
 
-def test_losses_do_not_depend_on_the_number_of_devices():
-    (one, _), (many, _) = trained(1, jnp.float32), trained(8, jnp.float32)
-    # Of a first loss float32 changes the last digits; twenty steps may make that tenfold.
-    np.testing.assert_allclose(many[0], one[0], rtol=1e-5)
-    np.testing.assert_allclose(many, one, rtol=1e-4)
-
-
 @pytest.mark.parametrize('num_devices', [2, 8])
-def test_in_float64_losses_agree_to_rounding_at_the_recipes_rate(num_devices):
-    (one, _), (many, _) = trained(1, jnp.float64), trained(num_devices, jnp.float64)
-    np.testing.assert_allclose(many, one, rtol=1e-9)
+def test_losses_do_not_depend_on_the_number_of_devices(num_devices):
+    np.testing.assert_allclose(trained(num_devices)[0], trained(1)[0], rtol=1e-9)
 
 
 def test_golden_run(golden):
     """In float64, so that six digits do not depend on the processor or the compiler."""
-    losses, trainer = trained(1, jnp.float64)
+    losses, trainer = trained(1)
     lines = [f'loss {loss:.6g}' for loss in losses]
-    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(trainer.state)):
-        name = jax.tree_util.keystr(path, simple=True, separator='/')
-        lines.append(f'{name} {np.linalg.norm(leaf):.6g}')
+    lines += [f'{name} {np.linalg.norm(leaf):.6g}' for name, leaf in leaves(trainer.state).items()]
     golden('training/step.txt', '\n'.join(lines) + '\n')
 
 
 def collectives(trainer):
-    return COLLECTIVE.findall(trainer.compiled(random_batch(0)).as_text())
+    program = trainer.program or trainer.compiled(random_batch(0))
+    return COLLECTIVE.findall(program.as_text())
 
 
 def test_the_gradients_are_the_only_collective():
-    _, trainer = trained(8, jnp.float32)  # whole groups, of 8 images, on each of 8 devices
+    _, trainer = trained(8)  # whole groups, of 8 images, on each of 8 devices
     assert collectives(trainer) == ['all-reduce']  # XLA joins gradients and metrics to one tuple
 
 
@@ -133,10 +142,9 @@ def test_groups_that_span_devices_cost_a_collective_a_layer(group_size):
 
 
 def test_state_is_donated():
-    _, trainer = trained(8, jnp.float32)
-    old = jax.tree.leaves(trainer.state)
-    memory = trainer.compiled(random_batch(0)).memory_analysis()
-    assert memory.alias_size_in_bytes == sum(leaf.nbytes for leaf in old)
+    _, trainer = trained(8)
+    state = sum(leaf.nbytes for leaf in jax.tree.leaves(trainer.state))
+    assert trainer.program.memory_analysis().alias_size_in_bytes == state
 
 
 class Softmax(nn.Module):
@@ -267,41 +275,22 @@ def test_a_poisoned_image_is_noticed():
     assert trainer.train(batch)['finite'] is False
 
 
-def small_shake(dtype=jnp.float32):
-    sizes = {'stage_sizes': (1, 1), 'stem': 8, 'width': 8}
-    return create_model('shake_shake26_2x96d', bn_group_size=8, dtype=dtype, **sizes)
-
-
 def test_random_mixtures_do_not_depend_on_the_number_of_devices():
-    losses = []
-    for num_devices in (1, 4):
-        with jax.enable_x64(True):
-            trainer = Trainer(small_shake(jnp.float64), draw, num_devices=num_devices)
-            losses.append([trainer.train(random_batch(0))['loss'] for _ in range(3)])
-    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-9)
+    sizes = {'stage_sizes': (1, 1), 'stem': 8, 'width': 8, 'bn_group_size': 8}
+    with jax.enable_x64(True):
+        model = create_model('shake_shake26_2x96d', dtype=jnp.float64, **sizes)
+        one, four = (Trainer(model, draw, num_devices=n).steps(3) for n in (1, 4))
+    assert_same_steps(four, one)
 
 
-def test_dropped_branches_do_not_depend_on_devices_or_remat():
-    def losses(drop_path, **options):
-        with jax.enable_x64(True):
-            model = small_resnet(jnp.float64, drop_path=drop_path)
-            trainer = Trainer(model, draw, **options)
-            return [trainer.train(random_batch(0))['loss'] for _ in range(2)]
-
-    want = losses(0.5)
-    np.testing.assert_allclose(losses(0.5, num_devices=4), want, rtol=1e-9)
-    np.testing.assert_allclose(losses(0.5, remat=True), want, rtol=1e-9)
-    assert abs(losses(0.0)[0] - want[0]) > 1e-4
-
-
-def test_each_step_and_seed_draws_other_mixtures():
-    def losses(seed):
-        trainer = Trainer(small_shake(), draw, rate=0.0, seed=seed)
-        return [trainer.train(random_batch(0))['loss'] for _ in range(2)]
-
-    first, again, other = losses(0), losses(0), losses(1)
-    assert first == again
-    assert len({*first, *other}) == 4
+def test_steps_with_dropped_branches_do_not_depend_on_devices_or_remat():
+    with jax.enable_x64(True):
+        model = small_resnet(jnp.float64, drop_path=0.5)
+        want = Trainer(model, draw).steps(2)
+        assert_same_steps(Trainer(model, draw, num_devices=4).steps(2), want)
+        assert_same_steps(Trainer(model, draw, remat=True).steps(2), want)
+    [with_all_branches, *_], _ = trained(1)
+    assert abs(want[0][0]['loss'] - with_all_branches) > 1e-4
 
 
 class Tiny(Network):
@@ -318,46 +307,26 @@ class Tiny(Network):
         return self.classify(x, train)
 
 
-def leaves(tree):
-    flat = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
-    return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in flat}
-
-
 @functools.cache
 def three_steps(num_devices=1, **options):
-    """Returns metrics and states of three steps in float64."""
+    """In float64."""
     with jax.enable_x64(True):
-        trainer = Trainer(
-            Tiny(dtype=jnp.float64), draw, num_devices=num_devices, rate=0.1, **options
-        )
-        states, metrics = [leaves(trainer.state)], []
-        for i in range(3):
-            metrics.append(trainer.train(random_batch(i)))
-            states.append(leaves(trainer.state))
-    return metrics, states
+        model = Tiny(dtype=jnp.float64)
+        return Trainer(model, draw, num_devices=num_devices, rate=0.1, **options).steps(3)
 
 
 @pytest.mark.parametrize(('num_devices', 'accumulate'), [(1, 8), (2, 2)])
 def test_accumulated_steps_are_those_of_the_large_batch(num_devices, accumulate):
     """Losses, parameters, momentum and running statistics."""
-    metrics, states = three_steps(num_devices, accumulate=accumulate)
-    want_metrics, want_states = three_steps()
-    for got, want in zip(metrics, want_metrics, strict=True):
-        assert got == pytest.approx(want, rel=1e-9)
-    for name, want in want_states[-1].items():
-        np.testing.assert_allclose(states[-1][name], want, rtol=1e-9, atol=1e-12, err_msg=name)
+    assert_same_steps(three_steps(num_devices, accumulate=accumulate), three_steps())
 
 
 @pytest.mark.parametrize('optimizer', OPTIMIZERS[1:])
 def test_every_optimizer_is_the_same_on_devices_and_microbatches(optimizer):
     # An epsilon as of RMSProp: divided by the root of what is only rounding, rounding would grow.
     options = {'optimizer': optimizer, 'clip_norm': 1.0, 'epsilon': 1e-3}
-    metrics, states = three_steps(4, accumulate=2, **options)
-    want_metrics, want_states = three_steps(**options)
-    for got, want in zip(metrics, want_metrics, strict=True):
-        assert got == pytest.approx(want, rel=1e-8)
-    for name, want in want_states[-1].items():
-        np.testing.assert_allclose(states[-1][name], want, rtol=1e-7, atol=1e-10, err_msg=name)
+    got, want = three_steps(4, accumulate=2, **options), three_steps(**options)
+    assert_same_steps(got, want, rel=1e-8, rtol=1e-7, atol=1e-10)
 
 
 def test_accumulated_gradients_are_the_only_collective():
@@ -371,18 +340,6 @@ def test_to_accumulate_takes_less_memory():
         return trainer.compiled(random_batch(0)).memory_analysis().temp_size_in_bytes
 
     assert temporaries(accumulate=4) < temporaries() / 3
-
-
-def test_remat_is_the_same_step():
-    def trained(remat):
-        with jax.enable_x64(True):
-            trainer = Trainer(small_resnet(jnp.float64), draw, remat=remat)
-            return trainer.train(random_batch(0)), leaves(trainer.state)
-
-    (metrics, state), (want_metrics, want_state) = map(trained, (True, False))
-    assert metrics == pytest.approx(want_metrics, rel=1e-12)
-    for name, want in want_state.items():
-        np.testing.assert_allclose(state[name], want, rtol=1e-9, atol=1e-12, err_msg=name)
 
 
 def test_remat_keeps_products_alone():
@@ -433,6 +390,19 @@ def test_each_device_and_microbatch_draws_for_itself():
     assert abs(on_one - on_two) > 1e-3  # else both devices drew what the one did
 
 
+def test_each_step_and_seed_draws_anew():
+    def drawn(seed):
+        trainer, seen = Trainer(Draws(), seed=seed), []
+        for _ in range(2):
+            trainer.train(random_batch(0))
+            seen.append(trainer.state.batch_stats['one'].item())
+        return seen
+
+    first, again, other = drawn(0), drawn(0), drawn(1)
+    assert first == again
+    assert len({*first, *other}) == 4
+
+
 def test_the_average_follows_its_formula_and_is_what_is_evaluated():
     with jax.enable_x64(True):
         trainer = Trainer(Tiny(dtype=jnp.float64), draw, rate=0.1, average=0.7)
@@ -445,7 +415,7 @@ def test_the_average_follows_its_formula_and_is_what_is_evaluated():
             for name, value in want.items():
                 np.testing.assert_allclose(got[name], value, rtol=1e-12, atol=1e-15, err_msg=name)
     # Beside the training, which it does not touch.
-    plain, state = three_steps()[1][-1], leaves(trainer.state)
+    plain, state = three_steps()[1], leaves(trainer.state)
     assert {name for name in state if not name.startswith('average/')} == plain.keys()
     for name, value in plain.items():
         np.testing.assert_allclose(state[name], value, rtol=1e-9, atol=1e-12, err_msg=name)

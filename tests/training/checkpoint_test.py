@@ -22,7 +22,9 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -68,13 +70,18 @@ def assert_bitwise(got, want):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), path
 
 
-@pytest.fixture
-def two_steps(tmp_path):
-    """A folder with the good steps 10 and 20."""
-    checkpoints = Checkpointer(tmp_path / 'checkpoints')
+@pytest.fixture(scope='module')
+def original(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('saved')
     for step in (10, 20):
-        checkpoints.save(step, make_state(step), {'best': step / 3})
-    return tmp_path / 'checkpoints'
+        Checkpointer(folder).save(step, make_state(step), {'best': step / 3})
+    return folder
+
+
+@pytest.fixture
+def two_steps(original, tmp_path):
+    """A folder with the good steps 10 and 20."""
+    return shutil.copytree(original, tmp_path / 'checkpoints')
 
 
 def files_of(folder):
@@ -104,14 +111,17 @@ def restored_step(directory):
 # What is saved comes back
 
 
-@given(bits=hnp.arrays(np.uint32, hnp.array_shapes(max_dims=3, max_side=4)))
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_every_float_comes_back_bit_for_bit(tmp_path_factory, bits):
+BITS = hnp.arrays(np.uint32, hnp.array_shapes(max_dims=3, max_side=4))
+
+
+@given(drawn=st.tuples(BITS, BITS, BITS, BITS))
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_every_float_comes_back_bit_for_bit(tmp_path_factory, drawn):
     """NaN with payload, -0.0, subnormals: hypothesis draws the bits, not the values."""
     checkpoints = Checkpointer(tmp_path_factory.mktemp('bits'))
     special = np.array([0x7FC00123, 0x80000000, 1, 0xFF800000], np.uint32)
-    saved = {'drawn': jnp.asarray(bits.view(np.float32)), 'flag': jnp.array([True, False])}
-    saved |= {'special': jnp.asarray(special.view(np.float32)), 'minus': -jnp.zeros((4, 4))}
+    floats = [jnp.asarray(bits.view(np.float32)) for bits in (special, *drawn)]
+    saved = {'floats': floats, 'flag': jnp.array([True, False]), 'minus': -jnp.zeros((4, 4))}
     checkpoints.save(0, saved, {})
     assert_bitwise(checkpoints.restore(zeros_like(saved))[0], saved)
     checkpoints.verify(saved)
@@ -152,20 +162,12 @@ def test_orbax_alone_reads_the_folder(two_steps):
         assert_bitwise(manager.restore(20, args=args).state, make_state(20))
 
 
-def test_keeps_the_newest(tmp_path):
+def test_keeps_the_newest_in_the_order_of_numbers(tmp_path):
     checkpoints = Checkpointer(tmp_path, keep=3)
-    for step in range(0, 60, 10):
+    for step in (0, 9, 10, 90, 100):
         checkpoints.save(step, make_state(step), {})
-    assert checkpoints.steps() == [30, 40, 50]
-    assert names(tmp_path) == ['30', '40', '50']
-    assert restored_step(tmp_path) == 50
-
-
-def test_steps_are_ordered_as_numbers(tmp_path):
-    checkpoints = Checkpointer(tmp_path)
-    for step in (9, 10, 100):
-        checkpoints.save(step, make_state(step), {})
-    assert checkpoints.steps() == [10, 100]
+    assert checkpoints.steps() == [10, 90, 100]
+    assert names(tmp_path) == ['10', '100', '90']
     assert restored_step(tmp_path) == 100
 
 
@@ -185,11 +187,13 @@ def test_one_flipped_byte_of_any_file_is_named(two_steps, caplog):
             flipped = bytearray(whole)
             flipped[offset] ^= rng.randrange(1, 256)
             path.write_bytes(flipped)
-            caplog.clear()
-            assert_loads(two_steps, 10)
-            assert path.relative_to(two_steps / '20').as_posix() in caplog.text
-            assert 'is damaged' in caplog.text
-            assert 'using the older step 10' in caplog.text
+            newest, [refused] = checkpoint._newest_good(epath.Path(two_steps))
+            assert (newest, refused.kind) == (10, 'damaged')
+            assert path.relative_to(two_steps / '20').as_posix() in str(refused)
+        caplog.clear()
+        assert_loads(two_steps, 10)
+        assert f'{refused}\n' in caplog.text
+        assert 'using the older step 10' in caplog.text
         path.write_bytes(whole)
     caplog.clear()
     assert_loads(two_steps, 20)
@@ -213,15 +217,15 @@ def grow(path):
 
 
 @pytest.mark.parametrize('damage', [truncate, empty, remove, grow])
-def test_a_truncated_missing_or_longer_file_is_named(two_steps, caplog, damage):
+def test_a_truncated_missing_or_longer_file_is_named(two_steps, damage):
     for path in files_of(two_steps / '20'):
         whole = path.read_bytes()
         damage(path)
-        caplog.clear()
-        assert_loads(two_steps, 10)
-        assert path.name in caplog.text
+        newest, [refused] = checkpoint._newest_good(epath.Path(two_steps))
+        assert newest == 10
+        assert path.name in str(refused)
         if damage is not remove and path.name != checkpoint.MANIFEST:
-            assert f'bytes instead of {len(whole)}' in caplog.text
+            assert f'bytes instead of {len(whole)}' in str(refused)
         path.write_bytes(whole)
     assert_loads(two_steps, 20)
 
@@ -374,26 +378,6 @@ def test_a_file_size_limit_loses_nothing_older(two_steps, limit):
     assert_loads(two_steps, 20)
     checkpoints.save(30, big, {})  # with room again, the same object goes on
     checkpoints.verify(big)
-
-
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
-def test_a_full_disk_loses_nothing_older(tmp_path):
-    mount = ['mount', '-t', 'tmpfs', '-o', 'size=600k', 'tmpfs', tmp_path]
-    if not shutil.which('mount') or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip('this user may not mount a small file system')
-    try:
-        checkpoints = Checkpointer(tmp_path)
-        checkpoints.save(10, make_state(10), {'best': 10 / 3})
-        noise = np.random.default_rng(0).normal(size=200_000)
-        big = make_state(20).replace(batch_stats={'mean': jnp.asarray(noise, jnp.float32)})
-        with pytest.raises(CheckpointError, match=r'No space left on device.*untouched: \[10\]'):
-            checkpoints.save(20, big, {})
-        assert checkpoints.steps() == [10]
-        assert_loads(tmp_path, 10)
-        checkpoints.save(20, make_state(20), {'best': 20 / 3})
-        assert_loads(tmp_path, 20)
-    finally:
-        subprocess.run(['umount', tmp_path], check=True)
 
 
 def test_a_writer_that_outlives_a_failed_save_leaves_nothing(two_steps, monkeypatch):

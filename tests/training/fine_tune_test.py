@@ -1,7 +1,7 @@
 """Runs that start from a weights file: what it knows, what is refused, what becomes of its head."""
 
+import functools
 import json
-import pathlib
 import re
 import shutil
 
@@ -13,7 +13,7 @@ import pytest
 from se_flax import cli
 from se_flax.errors import MissingError, Problems, UserError
 from se_flax.models import create_model
-from se_flax.parallel import data_mesh
+from se_flax.parallel import data_mesh, replicated
 from se_flax.training.config import OF_WEIGHTS, base_config, load_config
 from se_flax.training.fine_tune import (
     check_weights,
@@ -27,16 +27,16 @@ from se_flax.training.run import run
 from se_flax.training.state import make_init
 from se_flax.weights import Preprocessing, save_weights
 
-RECIPE = str(pathlib.Path(__file__).parents[2] / 'configs' / 'fine_tune.py')
+from .step_test import draw
+
 MEAN, STD = (10.0, 20.0, 30.0), (40.0, 50.0, 60.0)
 NAMES = tuple('abcdefghij')
 
 
 @pytest.fixture
 def weights(tmp_path):
-    """A file of ten classes, and what is in it."""
-    model = create_model('se_resnet8_cifar', 10, width=16)
-    variables = jax.device_get(model.init(jax.random.key(7), np.zeros((1, 32, 32, 3), 'f')))
+    """A file of ten classes, and what is in it: no number of a fresh state."""
+    variables = jax.tree.map(lambda leaf: 1 + np.asarray(leaf), fresh(10).variables)
     path = tmp_path / 'ten.safetensors'
     save(path, variables)
     return path, variables
@@ -57,7 +57,7 @@ def config_for(path, **fields):
 
 
 def recipe(path, **fields):
-    c = load_config(RECIPE)
+    c = load_config('fine_tune')
     c.update({'init_from': str(path), **fields})
     return c
 
@@ -68,10 +68,12 @@ def check(config):
     problems.raise_all()
 
 
+@functools.cache
 def fresh(num_classes, **fields):
     model = create_model('se_resnet8_cifar', num_classes, **{'width': 16, **fields})
     tx = make_optimizer(lambda step: 0.1, momentum=0.9, nesterov=False, weight_decay=0.0)
-    return make_init(model, tx, 32, data_mesh())(jax.random.key(0, impl='rbg'))  # compiles faster
+    shapes = jax.eval_shape(make_init(model, tx, 32, data_mesh()), jax.random.key(0))
+    return jax.device_put(draw(shapes), replicated(data_mesh()))
 
 
 def equal(tree, other):
@@ -238,7 +240,7 @@ def test_one_flag_starts_a_run_from_python_and_from_a_study(
     fields += [f'--config.init_from={path}', f'--config.data={photos}', '--config.image_size=20']
     command = ['ablate', 'grid', '--vary=label_smoothing=0.1', '--seeds=1', *fields]
     out = tmp_path / 'study'
-    assert cli.main([*command, '--config', RECIPE, f'--out={out}']) == 0
+    assert cli.main([*command, '--config=fine_tune', f'--out={out}']) == 0
     [log] = out.glob('runs/se_resnet8_cifar*/seed0.log')
     assert 'new head: 10 -> 9 classes' in log.read_text()
     assert f'image_size=20, but the weights of {path} expect 28' in caplog.text
@@ -246,7 +248,7 @@ def test_one_flag_starts_a_run_from_python_and_from_a_study(
 
 def test_what_is_wrong_is_told_before_the_data_are_opened(tmp_path, weights, capsys):
     fields = [f'--config.init_from={weights[0]}', '--config.data=folder:nowhere']
-    command = ['ablate', 'reduction', '--config', RECIPE, '--out', str(tmp_path / 'out')]
+    command = ['ablate', 'reduction', '--config=fine_tune', '--out', str(tmp_path / 'out')]
     assert cli.main([*command, *fields]) == 2
     told = capsys.readouterr().err
     assert 'no folder nowhere' in told

@@ -22,12 +22,12 @@ pytestmark = pytest.mark.quick
 
 def quickstart(**fields):
     config = load_config('quickstart')
-    config.update(fields)
+    config.update({'cache': False} | fields)
     return config
 
 
 def test_the_quick_start_is_the_run_it_promises():
-    plan = recipe.make_plan(quickstart(), num_devices=1)
+    plan = recipe.make_plan(quickstart(cache=True), num_devices=1)
     assert (len(plan.train_set), len(plan.eval_set), plan.train_set.num_classes) == (
         10000,
         2000,
@@ -95,16 +95,21 @@ def test_the_length_of_a_run(num_epochs, examples, batch_size, num_steps):
         assert abs(got - exact) <= fractions.Fraction('0.500001') or (got == 1 and exact < 1)
 
 
+@pytest.fixture(scope='module')
+def plan():
+    return recipe.make_plan(quickstart(num_steps=500), num_devices=1)
+
+
 @pytest.mark.parametrize('what', INTERVALS)
 @pytest.mark.parametrize(
     ('steps', 'epochs', 'every'),
     [(7, 2.0, 7), (7, None, 7), (None, 2.0, 200), (None, 0.001, 1), (None, None, None)],
 )
-def test_steps_win_over_epochs_and_neither_is_the_end_alone(what, steps, epochs, every):
-    config = quickstart(num_steps=500)
+def test_steps_win_over_epochs_and_neither_is_the_end_alone(plan, what, steps, epochs, every):
+    config = quickstart()
     config[f'{what}_every_steps'], config[f'{what}_every_epochs'] = steps, epochs
     assert recipe.interval(config, what, steps_per_epoch=100) == every
-    plan = recipe.make_plan(config, num_devices=1)._replace(every={what: every})
+    plan = plan._replace(every={what: every})
     got = [step for step in range(1, 501) if plan.due(what, step)]
     assert got == sorted({*range(every or 500, 501, every or 500), 500})
 

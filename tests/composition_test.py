@@ -137,20 +137,15 @@ def transforms(f):
     }
 
 
-@pytest.fixture
-def stock(monkeypatch):
+def use_stock_operations(monkeypatch):
     """Replaces operations with custom derivatives by those of XLA."""
-
-    def replace():
-        monkeypatch.setattr(conv, '_cpu_form', lambda kernel, groups: conv._stock)
-        monkeypatch.setattr(conv, '_blocks', conv._stock)
-        monkeypatch.setattr(pool, '_max_pool', pool._stock)
-        monkeypatch.setitem(SQUEEZE, 'max', lambda x: x.max((-3, -2), keepdims=True))
-        monkeypatch.setattr(nn, 'relu_of_sum', jax.nn.relu)
-        monkeypatch.setattr(nn.batch_norm, '_of_groups', nn.batch_norm._of_groups.fun)
-        monkeypatch.setattr(nn.batch_norm, '_of_images', nn.batch_norm._of_images.fun)
-
-    return replace
+    monkeypatch.setattr(conv, '_cpu_form', lambda kernel, groups: conv._stock)
+    monkeypatch.setattr(conv, '_blocks', conv._stock)
+    monkeypatch.setattr(pool, '_max_pool', pool._stock)
+    monkeypatch.setitem(SQUEEZE, 'max', lambda x: x.max((-3, -2), keepdims=True))
+    monkeypatch.setattr(nn, 'relu_of_sum', jax.nn.relu)
+    monkeypatch.setattr(nn.batch_norm, '_of_groups', nn.batch_norm._of_groups.fun)
+    monkeypatch.setattr(nn.batch_norm, '_of_images', nn.batch_norm._of_images.fun)
 
 
 # Of 'BatchNorm, choice' they are those of 'BatchNorm'.
@@ -159,7 +154,7 @@ NO_OWN_DERIVATIVES += ('pointwise', 'pieces', 'BatchNorm, choice')
 
 
 @pytest.mark.parametrize('name', [name for name in CASES if name not in NO_OWN_DERIVATIVES])
-def test_derivatives_of_every_kind_are_the_stock_operations(name, stock):
+def test_derivatives_of_every_kind_are_the_stock_operations(name, monkeypatch):
     (size, channels), module = CASES[name]
     x = np.random.default_rng(1).normal(size=(BATCH, size, size, channels))
     with jax.enable_x64():
@@ -173,7 +168,7 @@ def test_derivatives_of_every_kind_are_the_stock_operations(name, stock):
             return every(w, x) | {'shard_map': compiled(sharded)(w, x)}
 
         got = derivatives()
-        stock()
+        use_stock_operations(monkeypatch)
         want = derivatives()
     for what in want:
         for a, b in zip(*map(jax.tree.leaves, (got[what], want[what])), strict=True):

@@ -7,26 +7,17 @@ import sys
 import pytest
 from etils import epath
 
-from se_flax.training.metrics_log import TIMING, read_rows
+from se_flax.training.metrics_log import read_rows
 
 from ..emulator import BUCKET
+from .metrics_log_test import untimed
 
 RUN = 'runs/a'
 WORKDIR = f'gs://{BUCKET}/{RUN}'
 
 
-def rows_of(bucket):
-    lines = bucket.get_file(BUCKET, f'{RUN}/metrics.jsonl').splitlines()
-    return [without_timing(json.loads(line)) for line in lines]
-
-
-def without_timing(row):
-    return {name: value for name, value in row.items() if name not in TIMING}
-
-
 @pytest.mark.faults
 def test_killed_and_damaged_it_goes_on_exactly(bucket, start_train_main, reference):
-    undisturbed = [without_timing(row) for row in read_rows(reference / 'metrics.jsonl')]
     seldom = '--config.checkpoint_every_steps=8'  # each is hundreds of requests
     # With step 17 the checkpoint of 16 is there.
     process = start_train_main(WORKDIR, seldom, '--config.async_checkpoints=false')
@@ -50,7 +41,8 @@ def test_killed_and_damaged_it_goes_on_exactly(bucket, start_train_main, referen
     assert process.returncode == 0, output
     assert f'{damaged} has changed (SHA-256)' in output
     assert 'resuming from step 8' in output
-    assert rows_of(bucket) == undisturbed
+    rows = map(json.loads, bucket.get_file(BUCKET, f'{RUN}/metrics.jsonl').splitlines())
+    assert untimed(rows) == untimed(read_rows(reference / 'metrics.jsonl'))
     assert f'see {WORKDIR}/ for ' in output
     for name in ('curves.png', 'DONE', 'checkpoints/damaged-16-0/manifest.json'):
         assert bucket.get_file(BUCKET, f'{RUN}/{name}')

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,8 @@ from se_flax.training.config import parse_args
 from se_flax.training.distributed import PEER_LOST
 from se_flax.training.metrics_log import read_rows
 from se_flax.training.preemption import EXIT_CODE
+
+from .distributed_test import free_ports
 
 
 @pytest.fixture
@@ -88,14 +89,13 @@ def test_the_jobsets_command_parses(container, monkeypatch, deploy):
 @pytest.mark.faults
 def test_two_pods_of_the_jobset_train(jobset, container, fields, environ, tmp_path, deploy):
     """Its command and variables in two processes here; only names, number and folder differ."""
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
+    [port] = free_ports(1)
     env = {each['name']: each.get('value') for each in container['env']}
     env |= {'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{port}', 'JAX_NUM_PROCESSES': '2'}
     own = ('--config=', '--workdir=', '--config.data_dir=', '--config.dtype=')
     command = [word for word in container['command'] if not word.startswith(own)]
     command = [sys.executable, *command[1:], f'--workdir={tmp_path}/run', *fields]
+    command.append('--config.num_steps=4')
     pods = [
         subprocess.Popen(
             command,

@@ -1,5 +1,6 @@
 """Runs of several processes on this machine, joined by gloo: undisturbed, stopped and killed."""
 
+import contextlib
 import os
 import re
 import resource
@@ -17,6 +18,12 @@ import pytest
 from se_flax.errors import UserError
 from se_flax.training import distributed
 from se_flax.training.metrics_log import read_rows
+
+
+def free_ports(number):
+    with contextlib.ExitStack() as stack:
+        servers = [socket.create_server(('127.0.0.1', 0)) for _ in range(number)]
+        return [stack.enter_context(server).getsockname()[1] for server in servers]
 
 
 def in_host(name, address):
@@ -40,9 +47,7 @@ def start_processes(fields, environ, tmp_path, request):
     recipe = [f'--config.{field}' for field in FIELDS]
 
     def start(number, devices, *arguments, each=(), hosts=(), host='127.0.0.1', **variables):
-        with socket.socket() as free:
-            free.bind(('127.0.0.1', 0))
-            port = free.getsockname()[1]
+        [port] = free_ports(1)
         command = [sys.executable, 'train_main.py', *fields, *recipe, *arguments]
         if number > 1:
             command += [f'--coordinator={host}:{port}', f'--num-processes={number}']

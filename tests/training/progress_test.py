@@ -148,13 +148,6 @@ def test_eta_counts_down_to_zero_between_rows(monkeypatch, clock):
         wait_for(terminal, [line.replace('2:05', '0:00')])
 
 
-def test_eta_has_hours(monkeypatch, clock):
-    terminal = open_terminal(monkeypatch)
-    with Progress(RUN) as progress:
-        progress.show(TRAIN | {'step': 0, 'images_per_second': 2184 * 64 / 7384})
-    assert terminal.screen()[-1].endswith('ETA 2:03:04')
-
-
 @pytest.mark.parametrize('width', [110, 92, 80, 65, 50, 20])
 def test_a_narrow_terminal_keeps_one_line_and_the_parts_that_matter(monkeypatch, clock, width):
     terminal = open_terminal(monkeypatch, width)

@@ -16,6 +16,8 @@ import pytest
 
 from se_flax.training.metrics_log import read_rows
 
+from .distributed_test import free_ports
+
 pytestmark = pytest.mark.slow
 
 HOST = socket.gethostname().partition('.')[0]
@@ -47,16 +49,6 @@ NodeName={nodes[0]} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=
 NodeName={nodes[1]} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=64 Gres=gpu:4
 PartitionName=all Nodes=ALL Default=YES
 """
-
-
-def free_ports(number):
-    sockets = [socket.socket() for _ in range(number)]
-    for each in sockets:
-        each.bind(('127.0.0.1', 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 @pytest.fixture(scope='module')

@@ -4,7 +4,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,17 +64,21 @@ def open_weights(path: pathlib.Path, dtype: str | None = None) -> Trained:
     from se_flax.weights import read_weights  # its extra is not needed for a workdir
 
     info, variables = all_or_none(read_weights, path)
-    model = _with_dtype(
-        create_model(info.model, info.num_classes, **info.fields), dtype or 'float32'
-    )
-    p = info.preprocessing
-    options: Any = {'interpolation': p.interpolation, 'exif_orientation': p.exif_orientation}
-    view = EvalTransform(p.image_size, p.resize, channels=model.in_channels, **options)
+    model = create_model(info.model, info.num_classes, **info.fields)
+    model = _with_dtype(model, dtype or 'float32')
+    view = info.preprocessing._asdict()
+    return _of_file(path, info.model, model, variables, view, info.class_names)
+
+
+def _of_file(path, name, model, variables, preprocessing, class_names) -> Trained:
+    """`preprocessing` has the fields of a `Preprocessing`."""
+    mean, std = preprocessing.pop('mean'), preprocessing.pop('std')
+    view = EvalTransform(channels=model.in_channels, **preprocessing)
     config = base_config()
-    config.eval_batch_size, config.model = WEIGHTS_BATCH * jax.device_count(), info.model
-    network = Network(model, variables, view, p.mean, p.std)
+    config.eval_batch_size, config.model = WEIGHTS_BATCH * jax.device_count(), name
     _cache_programs(config)
-    return Trained(str(path), network, info.class_names, None, config)
+    network = Network(model, variables, view, mean, std)
+    return Trained(str(path), network, tuple(class_names), None, config)
 
 
 class OnnxModel:
@@ -130,15 +134,12 @@ def open_onnx(path: pathlib.Path, dtype: str | None = None) -> Trained:
     model = OnnxModel(path)
     known = model.properties
     names = ('image_size', 'resize', 'mean', 'std', 'exif_orientation', 'class_names')
-    size, resize, mean, std, exif, class_names = (json.loads(known[name]) for name in names)
-    options: Any = {'interpolation': known['interpolation'], 'exif_orientation': exif}
-    view = EvalTransform(size, resize, channels=model.in_channels, **options)
-    if known['input'] == 'nhwc':
-        mean, std = ([value] * model.in_channels for value in (0.0, 1.0))  # the file normalizes
-    config = base_config()
-    config.eval_batch_size, config.model = WEIGHTS_BATCH * jax.device_count(), known['network']
-    network = Network(cast(Any, model), {}, view, mean, std)
-    return Trained(str(path), network, tuple(class_names), None, config)
+    values = {name: json.loads(known[name]) for name in names}
+    class_names = values.pop('class_names')
+    values['interpolation'] = known['interpolation']
+    if known['input'] == 'nhwc':  # the file normalizes
+        values |= {'mean': [0.0] * model.in_channels, 'std': [1.0] * model.in_channels}
+    return _of_file(path, known['network'], model, {}, values, class_names)
 
 
 def _with_dtype(model, dtype: str):

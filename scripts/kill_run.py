@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
 
     reference = args.workdir / 'reference'
     began = time.monotonic()
-    end(start(reference, fields))
+    finish(start(reference, fields))
     seconds = time.monotonic() - began
     num_steps = read_rows(reference / 'metrics.jsonl')[-1]['step']
     rng = random.Random(args.seed)
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
                 time.sleep(0.0005)
             process.kill()
             if process.wait() != -signal.SIGKILL:
-                end(process)
+                finish(process)
                 ended = True
                 continue
             kills += 1
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> int:
             verdict = 'DIFFERENT' if found else 'equal'
             print(f'{kills:>4}  {name:<28}  {whole_step(workdir):>10}  {step:>5}  {verdict}')
         if not ended:
-            end(start(workdir, fields))
+            finish(start(workdir, fields))
         wrong += differences(reference, workdir)
         print(f'      {workdir} ended', flush=True)
         if kills == args.kills:
@@ -92,7 +92,7 @@ def start(workdir: pathlib.Path, fields: list[str]) -> subprocess.Popen:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
 
-def end(process: subprocess.Popen) -> None:
+def finish(process: subprocess.Popen) -> None:
     """Waits for a run that is not killed."""
     if process.wait():
         sys.exit(f'the run failed on its own with code {process.returncode}: {process.args}')

@@ -22,7 +22,7 @@ import sys
 import time
 
 import jax
-from kill_run import TRAIN_MAIN, differences, whole_step
+from kill_run import TRAIN_MAIN, differences, finish, whole_step
 
 from se_flax.training.distributed import PEER_LOST
 from se_flax.training.metrics_log import read_rows
@@ -48,7 +48,8 @@ def main(argv: list[str]) -> int:
     fields = [*(f'--config.{field}' for field in FIELDS), *fields]
 
     reference, workdir = args.workdir / 'reference', args.workdir / f'disturbed-{args.seed}'
-    undisturbed(start(args.processes, reference, fields))
+    for process in start(args.processes, reference, fields):
+        finish(process)
     num_steps = read_rows(reference / 'metrics.jsonl')[-1]['step']
     rng, wrong = random.Random(args.seed), []
     print('kill  signal   process  ended after  checkpoint  codes')
@@ -73,7 +74,8 @@ def main(argv: list[str]) -> int:
             f'{" ".join(map(str, codes))}',
             flush=True,
         )
-    undisturbed(start(args.processes, workdir, fields))
+    for process in start(args.processes, workdir, fields):
+        finish(process)
     wrong += differences(reference, workdir)
     print(*wrong, sep='\n', end='\n' if wrong else '')
     verdict = (
@@ -121,13 +123,6 @@ def end(processes: list[subprocess.Popen]) -> tuple[float, list[int | None]]:
         process.kill()
         process.wait()
     return seconds, codes
-
-
-def undisturbed(processes: list[subprocess.Popen]) -> None:
-    """Waits for a run that gets no signal."""
-    for process in processes:
-        if process.wait():
-            sys.exit(f'the run failed on its own with code {process.returncode}: {process.args}')
 
 
 if __name__ == '__main__':

@@ -37,10 +37,10 @@ import simplejpeg
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 from record import processor, spread, versions
-from tensorflow_datasets.proto import tf_example_pb2
 
 from se_flax.data import EvalTransform, TrainTransform, eval_batches, train_batches
 from se_flax.data.dataset import Dataset
+from se_flax.data.imagenet import serialize
 from se_flax.data.records import open_records
 from se_flax.data.sources import TfdsDataset
 
@@ -102,10 +102,7 @@ def write_files(folder, count, sizes):
         jpeg = simplejpeg.encode_jpeg(pixels, quality, 'RGB', sampling)
         files.jpegs.append(str(folder / f'{i}.jpg'))
         pathlib.Path(files.jpegs[-1]).write_bytes(jpeg)
-        example = tf_example_pb2.Example()
-        example.features.feature['image'].bytes_list.value.append(jpeg)
-        example.features.feature['label'].int64_list.value.append(i % CLASSES)
-        records.append(example.SerializeToString())
+        records.append(serialize(jpeg, i % CLASSES, b''))
     writer = ArrayRecordWriter(files.array_record, 'group_size:1')
     for record in records:
         writer.write(record)

@@ -14,28 +14,25 @@ def of(root, split='train'):
     return open_folder('photos', split, str(root)).fingerprint()
 
 
-def test_a_folder_is_known_by_names_and_sizes(tmp_path):
-    root = tmp_path / 'photos'
-    for split in ('train', 'val'):
-        for name in 'ab':
-            (root / split / name).mkdir(parents=True)
-            for i in range(3):
-                (root / split / name / f'{i}.jpg').write_bytes(b'x' * (i + 10))
-    known = of(root)
+def test_a_folder_is_known_by_names_and_sizes(image_folder, tmp_path):
+    known = of(image_folder)
     assert len(known) == 16
-    assert of(shutil.copytree(root, tmp_path / 'elsewhere')) == known
-    assert of(root, 'eval') == known  # the same names and sizes
-    image = root / 'train' / 'b' / '2.jpg'
-    image.write_bytes(b'y' * 12)  # not noticed: only names and sizes count
-    assert of(root) == known
-    image.write_bytes(b'x' * 13)
-    seen = {known, of(root)}
-    image.rename(image.with_name('3.jpg'))
-    seen.add(of(root))
-    image.with_name('3.jpg').unlink()
-    seen.add(of(root))
-    (root / 'train' / 'a' / '9.jpg').symlink_to('nowhere')
-    seen.add(of(root))
+    copy = tmp_path / 'elsewhere'
+    for split in ('train', 'val'):
+        shutil.copytree(image_folder / 'train', copy / split)
+    assert of(copy) == of(copy, 'eval') == known  # the same names and sizes
+    image = copy / 'train' / 'dog' / '2.JPEG'
+    size = image.stat().st_size
+    image.write_bytes(bytes(size))  # not noticed: only names and sizes count
+    assert of(copy) == known
+    image.write_bytes(bytes(size + 1))
+    seen = {known, of(copy)}
+    image.rename(image.with_name('4.JPEG'))
+    seen.add(of(copy))
+    image.with_name('4.JPEG').unlink()
+    seen.add(of(copy))
+    (image.parent / '9.jpg').symlink_to('nowhere')
+    seen.add(of(copy))
     assert len(seen) == 5
 
 

@@ -137,7 +137,7 @@ def pixels(run):
     return [batch['image'].ravel().tolist() for batch in run]
 
 
-@pytest.mark.parametrize(('repeats', 'num_workers'), [(1, 0), (3, 2)])
+@pytest.mark.parametrize(('repeats', 'num_workers'), [(1, 0), (3, 1)])
 def test_a_start_processes_and_workers_change_nothing(repeats, num_workers):
     want = pixels(batches(repeats=repeats))
     assert pixels(batches(start=5, repeats=repeats)) == want[5:]

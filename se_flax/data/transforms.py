@@ -136,7 +136,7 @@ class TrainTransform(View):
                 )
 
         check_at_least('ra_std', self.ra_std, 0, whole=False)
-        if len(self.color_jitter) != 3 or not min(self.color_jitter) >= 0:
+        if len(self.color_jitter) != 3 or not all(by >= 0 for by in self.color_jitter):
             raise UserError(f'color_jitter={self.color_jitter} must be three numbers of at least 0')
         if self.channels != 3 and (self.ra_operations or any(self.color_jitter)):
             name = 'ra_operations' if self.ra_operations else 'color_jitter'

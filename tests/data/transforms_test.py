@@ -228,12 +228,10 @@ def test_eval_equals_pillow(interpolation):
 
 
 def test_squash_resizes_the_shorter_edge_and_then_the_longer():
-    image = np.random.default_rng(0).integers(0, 256, (30, 50, 3), np.uint8)
-    out = np.empty((21, 21, 3), np.uint8)
-    Squash(21)(image, None, out)
-    np.testing.assert_array_equal(out, cv2.resize(cv2.resize(image, (35, 21)), (21, 21)))
-    Squash(21)(image[:21, :21], None, out)
-    np.testing.assert_array_equal(out, image[:21, :21])
+    image = photo(30, 50)
+    want = cv2.resize(cv2.resize(image, (35, 21)), (21, 21))
+    np.testing.assert_array_equal(apply(Squash(21), image), want)
+    np.testing.assert_array_equal(apply(Squash(21), image[:21, :21]), image[:21, :21])
 
 
 def test_bilinear_equals_its_formula():
@@ -291,6 +289,7 @@ def test_the_generator_alone_decides(crop):
         (lambda: TrainTransform(8, ra_magnitude=11), 'ra_magnitude=11 must be 0 to 10'),
         (lambda: TrainTransform(8, ra_std=-1), 'ra_std=-1 must be at least 0'),
         (lambda: TrainTransform(8, color_jitter=(1, 2)), r'color_jitter=\(1, 2\) must be three'),
+        (lambda: TrainTransform(8, color_jitter=(1, float('nan'), 1)), 'must be three numbers'),
         (lambda: TrainTransform(8, erasing=1.5), 'erasing=1.5 must be 0 to 1'),
         (lambda: TrainTransform(8, erasing_mode='pixels'), 'did you mean pixel'),
         (

@@ -84,9 +84,10 @@ def no_tensorflow(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def prepared(tars, no_tensorflow, tmp_path_factory):
-    """A data_dir made by an uninterrupted command."""
+    """A data_dir made by an uninterrupted command, with one worker."""
     data_dir = tmp_path_factory.mktemp('prepared')
-    ended = run(*command(tars, data_dir), env=no_tensorflow)
+    alone = 'from se_flax.data import imagenet; imagenet.cores = lambda: 1'
+    ended = run(*command(tars, data_dir), code=alone, env=no_tensorflow)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.startswith('imagenet2012: 36 training and 16 evaluation images, 1000 clas')
     return data_dir
@@ -191,10 +192,11 @@ progress.Progress.show = show
 """
 
 
-def test_a_killed_build_resumes(tars, prepared, no_tensorflow, tmp_path, capsys):
+@pytest.mark.usefixtures('in_threads')
+def test_a_killed_build_resumes(tars, prepared, tmp_path, capsys):
     data_dir = tmp_path / 'with space'
     # Workers hold the pipes, so this returns only after they have ended, too.
-    assert run(*command(tars, data_dir), code=DIE, env=no_tensorflow).returncode == -signal.SIGKILL
+    assert run(*command(tars, data_dir), code=DIE).returncode == -signal.SIGKILL
     work = data_dir / 'imagenet2012' / '5.1.0.incomplete'
     written = {path: path.stat().st_mtime_ns for path in work.glob('imagenet2012-*')}
     assert 3 <= len(written) < 10
@@ -207,9 +209,7 @@ def test_a_killed_build_resumes(tars, prepared, no_tensorflow, tmp_path, capsys)
     with pytest.raises(UserError, match='was made with max_side=None, not 64; use that or anot'):
         prepare('imagenet2012', data_dir, tars, max_side=64, allow_other_counts=True)
 
-    resume = said.strip().partition('to resume, run: se-flax ')[2]
-    ended = run(*shlex.split(resume), env=no_tensorflow)
-    assert ended.returncode == 0, ended.stderr
+    assert main(shlex.split(said.partition('to resume, run: se-flax ')[2])) == 0
     final = {path.name: path.stat().st_mtime_ns for path in (work.with_name('5.1.0')).iterdir()}
     assert all(final[path.name] == time for path, time in written.items())  # not written again
     assert not work.exists()
@@ -217,6 +217,7 @@ def test_a_killed_build_resumes(tars, prepared, no_tensorflow, tmp_path, capsys)
 
 
 @pytest.mark.faults
+@pytest.mark.usefixtures('in_threads')
 def test_a_killed_build_in_a_bucket_resumes(bucket, tars, prepared, capsys):
     env = os.environ | {'PYTHONPATH': str(ROOT)}  # etils would open buckets with TensorFlow
     data_dir = f'gs://{BUCKET}/tfds'
@@ -234,9 +235,7 @@ def test_a_killed_build_in_a_bucket_resumes(bucket, tars, prepared, capsys):
     said = capsys.readouterr().err
     assert f'in {data_dir} is not complete: {len(written)} of 10 shards are written' in said
 
-    resume = said.strip().partition('to resume, run: se-flax ')[2]
-    ended = run(*shlex.split(resume), env=env)
-    assert ended.returncode == 0, ended.stderr
+    assert main(shlex.split(said.partition('to resume, run: se-flax ')[2])) == 0
     final = stored()
     assert all(final[name] == about for name, about in written.items())  # not written again
     assert {n: bucket.get_file(BUCKET, a['name']) for n, a in final.items()} == files_of(prepared)
@@ -319,6 +318,7 @@ def test_missing_set_gives_the_command(tmp_path):
     for name in ('imagenet2012', 'imagenet2012:5.1.0'):
         with pytest.raises(MissingError) as error:
             check(name, tmp_path)
+        assert f'with {TRAIN} and {VALIDATION} of ' in str(error.value)
         assert f'--from DIR --data-dir={tmp_path}' in str(error.value)
         assert '\n' not in str(error.value)
 
@@ -348,52 +348,53 @@ def test_a_damaged_header(tars, tmp_path):
 
 
 @pytest.fixture
-def build(script, tars, tmp_path):
-    """`build(name, data)` builds from training tars of one image file."""
+def pack(script):
+    """`pack(name, data)` is a tar of one file, `pack()` a tar of none."""
 
-    def build(name, data, wnid='n01440764'):
+    def pack(*file):
+        packed = io.BytesIO()
+        with script['create'](packed) as tar:
+            if file:
+                script['add'](tar, *file)
+        return packed.getvalue()
+
+    return pack
+
+
+@pytest.fixture
+def build(tars, tmp_path):
+    """`build(data)` builds from these bytes of a training tar."""
+
+    def build(data):
         shutil.copy(tars / VALIDATION, tmp_path)
-        inner = io.BytesIO()
-        with script['create'](inner) as tar:
-            script['add'](tar, name, data)
-        with script['create'](tmp_path / TRAIN) as tar:
-            script['add'](tar, f'{wnid}.tar', inner.getvalue())
+        (tmp_path / TRAIN).write_bytes(data)
         return prepare('imagenet2012', tmp_path, tmp_path, allow_other_counts=True)
 
     return build
 
 
 @pytest.mark.usefixtures('in_threads')
-def test_files_that_are_not_images_of_imagenet(build):
-    with pytest.raises(UserError, match='holds n99999999_1.JPEG, which is not an image of the tr'):
-        build('n99999999_1.JPEG', b'')
-    with pytest.raises(UserError, match='holds readme.txt, which is not an image of the train'):
-        build('readme.txt', b'')
+@pytest.mark.parametrize('name', ['n99999999_1.JPEG', 'readme.txt'])
+def test_files_that_are_not_images_of_imagenet(build, pack, name):
+    with pytest.raises(UserError, match=f'holds {name}, which is not an image of the train'):
+        build(pack('n01440764.tar', pack(name, b'')))
 
 
-def test_an_error_of_a_worker_is_told(build):
+def test_an_error_of_a_worker_is_told(build, pack, monkeypatch):
+    monkeypatch.setattr(imagenet, 'cores', lambda: 1)  # a process takes seconds to start
+    of_class = pack('n01440764_7.JPEG', b'\xff\xd8 and then nothing')
     with pytest.raises(UserError, match='n01440764_7.JPEG of .*_train.tar is not an image: '):
-        build('n01440764_7.JPEG', b'\xff\xd8 and then nothing')
+        build(pack('n01440764.tar', of_class))
 
 
 @pytest.mark.usefixtures('in_threads')
-def test_the_tar_of_a_class_is_damaged_or_there_is_none(script, tars, tmp_path):
-    shutil.copy(tars / VALIDATION, tmp_path)
-    with script['create'](tmp_path / TRAIN) as tar:
-        script['add'](tar, 'n01440764.tar', b'not a tar' * 200)
-    with pytest.raises(UserError, match=f'{TRAIN} is damaged or truncated: no end of archive'):
-        prepare('imagenet2012', tmp_path, tmp_path, allow_other_counts=True)
-    inner = io.BytesIO()
-    with script['create'](inner) as tar:
-        script['add'](tar, 'n01440764_1.JPEG', bytes(512))
-    with script['create'](tmp_path / TRAIN) as tar:  # the zeros after it belong to the outer tar
-        script['add'](tar, 'n01440764.tar', inner.getvalue()[:1024])
-    with pytest.raises(UserError, match=f'{TRAIN} is damaged or truncated: no end of archive'):
-        prepare('imagenet2012', tmp_path, tmp_path, allow_other_counts=True)
-    with script['create'](tmp_path / TRAIN):
-        pass
+def test_the_tar_of_a_class_is_damaged_or_there_is_none(build, pack):
+    cut = pack('n01440764_1.JPEG', bytes(512))[:1024]  # the zeros after it belong to the outer tar
+    for of_class in (b'not a tar' * 200, cut):
+        with pytest.raises(UserError, match=f'{TRAIN} is damaged or truncated: no end of archive'):
+            build(pack('n01440764.tar', of_class))
     with pytest.raises(UserError, match=f'{TRAIN} holds no images'):
-        prepare('imagenet2012', tmp_path, tmp_path, allow_other_counts=True)
+        build(pack())
 
 
 @pytest.mark.usefixtures('in_threads')
@@ -423,10 +424,17 @@ def test_a_folder_in_the_way(tars, tmp_path):
         prepare('imagenet2012', tmp_path, tars, allow_other_counts=True)
 
 
-def test_other_tars_than_it_was_begun_with(tars, no_tensorflow, tmp_path):
+@pytest.mark.usefixtures('in_threads')
+def test_other_tars_than_it_was_begun_with(tars, tmp_path, monkeypatch):
     for name in (TRAIN, VALIDATION):
         shutil.copy2(tars / name, tmp_path)
-    run(*command(tmp_path, tmp_path), code=DIE, env=no_tensorflow)
+
+    def fail(*_):
+        raise OSError('No space left on device')
+
+    monkeypatch.setattr(imagenet, 'write_shard', fail)
+    with pytest.raises(UserError, match='cannot be built: No space left on device; finished sha'):
+        prepare('imagenet2012', tmp_path, tmp_path, allow_other_counts=True)
     os.utime(tmp_path / VALIDATION, ns=(0, 0))
     with pytest.raises(UserError, match=f'was made from another {VALIDATION}, of different si'):
         prepare('imagenet2012', tmp_path, tmp_path, allow_other_counts=True)

@@ -76,7 +76,7 @@ def open_folder(
     """
     if '://' in path:
         raise UserError(f'{name}: images must be on a disk or a mount, not at {path}')
-    root = pathlib.Path(path).expanduser()
+    root = pathlib.Path(os.path.expanduser(path))
     if not root.is_dir():
         raise MissingError(f'no folder {root}')
     if eval_split:
@@ -123,15 +123,16 @@ def _class_folders(folder: pathlib.Path) -> dict[str, list[str]]:
 
 def _files(folder: pathlib.Path, class_names: Sequence[str]) -> list[tuple[str, int]]:
     files, others = [], collections.Counter[str]()
+    labels = {name: label for label, name in enumerate(class_names)}
     for name, folders in _class_folders(folder).items():
-        check_known(f'class in {folder}', name, class_names)
+        if name not in labels:  # `check_known` reads all names, half a minute for 20,000
+            check_known(f'class in {folder}', name, class_names)
         images = [
             os.path.join(of, image) for of in folders for image in find_images(folder / of, others)
         ]
         if not images:
             raise _no_images(folder / name)
-        label = class_names.index(name)
-        files += [(image, label) for image in images]
+        files += [(image, labels[name]) for image in images]
     loose = [p.name for p in folder.iterdir() if not (p.is_dir() or is_leftover(p.name))]
     if loose:
         others['beside the folders of the classes'] += len(loose)

@@ -38,8 +38,9 @@ def test_other_names_of_the_eval_folder(image_folder, name):
 
 
 def test_missing_folders_and_images_are_named(image_folder):
-    with pytest.raises(MissingError, match='no folder /nowhere'):
-        open_dataset('folder:/nowhere', 'train')
+    for path in ('/nowhere', '~no.such.user/photos'):
+        with pytest.raises(MissingError, match=f'no folder {path}'):
+            open_dataset(f'folder:{path}', 'train')
     shutil.rmtree(image_folder / 'val')
     with pytest.raises(MissingError, match='no folder val or valid or .* or eval in /'):
         open_dataset(f'folder:{image_folder}', 'eval')
@@ -57,12 +58,9 @@ def test_missing_folders_and_images_are_named(image_folder):
 def content(root, split='train', **options):
     """The class and the path below its split of each image."""
     dataset = open_dataset(f'folder:{root}', split, **options)
-    found = [
-        (dataset.class_names[dataset.files[i][1]], dataset.files[i][0]) for i in range(len(dataset))
-    ]
     for i in range(len(dataset)):
         decode(dataset.read(i)[0])
-    return found
+    return [(dataset.class_names[label], path) for path, label in dataset.files]
 
 
 def test_what_file_managers_leave_is_ignored(image_folder, caplog):
@@ -162,8 +160,8 @@ def test_a_share_is_drawn_for_evaluation(classes):
     counts = [Counter(name for name, _ in files) for files in splits]
     assert counts == [{'cat': 14, 'dog': 3, 'eel': 1}, {'cat': 6, 'dog': 1}]
     every = list(itertools.chain(*splits))
-    assert sorted(every) == sorted(content(classes, 'train', eval_split=0.001) + content(
-        classes, 'eval', eval_split=0.001))  # fmt: skip
+    others = [content(classes, split, eval_split=0.001) for split in ('train', 'eval')]
+    assert sorted(every) == sorted(itertools.chain(*others))
     assert len(set(every)) == 25
     other = content(classes, 'eval', eval_split=0.3, seed=1)
     assert other != splits[1]

@@ -109,6 +109,8 @@ def find_builder(name: str, data_dir: str | None = None) -> tfds.core.DatasetBui
         raise UserError(f'{name} is a folder; to read its images, use {FOLDER}{name}')
     else:  # tfds raises ValueError
         plain_name = name
+    if plain_name in (EMBEDDED, SYNTHETIC):  # with a version or config, which they have not
+        plain_name = name
     names = [*COMMON, *tfds.list_builders(with_community_datasets=False)]
     near = difflib.get_close_matches(plain_name, names, cutoff=0.5)
     check_known('data set', plain_name, names if near else COMMON)  # all of tfds: two screens

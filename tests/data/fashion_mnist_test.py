@@ -66,20 +66,22 @@ def test_draw_is_balanced_and_fixed():
 
 
 @pytest.mark.parametrize(
-    ('split', 'fingerprint'),
+    ('split', 'per_class', 'fingerprint'),
     [
-        ('train', 'a709b3bdeb8c4d83774990116490c5a93a84bf09f67236b22b39d98de87d1d7d'),
-        ('eval', '4a5869b258b420ab901c27a7c27078c92875563ec16d0346d1656997a18a984c'),
+        ('train', 1000, 'a709b3bdeb8c4d83774990116490c5a93a84bf09f67236b22b39d98de87d1d7d'),
+        ('eval', 200, '4a5869b258b420ab901c27a7c27078c92875563ec16d0346d1656997a18a984c'),
     ],
 )
-def test_the_embedded_images_are_these(split, fingerprint):
+def test_the_embedded_images_are_these(split, per_class, fingerprint):
     """Pixels and labels in order, independent of the PNG encoder."""
     dataset = open_dataset('fashion_mnist_mini', split)
-    digest = hashlib.sha256()
+    digest, labels = hashlib.sha256(), []
     for i in range(len(dataset)):
         image, label = dataset.read(i)
+        labels.append(label)
         digest.update(decode(image)[..., 0].tobytes() + bytes([label]))
     assert digest.hexdigest() == fingerprint
+    assert np.bincount(labels).tolist() == [per_class] * 10
 
 
 def test_the_licence_ships():

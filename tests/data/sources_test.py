@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -15,10 +16,8 @@ pytestmark = pytest.mark.quick
 
 
 def test_embedded_set():
-    for split, per_class in (('train', 1000), ('eval', 200)):
+    for split in ('train', 'eval'):
         dataset = open_dataset('fashion_mnist_mini', split)
-        labels = [dataset.read(i)[1] for i in range(len(dataset))]
-        assert np.bincount(labels).tolist() == [per_class] * 10
         assert dataset.class_names[0] == 'T-shirt/top'
         assert dataset.num_classes == 10
         image = decode(dataset.read(0)[0])
@@ -47,15 +46,12 @@ def test_data_dir_may_start_at_home(array_record_dir, monkeypatch):
 
 
 def test_a_damaged_record_is_a_decode_error(array_record_dir, tmp_path):
-    source = array_record_dir / 'fashion_mnist' / '3.0.1'
-    target = tmp_path / 'fashion_mnist' / '3.0.1'
-    target.mkdir(parents=True)
-    for path in source.iterdir():
-        data = bytearray(path.read_bytes())
-        if '-train.' in path.name:
-            data[20_000] ^= 0xFF
-        (target / path.name).write_bytes(data)
-    dataset = open_dataset('fashion_mnist', 'train', tmp_path)
+    copy = shutil.copytree(array_record_dir, tmp_path / 'copy')
+    [shard] = copy.glob('fashion_mnist/*/*-train.*')
+    data = bytearray(shard.read_bytes())
+    data[20_000] ^= 0xFF
+    shard.write_bytes(data)
+    dataset = open_dataset('fashion_mnist', 'train', copy)
     bad = []
     for i in range(len(dataset)):
         try:
@@ -69,8 +65,6 @@ def test_missing_set_gives_the_command(tmp_path):
     message = f'is not in {tmp_path}; run: se-flax data prepare cifar10 --data-dir={tmp_path}$'
     with pytest.raises(MissingError, match=message):
         open_dataset('cifar10', 'train', str(tmp_path))
-    with pytest.raises(MissingError, match='ILSVRC2012_img_train.tar'):
-        open_dataset('imagenet2012', 'train', str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -81,6 +75,8 @@ def test_missing_set_gives_the_command(tmp_path):
         ('cifar1000/x:1.0.0', 'did you mean cifar100 or cifar10'),
         ('qqq', 'one of fashion_mnist_mini, synthetic, folder:PATH'),
         ('cifar-10', 'did you mean cifar10'),
+        ('fashion_mnist_mini:1.0.0', 'did you mean fashion_mnist_mini'),
+        ('synthetic/x', 'did you mean synthetic'),
         ('', 'one of fashion_mnist_mini, synthetic, folder:PATH'),
         ('/', '/ is a folder; to read its images, use folder:/'),
     ],
@@ -173,15 +169,17 @@ USE = """
 from se_flax.data import EvalTransform, check, eval_batches, open_dataset
 check('fashion_mnist_mini')
 next(eval_batches(open_dataset('fashion_mnist_mini', 'eval'), EvalTransform(28), batch_size=8))
+print('used', flush=True)
+import tensorflow
 """
 
 
-@pytest.mark.parametrize(('code', 'status'), [(USE, 0), (USE + 'import tensorflow', 3)])
-def test_nothing_imports_tensorflow(tmp_path, code, status):
-    """Importing this tensorflow ends the process, as the second case shows."""
+def test_nothing_imports_tensorflow(tmp_path):
+    """Importing this tensorflow ends the process, as the last line shows."""
     (tmp_path / 'tensorflow.py').write_text('import os; os._exit(3)')
     environment = os.environ | {'PYTHONPATH': f'{tmp_path}:{os.getcwd()}'}
-    assert subprocess.run([sys.executable, '-c', code], env=environment).returncode == status
+    ended = subprocess.run([sys.executable, '-c', USE], env=environment, stdout=subprocess.PIPE)
+    assert (ended.stdout, ended.returncode) == (b'used\n', 3)
 
 
 def test_cores_are_counted_where_a_process_has_no_affinity(monkeypatch):

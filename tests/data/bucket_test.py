@@ -1,5 +1,7 @@
 """Data sets in a bucket: `gs://`, served by an emulator on this machine."""
 
+import dataclasses
+
 import pytest
 import tensorflow_datasets as tfds
 from etils.epath import backend
@@ -122,8 +124,7 @@ class Away:
 
 
 def test_a_bucket_that_goes_away_does_not_count_as_corrupt_records(copied, caplog):
-    dataset = open_dataset('fashion_mnist', 'eval', DATA)
-    object.__setattr__(dataset, 'records', Away())
+    dataset = dataclasses.replace(open_dataset('fashion_mnist', 'eval', DATA), records=Away())
     batches = eval_batches(dataset, EvalTransform(28), batch_size=4, max_corrupt=None)
     caplog.clear()
     with pytest.raises(UnreachableError, match='^cannot reach the data: .*gs://bucket/x'):

@@ -90,7 +90,7 @@ def benchmark(batch, size, channels, features, k, strides, groups, rounds):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(batch, size, size, channels)).astype(np.float32)
     kernel = rng.normal(size=(k, k, channels // groups, features)).astype(np.float32)
-    args = {'strides': strides, 'pads': (k // 2, k // 2), 'groups': groups}
+    args = {'strides': strides, 'pads': [(k // 2, k // 2)] * 2, 'groups': groups}
     shape = jax.eval_shape(partial(_stock, **args), x, kernel).shape
     cotangent = rng.normal(size=shape).astype(np.float32)
     arrays = [jnp.asarray(a) for a in (x, kernel, cotangent)]

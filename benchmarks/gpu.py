@@ -135,7 +135,7 @@ def _grouped(map, channels, groups, batch, rounds, times):
     kernel = jnp.asarray(rng.normal(size=(3, 3, channels // groups, channels)), jnp.bfloat16)
 
     def timed(form):
-        conv = partial(form, strides=1, pads=(1, 1), groups=groups)
+        conv = partial(form, strides=1, pads=[(1, 1)] * 2, groups=groups)
 
         @jax.jit
         def both(x, kernel):

@@ -34,7 +34,7 @@ class Gated(linen.Module):
 def blocks(w, x):
     """The form for a thousand channels, of a few."""
     kernel = jnp.cos(jnp.arange(3.0 * 3 * 2 * 8)).reshape(3, 3, 2, 8)
-    return conv._blocks(x, w * kernel, 2, (1, 1), groups=4)
+    return conv._blocks(x, w * kernel, 2, [(1, 1)] * 2, groups=4)
 
 
 def pools(w, x):

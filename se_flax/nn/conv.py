@@ -58,12 +58,11 @@ class Conv(nn.Module):
         param_dtype = jnp.promote_types(self.dtype, jnp.float32)
         shape = (*k, channels // self.groups, self.features)
         kernel = self.param('kernel', he_normal, shape, param_dtype)
-        pads: Sequence[int | tuple[int, int]]
         if isinstance(self.padding, str):
             check_known('padding', self.padding, ('same',))
-            pads = [_same(n, size, self.strides) for n, size in zip(x.shape[1:3], k, strict=True)]
+            pads = lax.padtype_to_pads(x.shape[1:3], k, (self.strides,) * 2, 'SAME')
         else:
-            pads = [n // 2 if self.padding is None else self.padding for n in k]
+            pads = [(n // 2 if self.padding is None else self.padding,) * 2 for n in k]
         y = convolve(
             x.astype(self.dtype), kernel.astype(self.dtype), self.strides, pads, self.groups
         )
@@ -73,22 +72,16 @@ class Conv(nn.Module):
         return y
 
 
-def _same(n, size, strides):
-    """Returns TensorFlow's padding of `n` pixels: an odd total has more at the end."""
-    total = max(0, (-(-n // strides) - 1) * strides + size - n)
-    return total // 2, total - total // 2
-
-
 def convolve(
     x: jax.Array,
     kernel: jax.Array,
     strides: int,
-    pads: Sequence[int | tuple[int, int]],
+    pads: Sequence[tuple[int, int]],
     groups: int,
 ) -> jax.Array:
     """Convolves `[B, H, W, C]` with `[kh, kw, C / groups, features]`.
 
-    `pads` has the padding of both dimensions: on each side, or (before, after).
+    `pads` has the padding of both dimensions, (before, after).
 
     This is XLA's own operation, except when compiled for CPUs, where some forms are faster.
     """
@@ -118,7 +111,7 @@ def _stock(x, kernel, strides, pads, groups):
         x,
         kernel,
         window_strides=(strides, strides),
-        padding=_sides(pads),
+        padding=pads,
         dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
         feature_group_count=groups,
     )
@@ -238,10 +231,7 @@ def _by_rows(rows_of, x, kernel, strides, tall, most, unroll=1):
 
 def _with_tangent(form, of_kernel):
     """Returns the form with a tangent of its own, whose transpose is the kernel's gradient."""
-
-    @partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
-    def conv(x, kernel, strides, pads, groups):
-        return form(x, kernel, strides, pads, groups)
+    conv = jax.custom_jvp(form, nondiff_argnums=(2, 3, 4))
 
     @partial(conv.defjvp, symbolic_zeros=True)
     def conv_jvp(strides, pads, groups, primals, tangents):
@@ -277,8 +267,4 @@ def _product(x, kernel):
 
 
 def _pad(x, pads):
-    return jnp.pad(x, ((0, 0), *_sides(pads), (0, 0)))
-
-
-def _sides(pads):
-    return [(pad, pad) if isinstance(pad, int) else pad for pad in pads]
+    return jnp.pad(x, ((0, 0), *pads, (0, 0)))

@@ -93,7 +93,7 @@ def test_groups_must_divide_the_channels():
 
 
 @given(
-    groups=st.integers(1, 4),
+    groups=st.integers(2, 4),
     widths=st.tuples(st.integers(1, 3), st.integers(1, 3)),  # channels of a group, in and out
     size=st.tuples(st.integers(1, 6), st.integers(1, 6)),
     kernel_size=st.tuples(st.integers(1, 3), st.integers(1, 3)),
@@ -108,13 +108,14 @@ def test_groups_must_divide_the_channels():
 @example(1, (64, 65), (7, 6), (3, 5), 3, (1, 3))
 @example(1, (3, 64), (23, 7), (7, 7), 2, (3, 3))  # a stem, six rows at a time
 @example(6, (1, 2), (7, 7), (7, 1), 1, (3, 0))  # depthwise with a multiplier
-@settings(max_examples=5, deadline=None)  # each compiles, about a second
+@settings(max_examples=4, deadline=None)  # each compiles, about a second
 def test_form_on_cpu_equals_stock(groups, widths, size, kernel_size, strides, pads):
     """Values, forward and both reverse derivatives, of float64 (only a wrong formula differs) and
     of float32, both against the stock operation in float64."""
     # XLA's own simplifier aborts on the stock operation's gradient (jax 0.10: "Window dimensions
     # do not match RHS shape"), and with it Python; no published network has such a layer.
     assume(not (strides == 2 and 2 in kernel_size))
+    pads = [(pad, pad) for pad in pads]
     rng = np.random.default_rng(0)
     x, dx = rng.normal(size=(2, 2, *size, groups * widths[0]))
     kernel, dkernel = rng.normal(size=(2, *kernel_size, widths[0], groups * widths[1]))
@@ -149,7 +150,7 @@ def make_layer(name, dtype=np.float32):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(8, 7, 7, width)), dtype)
     kernel = jnp.asarray(rng.normal(size=(*kernel_size, width // groups, features)), dtype)
-    pads = [k // 2 for k in kernel_size]
+    pads = [(k // 2, k // 2) for k in kernel_size]
     return x, kernel, partial(convolve, strides=2, pads=pads, groups=groups)
 
 
@@ -157,14 +158,14 @@ def scalar(layer):
     return lambda x, kernel: jnp.sum(layer(x, kernel) ** 2)
 
 
-@pytest.mark.parametrize('platform', ['tpu', 'cuda'])
 @pytest.mark.parametrize('name', LAYERS)
-def test_accelerators_get_the_stock_operation(name, platform):
+def test_accelerators_get_the_stock_operation(name):
     x, kernel, layer = make_layer(name)
     groups = LAYERS[name][-1]
-    text = jax.jit(layer).trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
-    assert re.findall(r'stablehlo\.(convolution|dot_general)', text) == ['convolution']
-    assert f'feature_group_count = {groups} : i64' in text
+    for platform in ('tpu', 'cuda'):
+        text = jax.jit(layer).trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
+        assert re.findall(r'stablehlo\.(convolution|dot_general)', text) == ['convolution']
+        assert f'feature_group_count = {groups} : i64' in text
     # On the CPU that runs this test, none has groups, forwards or backwards.
     gradient = jax.jit(jax.grad(scalar(layer), (0, 1))).lower(x, kernel).as_text()
     counts = re.findall(r'(?:feature|batch)_group_count = (\d+)', gradient)
@@ -206,7 +207,7 @@ def test_bfloat16_gradient_is_summed_in_more_bits(name):
     rng = np.random.default_rng(0)
     x, cotangent = rng.normal(size=(8, 64, 64, width)), rng.normal(size=(8, 64, 64, features))
     kernel = rng.normal(size=(*kernel_size, width // groups, features))
-    pads = [k // 2 for k in kernel_size]
+    pads = [(k // 2, k // 2) for k in kernel_size]
 
     @jax.jit
     def kernel_gradient(x, kernel, cotangent):

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from se_flax.nn import adaptive_avg_pool, avg_pool, max_pool
@@ -107,6 +107,7 @@ def test_mean_counts_the_padding_or_not(size, window, strides, padding, count_pa
 
 
 @given(st.tuples(st.integers(1, 20), st.integers(1, 20)), st.integers(1, 8))
+@example((7, 7), 7)  # VGG's own map
 @settings(max_examples=40, deadline=None)
 def test_adaptive_cells(size, cells):
     x = np.random.default_rng(0).normal(size=(2, *size, 3))

@@ -40,60 +40,48 @@ class EfficientNet(InvertedResidualNetwork):
         return super().classify(ACTIVATION[self.activation](x), train)
 
 
-def _v2(*features: int, sizes: tuple[int, ...]) -> dict[str, Any]:
+def _v2(
+    input_size: int, features: Sequence[int], sizes: Sequence[int], dropout: float = 0.2
+) -> dict[str, Any]:
     """Table 4, whose three sizes differ in channels and in blocks."""
     layout = [Stage(features[0], (1,), fused=True)]
     layout += [Stage(n, (4,), 3, 2, fused=True) for n in features[1:3]]
     layout += [Stage(features[3], (4,), 3, 2), Stage(features[4]), Stage(features[5], (6,), 3, 2)]
     layout += [Stage(n) for n in features[6:]]
-    return {'layout': tuple(layout), 'stage_sizes': sizes, 'se_stages': (5, 6, 7, 8)}
+    fields = {'layout': tuple(layout), 'stage_sizes': sizes, 'se_stages': (5, 6, 7, 8)}
+    return fields | {'stem': features[0], 'dropout': dropout, 'input_size': input_size}
 
 
-def _b(width: float, depth: float, dropout: float) -> dict[str, Any]:
+def _b(input_size: int, width: float, depth: float, dropout: float) -> dict[str, Any]:
     """Section 4 of the first paper: widths and depths by a factor."""
     sizes = tuple(math.ceil(depth * n) for n in EfficientNet.stage_sizes)
-    return {'width_multiplier': width, 'stage_sizes': sizes, 'dropout': dropout}
+    fields = {'width_multiplier': width, 'stage_sizes': sizes}
+    return fields | {'dropout': dropout, 'input_size': input_size}
 
 
-_b0, _b1, _b2 = _b(1.0, 1.0, 0.2), _b(1.0, 1.1, 0.2), _b(1.1, 1.2, 0.3)
-_b3, _b4, _b5 = _b(1.2, 1.4, 0.3), _b(1.4, 1.8, 0.4), _b(1.6, 2.2, 0.4)
-_b6, _b7 = _b(1.8, 2.6, 0.5), _b(2.0, 3.1, 0.5)
-_s = _v2(24, 48, 64, 128, 160, 256, sizes=(2, 4, 4, 6, 9, 15)) | {'stem': 24}
-_m = _v2(24, 48, 80, 160, 176, 304, 512, sizes=(3, 5, 5, 7, 14, 18, 5)) | {'stem': 24}
-_l = _v2(32, 64, 96, 192, 224, 384, 640, sizes=(4, 7, 7, 10, 19, 25, 7))
-_m, _l = _m | {'dropout': 0.3}, _l | {'dropout': 0.4}
-
-# torchvision's; timm's B0 to B4 are the same.
+_SIZES = {
+    'b0': _b(224, 1.0, 1.0, 0.2),
+    'b1': _b(240, 1.0, 1.1, 0.2),
+    'b2': _b(260, 1.1, 1.2, 0.3),
+    'b3': _b(300, 1.2, 1.4, 0.3),
+    'b4': _b(380, 1.4, 1.8, 0.4),
+    'b5': _b(456, 1.6, 2.2, 0.4),
+    'b6': _b(528, 1.8, 2.6, 0.5),
+    'b7': _b(600, 2.0, 3.1, 0.5),
+    'v2_s': _v2(384, (24, 48, 64, 128, 160, 256), (2, 4, 4, 6, 9, 15)),
+    'v2_m': _v2(480, (24, 48, 80, 160, 176, 304, 512), (3, 5, 5, 7, 14, 18, 5), 0.3),
+    'v2_l': _v2(480, (32, 64, 96, 192, 224, 384, 640), (4, 7, 7, 10, 19, 25, 7), 0.4),
+}
 _se = partial(SqueezeExcite, reduction=4, activation='silu')
 _pair = partial(register_pair, module=EfficientNet, se=_se)
-_pair('efficientnet_b0_no_se', 'efficientnet_b0', epsilon=1e-5, **_b0)
-_pair('efficientnet_b1_no_se', 'efficientnet_b1', epsilon=1e-5, input_size=240, **_b1)
-_pair('efficientnet_b2_no_se', 'efficientnet_b2', epsilon=1e-5, input_size=260, **_b2)
-_pair('efficientnet_b3_no_se', 'efficientnet_b3', epsilon=1e-5, input_size=300, **_b3)
-_pair('efficientnet_b4_no_se', 'efficientnet_b4', epsilon=1e-5, input_size=380, **_b4)
-_pair('efficientnet_b5_no_se', 'efficientnet_b5', input_size=456, **_b5)
-_pair('efficientnet_b6_no_se', 'efficientnet_b6', input_size=528, **_b6)
-_pair('efficientnet_b7_no_se', 'efficientnet_b7', input_size=600, **_b7)
-_pair('efficientnet_v2_s_no_se', 'efficientnet_v2_s', input_size=384, **_s)
-_pair('efficientnet_v2_m_no_se', 'efficientnet_v2_m', input_size=480, **_m)
-_pair('efficientnet_v2_l_no_se', 'efficientnet_v2_l', input_size=480, **_l)
-
-_timm = partial(register, module=EfficientNet, se=_se, epsilon=1e-5)
-_timm('timm_efficientnet_b5', input_size=456, **_b5)
-_timm('timm_efficientnetv2_s', input_size=384, **_s)
-_timm('timm_efficientnetv2_m', input_size=480, **_m)
-_timm('timm_efficientnetv2_l', input_size=480, **_l)
-
-# TensorFlow's, by timm's names.
-_tf = partial(register, module=EfficientNet, se=_se, same_padding=True)
-_tf('timm_tf_efficientnet_b0', **_b0)
-_tf('timm_tf_efficientnet_b1', input_size=240, **_b1)
-_tf('timm_tf_efficientnet_b2', input_size=260, **_b2)
-_tf('timm_tf_efficientnet_b3', input_size=300, **_b3)
-_tf('timm_tf_efficientnet_b4', input_size=380, **_b4)
-_tf('timm_tf_efficientnet_b5', input_size=456, **_b5)
-_tf('timm_tf_efficientnet_b6', input_size=528, **_b6)
-_tf('timm_tf_efficientnet_b7', input_size=600, **_b7)
-_tf('timm_tf_efficientnetv2_s', input_size=384, **_s)
-_tf('timm_tf_efficientnetv2_m', input_size=480, **_m)
-_tf('timm_tf_efficientnetv2_l', input_size=480, **_l)
+_one = partial(register, module=EfficientNet, se=_se)
+for _size, _fields in _SIZES.items():  # torchvision's; timm's B0 to B4 are the same
+    _epsilon = 1e-5 if _size in ('b0', 'b1', 'b2', 'b3', 'b4') else 1e-3
+    _name = f'efficientnet_{_size}'
+    _pair(f'{_name}_no_se', _name, epsilon=_epsilon, **_fields)
+for _size in ('b5', 'v2_s', 'v2_m', 'v2_l'):  # timm's own
+    _name = f'timm_efficientnet_{_size}'.replace('_v2', 'v2')
+    _one(_name, epsilon=1e-5, **_SIZES[_size])
+for _size, _fields in _SIZES.items():  # TensorFlow's, by timm's names
+    _name = f'timm_tf_efficientnet_{_size}'.replace('_v2', 'v2')
+    _one(_name, same_padding=True, **_fields)

@@ -123,7 +123,8 @@ class Network(nn.Module):
                 raise UserError(f'{field}={rate} must be at least 0 and below 1')
         floating = False
         with contextlib.suppress(TypeError):  # not the name of a dtype
-            floating = jnp.issubdtype(self.dtype, jnp.floating)
+            # NumPy takes None for float64.
+            floating = self.dtype is not None and jnp.issubdtype(self.dtype, jnp.floating)
         if not floating:
             raise UserError(f'dtype={self.dtype!r} must be a float dtype, such as float32')
         object.__setattr__(self, 'dtype', jnp.dtype(self.dtype))

@@ -68,7 +68,7 @@ class ShakeUnit(nn.Module):
         # lose the odd pixels.
         shifted = jnp.pad(x[:, :-1, :-1], ((0, 0), (1, 0), (1, 0), (0, 0)))
         x = layers.conv(half, 1, s, name='conv_proj1')(x)
-        shifted = layers.conv(half, 1, s, name='conv_proj2')(shifted)
+        shifted = layers.conv(self.filters - half, 1, s, name='conv_proj2')(shifted)
         return layers.norm(name='norm_proj')(jnp.concatenate([x, shifted], -1))
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from se_flax.errors import UserError
 from se_flax.models import create_model, fold_batch_norm, list_models, model_info
+from se_flax.models.variables import variable_shapes
 from se_flax.nn import SqueezeExcite
 
 from .network_test import FAMILIES, SMALLEST, family, random_variables
@@ -22,11 +23,6 @@ def backbone(name, **fields):
     size = 16 if model_info(name).input_size == 32 else max(64, SMALLEST.get(name, 1))
     shape = (4, size, size, model.in_channels)
     return model, np.random.default_rng(0).normal(size=shape).astype('f')
-
-
-def drawn(model):
-    """Variables of which none is at its initial value."""
-    return jax.tree.map(np.float32, random_variables(model, 96))
 
 
 @pytest.mark.parametrize('name', FAMILIES)
@@ -64,7 +60,7 @@ def test_the_head_takes_the_features(name):
     """A classifier's logits are its head applied to the headless network's features."""
     model, x = backbone(name)
     classifier = model.clone(num_classes=5)
-    variables = drawn(classifier)
+    variables = random_variables(classifier, 96, 'f')
     params = dict(variables['params'])
     head = params.pop('head')
     headless = {**variables, 'params': params}
@@ -93,7 +89,7 @@ def test_the_head_takes_the_features(name):
 def test_training_through_features():
     """BatchNorm is updated as the classifier's is; under jit and checkpoint, and folded."""
     model, x = backbone('se_preact_resnet164')
-    variables = drawn(model)
+    variables = random_variables(model, 96, 'f')
 
     def loss(params, method, remat=False):
         def forward(params):
@@ -164,7 +160,10 @@ def test_an_equal_network_is_not_traced_again():
         ({'bn_group_size': -1}, 'bn_group_size=-1 must be at least 1'),
         ({'bn_momentum': 1.5}, 'bn_momentum=1.5 must be between 0 and 1'),
         ({'dropout': 1.0}, 'dropout=1.0 must be at least 0 and below 1'),
+        ({'drop_path': 1.0}, 'drop_path=1.0 must be at least 0 and below 1'),
+        ({'drop_path': -0.1}, 'drop_path=-0.1 must be at least 0 and below 1'),
         ({'dtype': 'int32'}, "dtype='int32' must be a float dtype"),
+        ({'dtype': None}, 'dtype=None must be a float dtype'),
         ({'dtype': 'flaot32'}, "dtype='flaot32' must be a float dtype"),
         ({'se': 8}, 'se=8 must be None or a callable'),
         ({'stage_sizes': ()}, r'stage_sizes=\(\) must have 1 to 4 numbers'),
@@ -211,15 +210,7 @@ def test_any_number_of_channels(name, channels):
     """Only the first kernel has another shape, and other images are refused."""
     model, x = backbone(name, in_channels=channels)
     rgb, rgb_images = backbone(name)
-    shapes, of_rgb = (
-        {
-            jax.tree_util.keystr(path): leaf.shape
-            for path, leaf in jax.tree_util.tree_leaves_with_path(
-                jax.eval_shape(m.init, jax.random.key(0), images)
-            )
-        }
-        for m, images in ((model, x), (rgb, rgb_images))
-    )
+    shapes, of_rgb = variable_shapes(model), variable_shapes(rgb)
     differ = [path for path in shapes if shapes[path] != of_rgb[path]]
     assert len(differ) == 1
     assert 'conv' in differ[0]

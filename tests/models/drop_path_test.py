@@ -41,19 +41,16 @@ def test_a_dropped_branch_leaves_the_shortcut_and_a_kept_one_is_scaled(name, mon
     _, unit, relu, share = FAMILIES[name]
     x, units = image(name), [unit.format(1), unit.format(2)]
     variables = random_variables(small(name), x.shape[1])
+    options = {'train': True, 'rngs': RNGS, 'mutable': ['batch_stats', 'intermediates']}
+    options['capture_intermediates'] = lambda module, _: module.name in units
 
-    def maps(drop_path):
-        options = {'train': True, 'rngs': RNGS, 'mutable': ['batch_stats', 'intermediates']}
-        options['capture_intermediates'] = lambda module, _: module.name in units
+    @jax.jit  # one program, in which XLA computes once what the two have in common
+    def maps(variables, x):
+        networks = small(name), small(name, drop_path=RATE)
+        seen = [network.apply(variables, x, **options)[1] for network in networks]
+        return [[each['intermediates'][unit]['__call__'][0] for unit in units] for each in seen]
 
-        @jax.jit
-        def of(variables, x):
-            _, seen = small(name, drop_path=drop_path).apply(variables, x, **options)
-            return [seen['intermediates'][unit]['__call__'][0] for unit in units]
-
-        return of(variables, x)
-
-    (first, plain), (same, got) = maps(0.0), maps(RATE)
+    (first, plain), (same, got) = maps(variables, x)
     np.testing.assert_array_equal(same, first)  # the first unit is always kept
     scale = KEPT.reshape(-1, 1, 1, 1) / (1 - share * RATE)
     want = first + scale * (plain - first)  # below 0 where the ReLU has hidden a sum
@@ -105,16 +102,9 @@ def test_evaluation_drops_nothing(name):
     x = image(name)
     variables = jax.eval_shape(small(name).init, jax.random.key(3), x)
     plain, dropping = (
-        jax.jit(small(name, drop_path=rate).apply).lower(variables, x).as_text()
-        for rate in (0.0, 0.9)
+        str(jax.make_jaxpr(small(name, drop_path=rate).apply)(variables, x)) for rate in (0.0, 0.9)
     )
     assert dropping == plain
-
-
-@pytest.mark.parametrize('rate', [1.0, -0.1])
-def test_an_impossible_rate_is_refused(rate):
-    with pytest.raises(UserError, match=f'drop_path={rate} must be at least 0 and below 1'):
-        create_model('resnet50', drop_path=rate)
 
 
 def test_a_network_without_residual_units_has_no_such_field():

@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.extend.core import ClosedJaxpr, Literal
 
 import se_flax
 from se_flax.errors import UserError
 from se_flax.models import create_model, list_models, model_info
-from se_flax.models.network import PLACEMENTS
+from se_flax.models.network import PLACEMENTS, ResidualNetwork
+from se_flax.models.variables import variable_shapes
 from se_flax.training.optimizer import decays
 
 # One small or shallow member a family. The full ones are counted in counts.csv.
@@ -41,44 +43,34 @@ FAMILIES = {
     'efficientnet_b0': {'stage_sizes': (1, 1, 1, 1, 1, 1, 2)},
     'efficientnet_v2_s': {'stage_sizes': (1, 1, 1, 1, 1, 2)},
 }
-INVERTED = {'mobilenet_v3_small': 6, 'efficientnet_b0': 8, 'efficientnet_v2_s': 7}  # last stage
+INVERTED = ('mobilenet_v3_small', 'efficientnet_b0', 'efficientnet_v2_s')
 RESNETS = [name for name, fields in FAMILIES.items() if fields.get('stage_sizes') == (1, 1, 1, 1)]
 SMALLEST = {
     **dict.fromkeys(RESNETS, 3),
     **{'se_vgg16': 32, 'se_bn_inception': 32, 'se_inception_resnet_v2': 75},
 }
-# Stages that SE can be left out of, for the families with residual units.
-STAGES = {
-    name: stages
-    for names, stages in (
-        ((*RESNETS, 'regnet_y_200mf'), (2, 3, 4, 5)),
-        (('se_inception_resnet_v2',), (5, 6, 7)),
-        (
-            ('se_resnet20_cifar', 'se_shufflenet', 'se_preact_resnet110', 'se_preact_resnet164')
-            + ('se_wrn16_8', 'se_shake_shake26_2x96d', 'se_shake_even29_2x4x64d'),
-            (2, 3, 4),
-        ),
-    )
-    for name in names
-}
-STAGES |= {name: tuple(range(2, last + 1)) for name, last in INVERTED.items()}
 
 
 def family(name, **fields):
     return create_model(name, 10, **FAMILIES[name], **fields)
 
 
+# Stages that SE can be left out of, for the families with residual units.
+STAGES = {
+    name: model.stages[: len(model.stage_sizes)]
+    for name in FAMILIES
+    if isinstance(model := family(name), ResidualNetwork)
+}
 PAIRS = ('se_resnet20_cifar', 'se_preact_resnet110', 'se_vgg16', 'se_shake_shake26_2x96d')
 
 
 @pytest.mark.parametrize('name', PAIRS)
 def test_a_network_starts_with_the_values_of_its_twin(name):
     """Studies compare such pairs; SE adds arrays and leaves the others as they are."""
-    x = jnp.zeros((1, 32, 32, 3))
+    key = jax.random.key(3, impl='rbg')  # compiles faster than the default
+    options = {'xla_backend_optimization_level': 0}
     ours, theirs = (
-        jax.jit(model.init, compiler_options={'xla_backend_optimization_level': 0})(
-            jax.random.key(3), x
-        )
+        jax.jit(model.init, compiler_options=options)(key, jnp.zeros((1, 32, 32, 3)))
         for model in (family(name), family(name, se=None))
     )
     ours, theirs = (
@@ -90,16 +82,14 @@ def test_a_network_starts_with_the_values_of_its_twin(name):
         np.testing.assert_array_equal(ours[key], value, err_msg=key)
 
 
-def image(size, dtype=jnp.float32, batch=2):
-    return jax.ShapeDtypeStruct((batch, size, size, 3), dtype)
+def image(size, dtype=jnp.float32, channels=3):
+    return jax.ShapeDtypeStruct((2, size, size, channels), dtype)
 
 
-@cache
-def shapes(model, size):
-    """The shape of each parameter and statistic by its path."""
-    tree = jax.eval_shape(model.init, jax.random.key(0), image(size))
-    flat = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(k, simple=True, separator='/'): v.shape for k, v in flat}
+def initialized(model, size, dtype=jnp.float32):
+    """The variables without their values."""
+    images = image(size, dtype, model.in_channels)
+    return jax.eval_shape(model.init, jax.random.key(0), images)
 
 
 def without_se(names):
@@ -124,6 +114,16 @@ def test_help_lists_the_functions_that_make_networks():
 @pytest.mark.parametrize(
     ('name', 'params'),
     [
+        ('resnet50', 25_557_032),
+        ('se_resnet50', 28_088_024),
+        ('resnet101', 44_549_160),
+        ('se_resnet101', 49_326_872),
+        ('resnet152', 60_192_808),
+        ('se_resnet152', 66_821_848),
+        ('se_resnet18', 11_778_592),
+        ('resnet20_cifar', 272_474),
+        ('resnet110_cifar', 1_730_714),
+        ('se_resnet110_cifar', 1_730_714 + 14_238),
         ('resnext50_32x4d', 25_028_904),
         ('se_resnext50_32x4d', 27_559_896),
         ('resnext101_32x4d', 44_177_704),
@@ -139,7 +139,7 @@ def test_help_lists_the_functions_that_make_networks():
         ('regnet_y_32gf', 145_046_770),
         ('regnet_y_128gf', 644_812_894),
         ('regnet_x_3_2gf', 15_296_552),
-        ('mobilenet', 4_231_976),
+        ('mobilenet', 4_231_976),  # Table 3 has 4.2 and 4.7 M
         ('se_mobilenet', 4_711_720),
         ('shufflenet', 1_865_728),
         ('se_shufflenet', 2_476_144),
@@ -166,13 +166,6 @@ def test_exact_parameter_counts(name, params):
     assert model_info(name).params == params
 
 
-@pytest.mark.parametrize(
-    ('name', 'params_in_millions'), [('se_mobilenet', 4.7), ('mobilenet', 4.2)]
-)
-def test_table_3s_parameters(name, params_in_millions):
-    assert round(model_info(name).params / 1e6, 1) == params_in_millions
-
-
 PUBLISHED = [name for name in list_models() if (p := model_info(name).paper) and p.macs]
 
 
@@ -186,10 +179,6 @@ def test_multiply_adds_are_the_papers(name):
         # ShuffleNet's 140 M are quoted from its own paper; the network has 137.5 M.
         rel = 0.03 if 'shufflenet' in name else 0.005
         assert info.macs == pytest.approx(info.paper.macs, rel=rel)
-
-
-def test_multiply_adds_of_senet154():
-    assert model_info('senet154').macs == pytest.approx(20.688e9, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +238,7 @@ def test_twins_have_equal_fields_but_se(name):
 
 @pytest.mark.parametrize('name', FAMILIES)
 def test_se_adds_its_own_parameters_alone(name):
-    with_se, plain = (shapes(family(name, **f), small_size(name)) for f in ({}, {'se': None}))
+    with_se, plain = (variable_shapes(family(name, **fields)) for fields in ({}, {'se': None}))
     assert without_se(with_se) == plain
     assert len(with_se) > len(plain)
 
@@ -258,9 +247,6 @@ def test_se_adds_its_own_parameters_alone(name):
     ('name', 'blocks'),
     [
         ('se_resnet50', 16),
-        ('se_resnet101', 33),
-        ('se_resnet152', 50),
-        ('senet154', 50),
         ('se_bn_inception', 10),
         ('se_vgg16', 13),
         ('timm_resnetrs50', 16),
@@ -281,7 +267,7 @@ def test_se_adds_its_own_parameters_alone(name):
     ],
 )
 def test_number_of_se_blocks(name, blocks):
-    names = shapes(create_model(name), model_info(name).input_size)
+    names = variable_shapes(create_model(name))
     assert sum(k.endswith('reduce/kernel') and 'se' in k for k in names) == blocks
 
 
@@ -300,20 +286,24 @@ def test_other_image_sizes_work(name):
 @pytest.mark.parametrize('name', FAMILIES)
 def test_the_smallest_image_works_and_a_smaller_one_is_refused(name):
     smallest = SMALLEST.get(name, 1)
-    shapes(family(name), smallest)
+    initialized(family(name), smallest)
     with pytest.raises(UserError, match=f'at least {smallest} x {smallest}'):
-        shapes(family(name), smallest - 1)
+        initialized(family(name), smallest - 1)
 
 
 def test_bn_inception_wants_multiples_of_32():
     with pytest.raises(UserError, match='image height=299 is not .* total stride=32; use 288 or'):
-        shapes(family('se_bn_inception'), 299)
+        initialized(family('se_bn_inception'), 299)
+
+
+def test_two_paths_of_a_shortcut_make_an_odd_number_of_channels():
+    initialized(family('se_shake_shake26_2x96d').clone(width=17), 32)
 
 
 @pytest.mark.parametrize('name', FAMILIES)
 def test_wrong_images_are_refused(name):
     with pytest.raises(UserError, match='to a float dtype first'):
-        jax.eval_shape(family(name).init, jax.random.key(0), image(96, jnp.uint8))
+        initialized(family(name), 96, jnp.uint8)
 
 
 def small_size(name):
@@ -328,8 +318,8 @@ def test_every_residual_network_has_every_placement(name, placement):
     Of the inverted residual blocks here, the second of a stage and V2's first have a shortcut.
     """
     fields = {'se_stages': STAGES[name]}
-    standard = shapes(family(name, **fields), small_size(name))
-    other = shapes(family(name, placement=placement, **fields), small_size(name))
+    standard = variable_shapes(family(name, **fields))
+    other = variable_shapes(family(name, placement=placement, **fields))
     assert without_se(other) == without_se(standard)
     per_unit = {k.split('/se/')[0] for k in other if '/se/' in k}
     two_branches = 'shake' in name and placement in ('standard', 'inside_3x3')
@@ -352,27 +342,25 @@ def test_every_subset_of_stages_can_have_se(name):
 
     every = STAGES[name]
     for chosen in (every[:1], every[1:], (every[0], every[-1]), ()):
-        got = stages(shapes(family(name, se_stages=chosen), small_size(name)))
-        assert got == set(chosen)
+        assert stages(variable_shapes(family(name, se_stages=chosen))) == set(chosen)
     with pytest.raises(UserError, match='unknown stage in se_stages 1'):
-        shapes(family(name, se_stages=(1,)), small_size(name))
+        family(name, se_stages=(1,))
     with pytest.raises(UserError, match='did you mean standard'):
-        shapes(family(name, placement='standart'), small_size(name))
+        family(name, placement='standart')
 
 
-def random_variables(model, size):
+def random_variables(model, size, dtype=np.float64):
     """Parameters and statistics by NumPy, none of them at its initial value."""
     rng = np.random.default_rng(0)
 
     def leaf(path, shape):
         if path[-1].key == 'kernel':
             fan_in = np.prod(shape.shape[:-1])
-            return rng.normal(0, np.sqrt(1 / fan_in), shape.shape)
+            return rng.normal(0, np.sqrt(1 / fan_in), shape.shape).astype(dtype)
         center = 1.0 if path[-1].key in ('scale', 'var') else 0.0
-        return rng.normal(center, 0.1, shape.shape)
+        return rng.normal(center, 0.1, shape.shape).astype(dtype)
 
-    tree = jax.eval_shape(model.init, jax.random.key(0), image(size))
-    return jax.tree_util.tree_map_with_path(leaf, tree)
+    return jax.tree_util.tree_map_with_path(leaf, initialized(model, size))
 
 
 GATED = ('se_resnet50', 'se_bn_inception', 'se_mobilenet', 'se_shufflenet', 'se_preact_resnet164')
@@ -386,25 +374,19 @@ def test_open_gates_make_the_plain_network(name):
     model = family(name, se={'use_bias': True}, dtype=jnp.float64)
 
     def open_gate(path, leaf):
-        name = jax.tree_util.keystr(path, simple=True, separator='/')
-        if re.search(r'/se[\d_]*/expand/kernel', name):
+        if re.search(r'/se[\d_]*/expand/kernel', path):
             return 0 * leaf
-        return 0 * leaf + 50 if re.search(r'/se[\d_]*/expand/bias', name) else leaf
-
-    def drop_se(tree):
-        if not isinstance(tree, dict):
-            return tree
-        return {k: drop_se(v) for k, v in tree.items() if not re.fullmatch(r'se[\d_]*', k)}
+        return 0 * leaf + 50 if re.search(r'/se[\d_]*/expand/bias', path) else leaf
 
     x = np.random.default_rng(1).normal(size=(1, size, size, 3))
+    plain = family(name, se=None, dtype=jnp.float64)
     with jax.enable_x64(True):
         variables = random_variables(model, size)
+        flat = flatten_dict(variables, sep='/')
+        opened = {path: open_gate(path, leaf) for path, leaf in flat.items()}
         forward = jax.jit(model.apply)
-        shut = forward(variables, x)
-        variables = jax.tree_util.tree_map_with_path(open_gate, variables)
-        got = forward(variables, x)
-        plain = family(name, se=None, dtype=jnp.float64)
-        want = jax.jit(plain.apply)(drop_se(variables), x)
+        shut, got = (forward(each, x) for each in (variables, unflatten_dict(opened, sep='/')))
+        want = jax.jit(plain.apply)(unflatten_dict(without_se(flat), sep='/'), x)
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-10 * np.abs(want).max())
     assert np.abs(shut - got).max() > 1e-3 * np.abs(want).max()
 
@@ -511,7 +493,7 @@ def is_closed(leaf):
 
 @cache
 def abstract_variables(name, size):
-    return jax.eval_shape(family(name).init, jax.random.key(0), image(size))
+    return initialized(family(name), size)
 
 
 def feature_maps_in_float32(name, size, train, **fields):

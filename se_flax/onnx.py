@@ -7,6 +7,7 @@ axes are remembered with the tensor (`Tensor.axes`) until a node needs them othe
 
 import collections
 import math
+import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ SAME = {  # primitives of JAX that are an operator of ONNX
     **{'logistic': 'Sigmoid', 'tanh': 'Tanh', 'exp': 'Exp', 'neg': 'Neg', 'sqrt': 'Sqrt'},
     **{'add': 'Add', 'sub': 'Sub', 'mul': 'Mul', 'div': 'Div', 'max': 'Max', 'min': 'Min'},
 }
+NCHW = (0, 3, 1, 2)  # the jaxpr's axes in the order of ONNX
 CALLS = ('jaxpr', 'call_jaxpr')  # what primitives call the jaxpr inside them
 SLOPE = {'alpha': 1 / 6, 'beta': 0.5}  # HardSigmoid's own is 0.2
 
@@ -85,6 +87,13 @@ class Converter:
         """Adds a node whose result has the axes and the shape of another."""
         return like._replace(name=self.node(kind, *inputs, **attributes), scale=1)
 
+    def full(
+        self, out: Any, axes: Sequence[int], kind: str, *inputs: str, **attributes: Any
+    ) -> Tensor:
+        """Adds a node whose result is all of the jaxpr's `out`, its axes in this order."""
+        name = self.node(kind, *inputs, **attributes)
+        return Tensor(name, tuple(axes), tuple(out.shape[a] for a in axes))
+
     def run(self, closed: ClosedJaxpr, inputs: Sequence[Any]) -> list[Any]:
         """Returns the outputs: Tensors, or arrays if they depend on constants alone."""
         jaxpr = closed.jaxpr
@@ -113,7 +122,9 @@ class Converter:
         if name in SAME:
             return self.elementwise(name, values, aval.ndim)
         if rule := getattr(self, f'_on_{name}', None):
-            return rule(*values, **eqn.params | {'shape': eqn.invars[0].aval.shape, 'out': aval})
+            shapes = [v.aval.shape for v in eqn.invars]
+            given = {'shapes': shapes, 'shape': shapes[0], 'out': aval}
+            return rule(*values, **eqn.params | given)
         raise UserError(f'ONNX export has no rule for {name}, of {eqn}')
 
     def scaled(self, x: Tensor) -> Tensor:
@@ -186,30 +197,23 @@ class Converter:
         return self.tensor(x, 'Cast', x.name, to=onnx.TensorProto.FLOAT)
 
     def _on_conv_general_dilated(
-        self, x, kernel, *, shape, window_strides, padding, feature_group_count, **_
+        self, x, kernel, *, shape, out, window_strides, padding, feature_group_count, **_
     ):
-        x = self.ordered(x, (0, 3, 1, 2), shape)
         kernel = np.asarray(kernel).transpose(3, 2, 0, 1)
         fields = {'strides': window_strides, 'group': feature_group_count}
-        return self._window('Conv', x, kernel.shape[2:], padding, len(kernel), kernel, **fields)
+        return self._window('Conv', x, shape, out, kernel.shape[2:], padding, kernel, **fields)
 
-    def _window(self, kind, x, size, padding, channels, kernel=None, *, strides, **fields):
+    def _window(self, kind, x, shape, out, size, padding, *weights, **fields):
         """Adds a node that slides a window over maps, `padding` being (low, high) an axis."""
-        spatial = [
-            (n + sum(pads) - k) // s + 1
-            for n, k, s, pads in zip(x.shape[2:], size, strides, padding, strict=True)
-        ]
-        fields |= {'kernel_shape': size, 'strides': strides}
+        x = self.ordered(x, NCHW, shape)
         fields['pads'] = [p for side in zip(*padding, strict=True) for p in side]
-        inputs = [x.name] if kernel is None else [x.name, self.weight(kernel)]
-        y = self.tensor(x, kind, *inputs, **fields)
-        return y._replace(shape=(x.shape[0], channels, *spatial))
+        inputs = [x.name, *map(self.weight, weights)]
+        return self.full(out, NCHW, kind, *inputs, kernel_shape=size, **fields)
 
-    def _pool(self, kind, x, *, shape, window_dimensions, window_strides, padding, **_):
-        x = self.ordered(x, (0, 3, 1, 2), shape)
+    def _pool(self, kind, x, *, shape, out, window_dimensions, window_strides, padding, **_):
         fields = {'count_include_pad': 1} if kind == 'AveragePool' else {}
         fields |= {'strides': window_strides[1:3]}
-        return self._window(kind, x, window_dimensions[1:3], padding[1:3], x.shape[1], **fields)
+        return self._window(kind, x, shape, out, window_dimensions[1:3], padding[1:3], **fields)
 
     def _on_reduce_window_max(self, x, **params):
         return self._pool('MaxPool', x, **params)
@@ -221,7 +225,7 @@ class Converter:
     def _reduced(self, kind, x, shape, axes):
         if len(shape) != 4 or tuple(axes) != (1, 2):
             raise UserError(f'ONNX export reduces maps over height and width, not over {axes}')
-        x = self.ordered(x, (0, 3, 1, 2), shape)
+        x = self.ordered(x, NCHW, shape)
         name = self.node(kind, x.name)
         return Tensor(name, (0, 1, None, None), (*x.shape[:2], 1, 1))
 
@@ -261,8 +265,7 @@ class Converter:
             shape[dimension] = own[dimension]
             tensors.append(self.ordered(x, axes, shape))
         names = [x.name for x in tensors]
-        y = self.tensor(tensors[0], 'Concat', *names, axis=axes.index(dimension))
-        return y._replace(shape=tuple(out.shape[a] for a in axes))
+        return self.full(out, axes, 'Concat', *names, axis=axes.index(dimension))
 
     def _on_slice(self, x, *, shape, out, start_indices, limit_indices, strides, **_):
         axes = channels_first(out.ndim)
@@ -271,56 +274,46 @@ class Converter:
         cut = [a for a in range(out.ndim) if out.shape[a] != shape[a]]
         of = [[v[a] for a in cut] for v in (start_indices, limit_indices)]
         of += [[axes.index(a) for a in cut], [steps[a] for a in cut]]
-        y = self.tensor(x, 'Slice', x.name, *(self.weight(np.array(v, np.int64)) for v in of))
-        return y._replace(shape=tuple(out.shape[a] for a in axes))
+        names = [self.weight(np.array(v, np.int64)) for v in of]
+        return self.full(out, axes, 'Slice', x.name, *names)
 
     def _on_pad(self, x, value, *, shape, out, padding_config, **_):
         axes = channels_first(out.ndim)
         x = self.ordered(x, axes, shape)
         pads = [padding_config[a][side] for side in (0, 1) for a in axes]
         inputs = [np.array(pads, np.int64), np.asarray(value)]
-        y = self.tensor(x, 'Pad', x.name, *map(self.weight, inputs))
-        return y._replace(shape=tuple(out.shape[a] for a in axes))
+        return self.full(out, axes, 'Pad', x.name, *map(self.weight, inputs))
 
-    def _on_dot_general(self, x, y, *, shape, out, dimension_numbers, **_):
+    def _on_dot_general(self, x, y, *, shapes, shape, out, dimension_numbers, **_):
         contract, batch = dimension_numbers
         last = len(shape) - 1
         if isinstance(x, Tensor) and not isinstance(y, Tensor) and contract == ((last,), (0,)):
             kernel = np.asarray(y)
             if last == 3 and kernel.ndim == 2:  # a dense layer at each position
-                x = self.ordered(x, (0, 3, 1, 2))
                 kernel, sides = kernel.T.reshape(*kernel.shape[::-1], 1, 1), ((0, 0), (0, 0))
-                return self._window('Conv', x, (1, 1), sides, len(kernel), kernel, strides=(1, 1))
+                fields = {'strides': (1, 1)}
+                return self._window('Conv', x, shape, out, (1, 1), sides, kernel, **fields)
             if last == 1:
                 x = self.ordered(x, (0, 1), shape)
-                name = self.node('Gemm', x.name, self.weight(kernel))
-                return Tensor(name, (0, 1), out.shape)
-        return self._einsum((x, y), (shape, np.shape(y)), contract, batch, out)
+                return self.full(out, (0, 1), 'Gemm', x.name, self.weight(kernel))
+        return self._einsum((x, y), shapes, contract, batch, out)
 
     def _einsum(self, values, shapes, contract, batch, out):
         """Any other product, in the jaxpr's order of axes."""
-        free = iter('abcdefghijklmnop')
-        letters = [{}, {}]
-        for pair in (*zip(*batch, strict=True), *zip(*contract, strict=True)):
-            letter = next(free)
-            for of, axis in zip(letters, pair, strict=True):
-                of[axis] = letter
-        shared = [letters[0][axis] for axis in batch[0]]
-        own = []
-        for of, shape in zip(letters, shapes, strict=True):
-            new = {axis: next(free) for axis in range(len(shape)) if axis not in of}
-            of |= new
-            own += new.values()
-        terms = [''.join(of[axis] for axis in sorted(of)) for of in letters]
+        free = iter(string.ascii_lowercase)
+        x, y = ([next(free) for _ in shape] for shape in shapes)
+        for of_x, of_y in (*zip(*batch, strict=True), *zip(*contract, strict=True)):
+            y[of_y] = x[of_x]
+        own = [letter for letter in (*x, *y) if letter not in x or letter not in y]
+        result = [*(x[axis] for axis in batch[0]), *own]
         names = [
             self.ordered(v, range(len(shape)), shape).name
             if isinstance(v, Tensor)
             else self.weight(np.asarray(v))
             for v, shape in zip(values, shapes, strict=True)
         ]
-        equation = f'{",".join(terms)}->{"".join(shared + own)}'
-        name = self.node('Einsum', *names, equation=equation)
-        return Tensor(name, tuple(range(out.ndim)), out.shape)
+        equation = f'{"".join(x)},{"".join(y)}->{"".join(result)}'
+        return self.full(out, range(out.ndim), 'Einsum', *names, equation=equation)
 
 
 def shrunk(array: np.ndarray) -> np.ndarray:
@@ -406,7 +399,7 @@ def to_onnx(
         raise UserError(f'opset={opset} must be {OLDEST_OPSET} to {newest}')
     with stock_operations():
         closed = jax.make_jaxpr(function)(images)
-    [out], axes = closed.out_avals, channels_first(4) if nchw else range(4)
+    [out], axes = closed.out_avals, NCHW if nchw else range(4)
     converter, shape = Converter(), [images.shape[a] for a in axes]
     given = Tensor('images', tuple(axes), tuple(shape))
     [result] = converter.run(closed, [given])

@@ -16,19 +16,21 @@ from se_flax.errors import UserError
 from se_flax.export import export_onnx, save_exported
 from se_flax.weights import Preprocessing, save_weights
 
+from .models.network_test import random_variables
+
 onnx = pytest.importorskip('onnx')
 onnxruntime = pytest.importorskip('onnxruntime')
 
 MEAN, STD = (120.0, 121.0, 122.0), (60.0, 61.0, 62.0)
 ROUNDING = 1e-4  # of the largest logit; fifty layers of float32 in another order make 2e-5
-SHALLOW = {'stage_sizes': (1, 1, 1, 1)}
+SHALLOW = {'stage_sizes': (1, 1, 1, 1), 'width': 32}
 THREE = {'stage_sizes': (1, 1, 2)}
 NETWORKS = {  # a small one of each kind, and sizes of its images, of which the odd ones are NCHW
     'se_resnet50': ((64, 75), SHALLOW),
     'senet154': ((64,), SHALLOW),
     'timm_resnetrs50': ((75,), SHALLOW),
     'timm_seresnextaa101d_32x8d': ((75,), SHALLOW),
-    'regnet_y_200mf': ((64,), SHALLOW),
+    'regnet_y_200mf': ((64,), {'stage_sizes': (1, 1, 1, 1)}),
     'se_resnet20_cifar': ((21,), THREE),
     'se_vgg16': ((75,), {'width': 16}),
     'se_bn_inception': ((64,), {}),
@@ -44,21 +46,6 @@ NETWORKS = {  # a small one of each kind, and sizes of its images, of which the 
     'efficientnet_b0': ((75,), {'stage_sizes': (1, 1, 1, 1, 1, 1, 1)}),
     'efficientnet_v2_s': ((64,), {'stage_sizes': (1, 1, 1, 1, 1, 2)}),
 }
-
-
-def random_variables(model, size=96):
-    """Parameters and statistics, none of them at its initial value."""
-    rng = np.random.default_rng(0)
-
-    def leaf(path, like):
-        if path[-1].key == 'kernel':
-            return rng.normal(0, np.prod(like.shape[:-1]) ** -0.5, like.shape).astype('f')
-        center = 1.0 if path[-1].key in ('scale', 'var') else 0.0
-        return rng.normal(center, 0.1, like.shape).astype('f')
-
-    images = jax.ShapeDtypeStruct((1, size, size, model.in_channels), jnp.float32)
-    tree = jax.eval_shape(model.init, jax.random.key(0), images)
-    return jax.tree_util.tree_map_with_path(leaf, tree)
 
 
 def random_images(*shape):
@@ -80,7 +67,7 @@ def kinds(exported):
 
 def exported_network(name, size, fields, **options):
     model = create_model(name, 10, **fields)
-    variables = random_variables(model)
+    variables = random_variables(model, 96, 'f')
     return model, variables, export_onnx(model, variables, size, mean=MEAN, std=STD, **options)
 
 
@@ -94,7 +81,7 @@ def test_the_table_has_every_family():
 def test_logits_are_those_of_jax(name):
     sizes, fields = NETWORKS[name]
     model = create_model(name, 10, **fields)
-    variables = random_variables(model)
+    variables = random_variables(model, 96, 'f')
     for size in sizes:
         nchw = size % 2 == 1
         exported = export_onnx(model, variables, size, mean=MEAN, std=STD, nchw=nchw)
@@ -158,7 +145,7 @@ def test_every_choice_of_the_block(se):
 def test_a_network_at_its_start_whose_statistics_are_all_equal():
     model = create_model('se_resnet8_cifar')
     images = normalized(random_images(2, 16, 16, 3))
-    variables = model.init(jax.random.key(0), images)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
     exported = export_onnx(model, variables, 16, mean=MEAN, std=STD, nchw=True)
     want = model.apply(variables, images)
     got = run(exported, images.transpose(0, 3, 1, 2))
@@ -169,7 +156,7 @@ def test_a_network_at_its_start_whose_statistics_are_all_equal():
 @pytest.mark.parametrize('fields', [{'num_classes': 0}, {'in_channels': 1}, {'folded': True}])
 def test_heads_channels_and_folded_networks(fields):
     model = create_model('se_resnet8_cifar', **fields)
-    variables = random_variables(model, 16)
+    variables = random_variables(model, 16, 'f')
     pixels = {'mean': MEAN[: model.in_channels], 'std': STD[: model.in_channels]}
     exported = export_onnx(model, variables, 16, nchw=True, **pixels)
     images = normalized(random_images(2, 16, 16, 3))[..., : model.in_channels]
@@ -217,7 +204,7 @@ assert not {'se_flax', 'jax', 'flax', 'onnx'} & set(sys.modules)
 def weights(tmp_path_factory):
     """A weights file, its network and its variables."""
     model = create_model('se_resnet8_cifar')
-    variables = random_variables(model, 28)
+    variables = random_variables(model, 28, 'f')
     path = tmp_path_factory.mktemp('weights') / 'network.safetensors'
     view = Preprocessing(28, 32, 'bicubic', MEAN, STD)
     save_weights(path, 'se_resnet8_cifar', variables, view)
@@ -350,9 +337,26 @@ def test_an_operation_without_a_rule_is_named():
         to_onnx(lambda x: jnp.cumsum(x, 1).mean((1, 2)), images, nchw=True, opset=17, metadata={})
 
 
+@pytest.mark.parametrize('equation', ['ih,bhwc->biwc', 'bhwc,bhwd->bcd'])
+def test_products_of_maps(equation):
+    from se_flax.onnx import to_onnx
+
+    weights = np.random.default_rng(0).normal(size=(5, 4)).astype('f')
+    first = [weights] if equation.startswith('ih') else []
+
+    def product(x):
+        return jnp.einsum(equation, *(first or [x]), x)
+
+    shape = jax.ShapeDtypeStruct((1, 4, 6, 3), jnp.float32)
+    exported = to_onnx(product, shape, nchw=True, opset=17, metadata={})
+    images = normalized(random_images(1, 4, 6, 3))
+    got = run(exported, images.transpose(0, 3, 1, 2))
+    np.testing.assert_allclose(got, product(images), rtol=1e-4, atol=1e-4)  # float32
+
+
 def test_stock_operations_have_no_choice_by_platform():
     model = create_model('se_resnet50', **SHALLOW)
-    variables, x = random_variables(model), np.ones((1, 64, 64, 3), 'f')
+    variables, x = random_variables(model, 96, 'f'), np.ones((1, 64, 64, 3), 'f')
 
     def text():
         return str(jax.make_jaxpr(lambda x: model.apply(variables, x))(x))

@@ -9,7 +9,6 @@ same number of threads and the same float32 images `[B, 3, H, W]`. Needs the ext
 import argparse
 import collections
 import io
-import statistics
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ import onnxruntime
 import torch
 from cpu import PAIRS
 from record import processor, read_rows, save, versions
-from sides import compare, median_ratio
+from sides import compare, figures, milliseconds
 
 from se_flax.export import export_onnx
 from se_flax.models import create_model
@@ -50,14 +49,10 @@ def torchs(model, images):
     return onnx.load_model_from_string(file.getvalue())
 
 
-def session(exported):
+def in_runtime(exported, images):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(exported.SerializeToString(), options)
-
-
-def in_runtime(exported, images):
-    runtime = session(exported)
+    runtime = onnxruntime.InferenceSession(exported.SerializeToString(), options)
 
     def run(times):
         for _ in range(times):
@@ -93,14 +88,8 @@ def benchmark(name, rounds):
         sides = {side: in_runtime(e, images[:batch]) for side, e in exports.items()}
         sides['eager'] = eager(model, images[:batch])
         seconds = compare(sides, rounds, times=8 // batch)
-        yield {
-            'network': name,
-            'batch': batch,
-            'seconds': {side: statistics.median(t) for side, t in seconds.items()},
-            'range': {side: (min(t), max(t)) for side, t in seconds.items()},
-            'ratio': {side: median_ratio(seconds, side) for side in ('torch', 'eager')},
-            'nodes': {side: nodes(e) for side, e in exports.items()},
-        }
+        row = {'network': name, 'batch': batch, **figures(seconds, ('torch', 'eager'))}
+        yield row | {'nodes': {side: nodes(e) for side, e in exports.items()}}
 
 
 def markdown(rows):
@@ -108,10 +97,7 @@ def markdown(rows):
     heads += [f'{SIDES[side]} / ours' for side in ('torch', 'eager')] + ["nodes: ours, PyTorch's"]
     lines = [f'| network | batch | {" | ".join(heads)} |', f'|---|{"---:|" * (1 + len(heads))}']
     for row in rows:
-        cells = [row['network'], row['batch']]
-        for side in SIDES:
-            low, high = (1e3 * t for t in row['range'][side])
-            cells.append(f'{1e3 * row["seconds"][side]:.4g} ({low:.4g}-{high:.4g})')
+        cells = [row['network'], row['batch'], *(milliseconds(row, side) for side in SIDES)]
         cells += [f'{row["ratio"][side]:.2f}' for side in ('torch', 'eager')]
         cells.append(', '.join(f'{sum(kinds.values())}' for kinds in row['nodes'].values()))
         lines.append(f'| {" | ".join(map(str, cells))} |')

@@ -29,7 +29,7 @@ RUNS = {'training step': 'train', 'inference': 'inference'}
 def _batch(batch, size):
     rng = np.random.default_rng(0)
     images = rng.integers(256, size=(batch, size, size, 3), dtype=np.uint8)
-    return images, rng.integers(1000, size=batch, dtype=np.int32)
+    return images, rng.integers(10, size=batch, dtype=np.int32)  # of 10 classes, or of more
 
 
 def ours(name, batch, size, *, remat=False, **fields):
@@ -167,6 +167,21 @@ def median_ratio(seconds, other, ours='ours'):
     return statistics.median(theirs / own for own, theirs in pairs)
 
 
+def figures(seconds, others):
+    """Returns what is kept of the result of `compare`, with the ratio of these sides to ours."""
+    return {
+        'seconds': {side: statistics.median(t) for side, t in seconds.items()},
+        'range': {side: (min(t), max(t)) for side, t in seconds.items()},
+        'ratio': {side: median_ratio(seconds, side) for side in others},
+    }
+
+
+def milliseconds(row, side):
+    """Returns the median and the range of a row's seconds as text."""
+    low, high = (1e3 * t for t in row['range'][side])
+    return f'{1e3 * row["seconds"][side]:.4g} ({low:.4g}-{high:.4g})'
+
+
 def row_of(name, sides, run, batch, size, rounds, times=1):
     """Returns the figures of a network's training step, or of inference with a batch.
 
@@ -182,15 +197,7 @@ def row_of(name, sides, run, batch, size, rounds, times=1):
         times,
     )
     others = [side for side in sides if side != 'ours'] if 'ours' in sides else []
-    row = {
-        'network': name,
-        'run': run,
-        'batch': batch,
-        'size': size,
-        'seconds': {side: statistics.median(t) for side, t in seconds.items()},
-        'range': {side: (min(t), max(t)) for side, t in seconds.items()},
-        'ratio': {side: median_ratio(seconds, side) for side in others},
-    }
+    row = {'network': name, 'run': run, 'batch': batch, 'size': size, **figures(seconds, others)}
     if 'ours' in sides:
         flops = 2 * (3 if what == 'train' else 1) * _macs(name, size)
         row['flops_per_s'] = flops * batch / row['seconds']['ours']
@@ -227,12 +234,7 @@ def markdown(rows):
     ]
     for row in rows:
         cells = [row['network'], row['run'], row['batch'], row['size']]
-        for side in names:
-            text = ''
-            if side in row['seconds']:
-                low, high = (1e3 * t for t in row['range'][side])
-                text = f'{1e3 * row["seconds"][side]:.4g} ({low:.4g}-{high:.4g})'
-            cells.append(text)
+        cells += [milliseconds(row, side) if side in row['seconds'] else '' for side in names]
         cells += [f'{row["ratio"][s]:.2f}' if s in row['ratio'] else '' for s in names[1:]]
         rates = ('', '')
         if 'ours' in row['seconds']:

@@ -340,22 +340,16 @@ def fold_into_layers(nodes: Sequence[Any], weights: dict[str, np.ndarray]) -> li
     uses = collections.Counter(name for node in nodes for name in node.input)
     kept: list[Any] = []
     layers: dict[str, Any] = {}  # by the name of an output that only one node takes
-    renamed: dict[str, str] = {}
     for node in nodes:
-        inputs = [renamed.get(name, name) for name in node.input]
-        layer = next((layers[name] for name in inputs if name in layers), None)
-        value = next((weights[name] for name in inputs if name in weights), None)
-        if layer is None or value is None or not absorb(node.op_type, value, layer, weights):
-            del node.input[:]
-            node.input.extend(inputs)
+        layer = next((layers[name] for name in node.input if name in layers), None)
+        value = next((weights[name] for name in node.input if name in weights), None)
+        if layer is not None and value is not None and absorb(node.op_type, value, layer, weights):
+            layer.output[0] = node.output[0]
+        else:
             kept.append(node)
             layer = node if node.op_type in ('Conv', 'Gemm') else None
-        else:
-            renamed[node.output[0]] = layer.output[0]
         if layer is not None and uses[node.output[0]] == 1:
-            layers[layer.output[0]] = layer
-        elif layer is not None:
-            layers.pop(layer.output[0], None)
+            layers[node.output[0]] = layer
     return kept
 
 

@@ -49,7 +49,7 @@ NETWORKS = (  # ours, timm's or None, batch of the training step
     ('timm_senet154', 'senet154', 96),
 )
 GROUPED = ((56, 128, 32), (28, 256, 32), (14, 512, 32), (7, 1024, 32))  # map, channels, groups
-QUICK, GROUPED_QUICK = (('mobilenet', 'mobilenetv1_100', 2),), ((4, 32, 8),)
+QUICK, GROUPED_QUICK = (('se_resnet8_cifar', 'test_resnet', 2),), ((4, 32, 8),)
 SECONDS = 450
 
 

@@ -108,4 +108,4 @@ def test_se_bn_inception_trains_alike(monkeypatch):
         monkeypatch.delitem(MODULES, name)
         monkeypatch.delitem(bn_inception.MODULES, name)
     model = create_model('se_bn_inception', dtype=jnp.float64)
-    check_training(model, to_flax, enliven(BNInception(True), 64), 64)
+    check_training(model, to_flax, enliven(BNInception(True), 32), 32)

@@ -110,7 +110,7 @@ def test_the_quick_form_runs_and_says_what_it_would_from_a_checkout_with_few_pac
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith('cpu; se_flax 0.1.0 (not installed), jax ')
-    rows = [line.split(' | ') for line in lines if line.startswith('| mobilenet |')]
+    rows = [line.split(' | ') for line in lines if line.startswith('| se_resnet8_cifar |')]
     assert [row[1] for row in rows] == ['training step', 'inference'], done.stderr
     for row in rows:
         # `median (least-most)`: each round's ratio lies between those of the extremes.

@@ -1,7 +1,5 @@
 """Inception-ResNet-v2 against timm and pytorchcv; with SE, timm's with the blocks hooked in."""
 
-from functools import partial
-
 import jax.numpy as jnp
 import timm
 import torch
@@ -14,26 +12,26 @@ from se_flax.weights import from_torch
 from .compare import SE, check_logits, check_training, enliven, to_flax
 
 nn = torch.nn
+SHORT = {'stage_sizes': (1, 1, 2)}  # with the unit that ends the last stage
 
 
-def with_se(net):
+def short_with_se():
     """Hooks SE behind the mixed modules and the convolution that ends each unit's branch.
 
     timm scales and adds what that convolution returns.
     """
+    net = timm.create_model('inception_resnet_v2')
+    for stage in ('repeat', 'repeat_1', 'repeat_2'):
+        setattr(net, stage, getattr(net, stage)[:1])
     sites = {
         'mixed_5b': (net.mixed_5b, 320),
         'mixed_6a': (net.mixed_6a, 1088),
         'mixed_7a': (net.mixed_7a, 2080),
-        f'block8_{len(net.repeat_2) + 1}': (net.block8.conv2d, 2080),
+        'block35_1': (net.repeat[0].conv2d, 320),
+        'block17_1': (net.repeat_1[0].conv2d, 1088),
+        'block8_1': (net.repeat_2[0].conv2d, 2080),
+        'block8_2': (net.block8.conv2d, 2080),
     }
-    for name, units, channels in (
-        ('block35', net.repeat, 320),
-        ('block17', net.repeat_1, 1088),
-        ('block8', net.repeat_2, 2080),
-    ):
-        for i, unit in enumerate(units, start=1):
-            sites[f'{name}_{i}'] = unit.conv2d, channels
     net.sites = nn.ModuleDict()
     for name, (module, channels) in sites.items():
         se = SE(channels)
@@ -42,13 +40,12 @@ def with_se(net):
     return net
 
 
-def to_variables(state, **fields):
-    # timm's `block8` is the tenth unit of the last stage, here the last one of a shorter stage.
-    last = 1 + max(int(key.split('.')[1]) for key in state if key.startswith('repeat_2.'))
+def to_variables(state):
     trunk = {key: value for key, value in state.items() if not key.startswith('sites.')}
     blocks = {key.removeprefix('sites.'): state[key] for key in state if key not in trunk}
-    trunk = {key.replace('block8.', f'repeat_2.{last}.'): trunk[key] for key in trunk}
-    trunk = from_torch('inception_resnet_v2', trunk, **fields)
+    # timm's `block8` is the last unit of the last stage.
+    trunk = {key.replace('block8.', 'repeat_2.1.'): trunk[key] for key in trunk}
+    trunk = from_torch('inception_resnet_v2', trunk, **SHORT)
     return unflatten_dict(flatten_dict(trunk) | flatten_dict(to_flax(blocks)))
 
 
@@ -60,15 +57,11 @@ def test_inception_resnet_v2_is_pytorchcvs():
 
 
 def test_se_inception_resnet_v2_scales_branches_and_mixed_modules():
-    net = enliven(with_se(timm.create_model('inception_resnet_v2')), 96)
-    check_logits(create_model('se_inception_resnet_v2'), to_variables(net.state_dict()), net, 96)
+    net = enliven(short_with_se(), 96)
+    model = create_model('se_inception_resnet_v2', **SHORT)
+    check_logits(model, to_variables(net.state_dict()), net, 96)
 
 
 def test_se_inception_resnet_v2_trains_alike():
-    """With one unit a stage, and the one that ends the last stage."""
-    short = {'stage_sizes': (1, 1, 2)}
-    model = create_model('se_inception_resnet_v2', dtype=jnp.float64, **short)
-    net = timm.create_model('inception_resnet_v2')
-    for stage in ('repeat', 'repeat_1', 'repeat_2'):
-        setattr(net, stage, getattr(net, stage)[:1])
-    check_training(model, partial(to_variables, **short), enliven(with_se(net), 96), 96)
+    model = create_model('se_inception_resnet_v2', dtype=jnp.float64, **SHORT)
+    check_training(model, to_variables, enliven(short_with_se(), 75), 75)

@@ -48,8 +48,8 @@ class MobileNet(ConvNorms):
 def test_mobilenet_is_pytorchcvs():
     net = get_model('mobilenet_w1')
     net.features.final_pool = nn.AdaptiveAvgPool2d(1)
-    variables = from_torch('mobilenet', enliven(net, 224).state_dict())
-    check_logits(create_model('mobilenet'), variables, net, 224)
+    variables = from_torch('mobilenet', enliven(net, 96).state_dict())
+    check_logits(create_model('mobilenet'), variables, net, 96)
 
 
 def test_se_mobilenet_is_the_papers():
@@ -61,4 +61,4 @@ def test_se_mobilenet_trains_alike(monkeypatch):
     """With four pairs of both strides."""
     monkeypatch.setattr(mobilenet, 'PAIRS', mobilenet.PAIRS[:4])
     model = create_model('se_mobilenet', dtype=jnp.float64)
-    check_training(model, to_flax, enliven(MobileNet(4), 64), 64)
+    check_training(model, to_flax, enliven(MobileNet(4), 32), 32)

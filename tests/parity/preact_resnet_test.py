@@ -81,8 +81,8 @@ FORMS = {
 )
 def test_preact_resnet_is_the_papers(name, form):
     """Shortened; the depth is in the exact counts of `network_test`."""
-    net = enliven(PreActResNet(2, *FORMS[form], name.startswith('se_')), 32)
-    size = 45 if name.startswith('se_') else 32  # odd and even maps
+    net = enliven(PreActResNet(2, *FORMS[form], name.startswith('se_')), 16)
+    size = 21 if name.startswith('se_') else 16  # odd and even maps
     model = create_model(name, stage_sizes=(2, 2, 2))
     check_logits(model, to_flax(net.state_dict()), net, size, jit=False)
 
@@ -99,5 +99,5 @@ def test_preact_resnets_are_pytorchcvs():
 )
 def test_preact_resnets_train_alike(name, form):
     model = create_model(name, dtype=jnp.float64, stage_sizes=(2, 2, 2))
-    net = enliven(PreActResNet(2, *FORMS[form], se=True), 32)
-    check_training(model, to_flax, net, 32)
+    net = enliven(PreActResNet(2, *FORMS[form], se=True), 16)
+    check_training(model, to_flax, net, 16)

@@ -111,4 +111,4 @@ def test_training_is_torchvisions():
     convert = partial(from_torch, 'regnet_y_200mf', **fields)
     ones, twos = [1, 1], [2, 2]
     net = regnet.RegNet(regnet.BlockParams([1, 2], [24, 56], [8, 8], ones, twos, 0.25))
-    check_training(model, convert, enliven(net, 64), 64)
+    check_training(model, convert, enliven(net, 32), 32)

@@ -119,8 +119,8 @@ WIDTHS = {  # channels of the first stage
 def test_shake_resnet_is_the_papers(name):
     """Shortened; the depth is in the exact counts of `network_test`."""
     sizes = 2, 1, 1
-    net = enliven(ShakeResNet(name, sizes, WIDTHS[name], halves()), 32)
-    size = 45 if name.startswith('se_') else 32  # odd and even maps
+    net = enliven(ShakeResNet(name, sizes, WIDTHS[name], halves()), 16)
+    size = 21 if name.startswith('se_') else 16  # odd and even maps
     model = create_model(name, stage_sizes=sizes)
     check_logits(model, to_flax(net.state_dict()), net, size, jit=False)
 
@@ -130,10 +130,10 @@ def test_shake_resnet_trains_alike(name, monkeypatch):
     """Shortened and thin, with the same shares forced on both sides."""
     model = create_model(name, dtype=jnp.float64, stage_sizes=(1, 2), width=64)
     shares = np.random.default_rng(1).uniform(size=(3, 2, 4, 1, 1, 1))
-    net = enliven(ShakeResNet(name, (1, 2), 64, halves()), 32)
+    net = enliven(ShakeResNet(name, (1, 2), 64, halves()), 16)
     theirs, ours = iter(torch.from_numpy(shares)), iter(shares)
     for unit in net.units:
         net.get_submodule(unit).shares = theirs
     monkeypatch.setattr(jax.random, 'uniform', lambda key, shape: jnp.asarray(next(ours)))
-    check_training(model, to_flax, net, 32)
+    check_training(model, to_flax, net, 16)
     assert next(ours, None) is None

@@ -61,4 +61,4 @@ def test_shufflenet_is_the_papers(name):
 def test_se_shufflenet_trains_alike():
     sizes = 1, 2, 1
     model = create_model('se_shufflenet', dtype=jnp.float64, stage_sizes=sizes)
-    check_training(model, to_flax, enliven(ShuffleNet(True, sizes), 64), 64)
+    check_training(model, to_flax, enliven(ShuffleNet(True, sizes), 32), 32)

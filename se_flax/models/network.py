@@ -109,17 +109,17 @@ class Network(nn.Module):
             object.__setattr__(self, field.name, value)
             if field.type in (int, int | None) and value is not None:
                 check_at_least(field.name, value, 0 if field.name == 'num_classes' else 1)
-            if field.name == 'width':
-                check_at_least('width', value, 1, whole=field.type is int)
+            if field.type is float:
+                check_at_least(field.name, value, 1 if field.name == 'width' else 0, whole=False)
             if field.type == Sequence[int] and not isinstance(value, tuple):
                 raise UserError(f'{field.name}={value!r} must be a sequence of integers')
         super().__post_init__()
         if not (self.se is None or callable(self.se)):
             raise UserError(f'se={self.se!r} must be None or a callable, such as SqueezeExcite')
-        if not 0 <= self.bn_momentum <= 1:
+        if self.bn_momentum > 1:
             raise UserError(f'bn_momentum={self.bn_momentum} must be between 0 and 1')
         for field in ('dropout', 'drop_path'):
-            if not 0 <= (rate := getattr(self, field, 0)) < 1:
+            if (rate := getattr(self, field, 0)) >= 1:
                 raise UserError(f'{field}={rate} must be at least 0 and below 1')
         floating = False
         with contextlib.suppress(TypeError):  # not the name of a dtype

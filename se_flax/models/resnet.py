@@ -19,6 +19,7 @@ CHOICES = {
     'stem_strides': (None, 1, 2, 4),
     'pool': ('caffe', 'padded', 'average', 'conv'),
     'stride_in': STRIDE_IN,
+    'projection_size': (1, 3),
 }
 
 

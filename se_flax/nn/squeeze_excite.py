@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from se_flax.errors import UserError, check_known
+from se_flax.errors import UserError, check_at_least, check_known
 from se_flax.nn.batch_norm import Affine
 from se_flax.nn.conv import he_normal
 from se_flax.nn.stock import is_stock
@@ -116,6 +116,8 @@ class SqueezeExcite(nn.Module):
     def __call__(self, x: Affine) -> Affine: ...
     @nn.compact
     def __call__(self, x):
+        for field in ('reduction', 'hidden_multiple'):
+            check_at_least(field, getattr(self, field), 1)
         check_known('squeeze', self.squeeze, SQUEEZE)
         check_known('excite', self.excite, EXCITE)
         check_known('activation', self.activation, ACTIVATION)
@@ -124,10 +126,10 @@ class SqueezeExcite(nn.Module):
         lazy = isinstance(x, Affine)
         channels = x.shape[-1]
         base = self.base_channels or channels
-        if not 1 <= self.reduction <= base:
+        if self.reduction > base:
             raise UserError(
                 f'reduction={self.reduction} must be between 1 and the number of channels, '
-                f'{base}; use {min(max(self.reduction, 1), base)}'
+                f'{base}; use {base}'
             )
         if self.excite_bias and not self.use_bias:
             raise UserError(f'excite_bias={self.excite_bias} needs use_bias=True')

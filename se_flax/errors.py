@@ -119,7 +119,7 @@ def check_at_least(what: str, value: Any, least: int, *, whole: bool = True) -> 
     kind, name = (numbers.Integral, 'an integer') if whole else (numbers.Real, 'a number')
     if isinstance(value, bool) or not isinstance(value, kind):
         raise UserError(f'{what}={value!r} must be {name}')
-    if not value >= least:  # NaN is not, either
+    if value < least or value != value:  # NaN
         raise UserError(f'{what}={value} must be at least {least}')
 
 

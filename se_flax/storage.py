@@ -21,6 +21,14 @@ PACKAGES = {'gs': 'gcsfs', 's3': 's3fs', 'az': 'adlfs'}  # that fsspec needs for
 AnyPath: TypeAlias = pathlib.Path | epath.Path
 
 
+def local_path(path: str | os.PathLike) -> pathlib.Path:
+    """Expands `~`, which shells leave as it is in `--option=~/path`.
+
+    Unlike pathlib, it leaves the home of an unknown user as it is, so that the path is missing.
+    """
+    return pathlib.Path(os.path.expanduser(path))
+
+
 def as_path(path: str | os.PathLike) -> AnyPath:
     """Returns a local path, with `~` expanded, or one in a bucket.
 
@@ -30,7 +38,7 @@ def as_path(path: str | os.PathLike) -> AnyPath:
         return path
     text = os.fspath(path)
     if not is_remote(text):
-        return pathlib.Path(path).expanduser()
+        return local_path(path)
     scheme = text.partition('://')[0]
     check_known('URL scheme', scheme, PACKAGES)
     with reaching(text):

@@ -72,5 +72,6 @@ def test_a_tilde_is_the_home(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     assert as_path('~/runs/a') == tmp_path / 'runs' / 'a'
     assert as_path('runs/~') == pathlib.Path('runs/~')
+    assert as_path('~no-such-user/runs') == pathlib.Path('~no-such-user/runs')
     with pytest.raises(UserError, match="unknown URL scheme 'gz'"):
         as_path('gz://bucket/~')

@@ -1,10 +1,11 @@
 """What several commands share."""
 
 import argparse
-import pathlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+
+from se_flax.storage import local_path
 
 DTYPE = "float32 or bfloat16; default: the run's own, float32 for weights"
 FOLD = 'merge BatchNorm into the convolutions; equal up to rounding'
@@ -31,11 +32,6 @@ def add_group(commands: Any, name: str, text: str) -> Any:
     return parser.add_subparsers(required=True, metavar='COMMAND')
 
 
-def path(text: str) -> pathlib.Path:
-    """Expands `~`, which shells leave as it is in `--option=~/path`."""
-    return pathlib.Path(text).expanduser()
-
-
 def names(text: str) -> tuple[str, ...]:
     """Splits `NAME,NAME`."""
     return tuple(filter(None, text.split(',')))
@@ -45,9 +41,13 @@ def add_network(options: Any, onnx: bool = False, **settings: Any) -> None:
     """Adds `--workdir`, `--weights`, perhaps `--onnx`; `args.network` is for `open_network`."""
     option = partial(options.add_argument, dest='network', **settings)
     option('--workdir', type=lambda folder: ('open_run', folder), metavar='DIR', help='of a run')
-    option('--weights', type=lambda file: ('open_weights', path(file)), metavar='FILE.safetensors')
+    option(
+        '--weights',
+        type=lambda file: ('open_weights', local_path(file)),
+        metavar='FILE.safetensors',
+    )
     if onnx:
-        option('--onnx', type=lambda file: ('open_onnx', path(file)), metavar='FILE.onnx')
+        option('--onnx', type=lambda file: ('open_onnx', local_path(file)), metavar='FILE.onnx')
 
 
 def open_network(network: tuple[str, Any], dtype: str | None = None, folded: bool = False) -> Any:

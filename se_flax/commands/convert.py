@@ -3,9 +3,9 @@
 import argparse
 from typing import Any
 
-from se_flax.commands.common import add_command, path, resized
+from se_flax.commands.common import add_command, resized
 from se_flax.errors import UserError
-from se_flax.storage import as_path
+from se_flax.storage import as_path, local_path
 
 
 def add_to(commands: Any) -> None:
@@ -17,7 +17,7 @@ def add_to(commands: Any) -> None:
     option('--key', metavar='NAME', help='the state dict, if a file holds several')
     option('--head', default='keep', help="'drop' omits the classifier head; default: keep")
     option('--in-channels', type=int, metavar='N', help='adapt the first kernel to N channels')
-    option('--out', type=path, metavar='FILE.safetensors', required=True)
+    option('--out', type=local_path, metavar='FILE.safetensors', required=True)
 
 
 def _run(args: argparse.Namespace) -> None:

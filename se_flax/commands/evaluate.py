@@ -7,6 +7,7 @@ from typing import Any
 
 from se_flax.commands import common
 from se_flax.errors import UserError
+from se_flax.storage import local_path
 from se_flax.tables import aligned
 from se_flax.training.processes import add_processes, processes_of
 
@@ -38,7 +39,7 @@ def add_to(commands: Any) -> None:
     option = parser.add_argument_group('output').add_argument
     option('--per-class', action='store_true', help='print a table of classes, the worst first')
     text = 'write the five most probable classes of each image to a .csv or .jsonl'
-    option('--predictions', type=common.path, metavar='FILE', help=text)
+    option('--predictions', type=local_path, metavar='FILE', help=text)
     add_processes(parser)
 
 

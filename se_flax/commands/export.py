@@ -8,7 +8,7 @@ from typing import Any
 
 from se_flax.commands import common
 from se_flax.errors import UserError, check_known
-from se_flax.storage import check_writable
+from se_flax.storage import check_writable, local_path
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
@@ -19,7 +19,7 @@ def add_to(commands: Any) -> None:
     common.add_network(parser.add_mutually_exclusive_group(required=True))
     option = parser.add_argument
     option('--format', default='stablehlo', help='stablehlo (default) or onnx')
-    option('--out', type=common.path, metavar='FILE', required=True)
+    option('--out', type=local_path, metavar='FILE', required=True)
 
     option = parser.add_argument_group('StableHLO').add_argument
     option('--fold', action='store_true', help=f'{common.FOLD}; always done for ONNX')

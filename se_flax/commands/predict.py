@@ -6,6 +6,7 @@ from typing import Any
 
 from se_flax.commands import common
 from se_flax.errors import UserError
+from se_flax.storage import local_path
 from se_flax.tables import aligned
 
 
@@ -18,7 +19,7 @@ def add_to(commands: Any) -> None:
     option('images', nargs='+', metavar='IMAGE', help='files, or folders of them')
     option('--batch-size', type=int, metavar='B', help='images per batch; default: 32 a device')
     text = 'write a .csv or .jsonl instead of printing'
-    option('--csv', type=common.path, metavar='FILE', help=text)
+    option('--csv', type=local_path, metavar='FILE', help=text)
 
 
 def _run(args: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from se_flax.data.dataset import Dataset, digest, map_examples
 from se_flax.data.decode import DecodeError
 from se_flax.errors import MissingError, UserError, check_known
+from se_flax.storage import local_path
 
 logger = logging.getLogger(__name__)
 SUFFIXES = (  # of the formats that `decode` reads
@@ -76,7 +77,7 @@ def open_folder(
     """
     if '://' in path:
         raise UserError(f'{name}: images must be on a disk or a mount, not at {path}')
-    root = pathlib.Path(os.path.expanduser(path))
+    root = local_path(path)
     if not root.is_dir():
         raise MissingError(f'no folder {root}')
     if eval_split:

@@ -20,7 +20,7 @@ from se_flax.data.decode import MAX_PIXELS
 from se_flax.data.transforms import CROPS, ERASINGS, INTERPOLATIONS
 from se_flax.errors import Problems, UserError, check_known, check_multiple
 from se_flax.models import Network, check_model, create_model
-from se_flax.storage import AnyPath, as_path
+from se_flax.storage import AnyPath, as_path, local_path
 from se_flax.training.loss import LOSSES
 from se_flax.training.optimizer import OPTIMIZERS, SCHEDULES
 from se_flax.training.processes import Processes, add_processes, processes_of
@@ -288,7 +288,7 @@ def load_config(spec: str) -> ConfigDict:
     FILE is a path or the name of a recipe of the package, such as `imagenet:se_resnet50`.
     """
     file, _, argument = spec.partition(':')
-    path = pathlib.Path(file).expanduser()
+    path = local_path(file)
     if not path.is_file():
         siblings = sorted((path.parent if path.suffix else path).glob('*.py'))
         check_known('config', file, [*recipes(), *map(str, filter(pathlib.Path.is_file, siblings))])

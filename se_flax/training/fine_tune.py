@@ -1,6 +1,5 @@
 """Starting a run from the weights of another."""
 
-import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from se_flax.errors import Problems, UserError
+from se_flax.storage import local_path
 from se_flax.training.config import OF_WEIGHTS, make_network
 from se_flax.training.state import TrainState
 
@@ -109,7 +109,7 @@ def start_message(config: ConfigDict, class_names: Sequence[str]) -> str:
 def _read_info(config: ConfigDict) -> 'WeightsInfo':
     from se_flax.weights import read_info
 
-    return read_info(pathlib.Path(config.init_from).expanduser())
+    return read_info(local_path(config.init_from))
 
 
 def start_from(config: ConfigDict, state: TrainState, class_names: Sequence[str]) -> TrainState:
@@ -117,7 +117,7 @@ def start_from(config: ConfigDict, state: TrainState, class_names: Sequence[str]
     from se_flax.weights import load_weights
 
     channels = config.in_channels if config.adapt_channels else None
-    path = pathlib.Path(config.init_from).expanduser()
+    path = local_path(config.init_from)
     _, variables = load_weights(path, in_channels=channels)
     if not keeps_head(config, class_names):
         variables['params'][HEAD] = state.params[HEAD]

@@ -137,7 +137,7 @@ def _combinations(axes: Sequence[str]) -> list[tuple[tuple[str, str], ...]]:
         if not values:
             raise UserError(f'--vary {axis}: must be FIELD=VALUE,VALUE')
         assignments.append([(field.removeprefix('config.'), v) for v in _split(values)])
-    return list(itertools.product(*assignments))
+    return list(dict.fromkeys(itertools.product(*assignments)))  # a value may come twice
 
 
 def _text(field: tuple[str, str]) -> str:

@@ -45,7 +45,7 @@ def test_networks_are_pairs_for_each_value_of_a_field():
 
 
 def test_a_grid_is_all_combinations():
-    study = grid(['model_fields.se.reduction=4,8', 'config.model_fields.se_stages=(2,3),(4,)'])
+    study = grid(['model_fields.se.reduction=4,8,4', 'config.model_fields.se_stages=(2,3),(4,)'])
     assert [dict(cell.fields) for cell in study.cells] == [
         {'model_fields.se.reduction': r, 'model_fields.se_stages': s}
         for r in ('4', '8')

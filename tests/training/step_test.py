@@ -131,7 +131,7 @@ def collectives(trainer):
 
 
 def test_the_gradients_are_the_only_collective():
-    _, trainer = trained(8)  # whole groups, of 8 images, on each of 8 devices
+    trainer = Trainer(small_resnet(), draw, num_devices=8)  # whole groups, of 8 images, on each
     assert collectives(trainer) == ['all-reduce']  # XLA joins gradients and metrics to one tuple
 
 

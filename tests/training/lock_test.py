@@ -13,6 +13,7 @@ import pytest
 from etils import epath
 
 from se_flax.errors import UnreachableError, UserError
+from se_flax.storage import read_json
 from se_flax.training import lock
 from se_flax.training.lock import Lock
 from se_flax.training.metrics_log import read_rows
@@ -122,14 +123,21 @@ def test_a_renewal_that_fails_is_tried_again(tmp_path, impatient, monkeypatch, c
     assert record.message == f'cannot renew {tmp_path / lock.FILE}: cannot reach it'
 
 
-def test_a_bucket_out_of_reach_is_told_in_a_line(monkeypatch):
+@pytest.mark.parametrize(
+    ('read', 'file'),
+    [
+        (lambda workdir: Lock(workdir).check(), 'lock.json'),
+        (lambda workdir: read_json(workdir / 'config.json'), 'config.json'),
+    ],
+)
+def test_a_bucket_out_of_reach_is_told_in_a_line(read, file, monkeypatch):
     def read_bytes(path):
         raise Exception('Cannot connect\nto host')  # gcsfs has exceptions of its own
 
     workdir = epath.Path('gs://bucket/run')
     monkeypatch.setattr(type(workdir), 'read_bytes', read_bytes)
-    with pytest.raises(UnreachableError, match='^cannot reach gs://bucket/run/lock.json: Cannot '):
-        Lock(workdir).check()
+    with pytest.raises(UnreachableError, match=f'^cannot reach gs://bucket/run/{file}: Cannot '):
+        read(workdir)
 
 
 def test_a_removed_lock_is_lost(tmp_path):

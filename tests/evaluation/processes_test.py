@@ -1,13 +1,14 @@
 """`se-flax evaluate` in several processes on this machine, joined by gloo."""
 
 import signal
-import socket
 import subprocess
 import sys
 
 import pytest
 
 from se_flax.training.distributed import LOST, PEER_LOST
+
+from ..training.distributed_test import free_ports
 
 pytestmark = pytest.mark.faults
 
@@ -33,9 +34,7 @@ def evaluate(reference, environ, request):
     """
 
     def run(devices, *arguments, each=((), ()), before=('', '')):
-        with socket.socket() as free:
-            free.bind(('127.0.0.1', 0))
-            port = free.getsockname()[1]
+        [port] = free_ports(1)
         processes = []
         for i, count in enumerate(devices):
             own = ['evaluate', '--workdir', reference, *arguments, *each[i]]

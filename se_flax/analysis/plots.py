@@ -14,9 +14,15 @@ CHANNELS = 50  # of each block, as in the paper
 
 
 def draw_study(title: str, rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draws the top-1 error of each cell, each seed and their mean, beside the paper's."""
+    """Draws the top-1 error of each cell, each seed and their mean, beside the paper's, if any."""
     figure = new_figure(9, 1.6 + 0.4 * len(rows))
-    ours, papers = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))
+    errors = np.array([row['paper_top1_error'] for row in rows], float)  # NaN for None
+    if np.isnan(errors).all():
+        ours = figure.subplots()
+    else:
+        ours, papers = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))
+        papers.plot(errors, range(len(rows)), 's', color=COLORS[1], markersize=6, label='the paper')
+        papers.set(xlabel='top-1 error on ImageNet (%)')
     places = np.arange(len(rows))
     counts = [len(row['top1_error']) for row in rows]
     seeds = np.concatenate([row['top1_error'] for row in rows])
@@ -24,13 +30,10 @@ def draw_study(title: str, rows: Sequence[Mapping[str, Any]]) -> Figure:
     means = [row['top1_error_mean'] for row in rows]
     bar = {'color': INK, 'markersize': 16, 'markeredgewidth': 2}
     ours.plot(means, places, '|', label='mean', **bar)
-    errors = np.array([row['paper_top1_error'] for row in rows], float)  # NaN for None
-    papers.plot(errors, places, 's', color=COLORS[1], markersize=6, label='the paper')
     ours.set_yticks(places, [row['cell'] for row in rows])
     ours.invert_yaxis()
     ours.set(xlabel='top-1 error (%)')
-    papers.set(xlabel='top-1 error on ImageNet (%)')
-    for axes in (ours, papers):
+    for axes in figure.axes:
         tidy(axes)
         axes.margins(y=0.5 / len(rows))
     figure.suptitle(title, fontsize=11)

@@ -71,6 +71,7 @@ def test_a_study_shows_each_seed_and_the_paper():
     assert '%' in ours.get_xlabel()
     assert png(figure).startswith(b'\x89PNG')
     assert not figure.get_tightbbox().x0 < 0  # all of the names are within
+    assert len(draw_study('Grid', rows[1:]).axes) == 1  # nothing of the paper
 
 
 def test_differences_have_their_interval_their_seeds_and_the_papers():

@@ -28,7 +28,7 @@ def draw_study(title: str, rows: Sequence[Mapping[str, Any]]) -> Figure:
     seeds = np.concatenate([row['top1_error'] for row in rows])
     ours.plot(seeds, places.repeat(counts), 'o', color=COLORS[5], markersize=5, label='a seed')
     means = [row['top1_error_mean'] for row in rows]
-    bar = {'color': INK, 'markersize': 16, 'markeredgewidth': 2}
+    bar: dict[str, Any] = {'color': INK, 'markersize': 16, 'markeredgewidth': 2}
     ours.plot(means, places, '|', label='mean', **bar)
     ours.set_yticks(places, [row['cell'] for row in rows])
     ours.invert_yaxis()

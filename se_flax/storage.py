@@ -113,9 +113,9 @@ def copy_missing(source: AnyPath, target: AnyPath, *, last: str) -> None:
 def read_json(path: AnyPath) -> Any:
     """Reads a JSON file; raises UserError if it is damaged, and as `reaching` does."""
     with reaching(path):
-        text = path.read_bytes()
+        data = path.read_bytes()
     try:
-        return json.loads(text)
+        return json.loads(data)
     except ValueError as error:
         raise UserError(f'{path} is damaged ({error})') from None
 

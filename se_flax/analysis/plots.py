@@ -16,14 +16,14 @@ CHANNELS = 50  # of each block, as in the paper
 def draw_study(title: str, rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Draws the top-1 error of each cell, each seed and their mean, beside the paper's, if any."""
     figure = new_figure(9, 1.6 + 0.4 * len(rows))
+    places = np.arange(len(rows))
     errors = np.array([row['paper_top1_error'] for row in rows], float)  # NaN for None
     if np.isnan(errors).all():
         ours = figure.subplots()
     else:
         ours, papers = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))
-        papers.plot(errors, range(len(rows)), 's', color=COLORS[1], markersize=6, label='the paper')
+        papers.plot(errors, places, 's', color=COLORS[1], markersize=6, label='the paper')
         papers.set(xlabel='top-1 error on ImageNet (%)')
-    places = np.arange(len(rows))
     counts = [len(row['top1_error']) for row in rows]
     seeds = np.concatenate([row['top1_error'] for row in rows])
     ours.plot(seeds, places.repeat(counts), 'o', color=COLORS[5], markersize=5, label='a seed')

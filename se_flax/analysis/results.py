@@ -140,7 +140,10 @@ def write_results(directory: AnyPath, plan: Plan) -> list[dict[str, Any]]:
 
 
 def read_results(directory: AnyPath) -> list[dict[str, Any]]:
-    """Returns the rows of a study's folder, compared anew; MissingError if it has none."""
+    """Returns the rows of a study's folder, compared anew.
+
+    Raises MissingError if it has none, and UserError if they are damaged.
+    """
     path = directory / 'results.jsonl'
     if not path.exists():
         raise MissingError(f'{directory} has no {path.name}; `se-flax ablate` writes it')

@@ -24,9 +24,9 @@ os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'  # there is no chip to compete fo
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
-from record import read_rows, versions
-from record import save as save_rows
+from record import update, versions
 
+from se_flax import tables
 from se_flax.models import twins
 from se_flax.parallel import data_mesh, split
 from se_flax.training.config import check_config, load_config
@@ -78,6 +78,7 @@ RECIPES = {
     **{name: f'mobilenet_v3.py:{name}' for name in twins('mobilenet_v3_large')},
     'regnet_y_800mf': 'regnet.py:regnet_y_800mf',
 }
+CELL = 'model', 'chip', 'chips', 'images'
 CELLS = [
     *(
         (model, chip, chips, images)
@@ -233,12 +234,10 @@ def bounds(row: dict) -> dict:
 
 
 def markdown(rows: list[dict]) -> str:
-    lines = [
-        '| network | chips | images a chip | all-reduces | their MB | memory, GiB | TFLOP '
-        '| GB moved | bound by FLOP/s, ms | by memory, ms | all-reduce, ms | kept, if not hidden '
-        '| compiled in, s |',
-        '|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|',
-    ]
+    rows = sorted(rows, key=lambda row: (row['model'] != 'se_resnet50', *map(row.get, CELL)))
+    titles = ['network', 'chips', 'images a chip', 'all-reduces', 'their MB', 'memory, GiB']
+    titles += ['TFLOP', 'GB moved', 'bound by FLOP/s, ms', 'by memory, ms', 'all-reduce, ms']
+    table = [[*titles, 'kept, if not hidden', 'compiled in, s']]
     for row in rows:
         cells = [row['model'], f'{row["chips"]} {row["chip"]}', row['images']]
         if 'refused' in row:
@@ -257,25 +256,19 @@ def markdown(rows: list[dict]) -> str:
                 f'{100 * step / (step + least["links"]):.1f} %',
                 row['compile_s'],
             ]
-        lines.append(f'| {" | ".join(map(str, cells))} |')
-    return '\n'.join(lines)
+        table.append([str(cell) for cell in cells])
+    return tables.markdown(table)
 
 
-def key(row: dict) -> tuple:
-    return row['model'], row['chip'], row['chips'], row['images']
-
-
-def save(rows: list[dict]) -> None:
-    """Replaces the rows of the same cells in aot.json, and writes aot.md from it."""
-    kept = {key(row): row for row in (*read_rows('aot'), *rows)}
-    rows = sorted(kept.values(), key=lambda row: (row['model'] != 'se_resnet50', *key(row)))
+def save(row: dict) -> None:
+    """Replaces the row of the same cell in aot.json, and writes aot.md from it."""
     head = (
         f'{versions("jax", "flax", "libtpu")}; Python {sys.version.split()[0]}. The training step '
         "of each network's recipe, bfloat16, 224 pixels, BatchNorm groups of 32; all figures are "
         "of one chip and the compiler's, none was measured on a TPU. 'First form' is the step "
         "before SE scaled BatchNorm's coefficients (docs/explanations/speed.md)."
     )
-    save_rows('aot', head, markdown(rows), rows)
+    update('aot', head, [row], CELL, markdown)
 
 
 def main():
@@ -311,7 +304,7 @@ def main():
             continue
         row = json.loads(done.stdout.splitlines()[-1])
         print(row, flush=True)
-        save([row])
+        save(row)
 
 
 if __name__ == '__main__':

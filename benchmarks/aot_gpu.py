@@ -19,8 +19,9 @@ from typing import NamedTuple
 
 from aot import bytes_of, compile_step, computations  # first, because it selects the platform
 from jax.experimental import topologies
-from record import read_rows, save, versions
+from record import update, versions
 
+from se_flax import tables
 from se_flax.models import create_model
 from se_flax.models.complexity import count
 from se_flax.parallel import data_mesh
@@ -209,7 +210,9 @@ def markdown(rows: list[dict]) -> str:
     titles += [plural.get(kind, f'{kind}s') for kind in kinds]
     titles += ['float32 maps', 'temporaries, GiB', 'bytes / bandwidth, ms', 'FLOPs / peak, ms']
     titles += ['compiled in, s']
-    lines = [f'| {" | ".join(titles)} |', f'|---|{"---:|" * (len(titles) - 1)}']
+    order = {cell: i for i, cell in enumerate(CELLS)}
+    rows = sorted(rows, key=lambda row: order.get((row['model'], row['images']), len(order)))
+    table = [titles]
     for row in rows:
         cells = [row['model'], row['images'], f'{row["kernels"]:,}', f'{row["bytes"] / 1e9:.2f}']
         for kind in kinds:
@@ -222,7 +225,8 @@ def markdown(rows: list[dict]) -> str:
             f'{1e3 * row["flops"] / FLOPS:.1f}',
             row['compile_s'],
         ]
-        lines.append(f'| {" | ".join(map(str, cells))} |')
+        table.append([str(cell) for cell in cells])
+    lines = [tables.markdown(table)]
     for row in rows:
         lines += ['', f'The largest kernels of {row["model"]}:', '', '| GB | kind | of | line |']
         lines += ['|---:|---|---|---|']
@@ -240,9 +244,8 @@ def main():
     args = parser.parse_args()
 
     cells = [(args.model, args.images)] if args.model else CELLS
-    kept = {(row['model'], row['images']): row for row in read_rows('aot_gpu')}
     for model, images in cells:
-        row = kept[model, images] = measure(model, images, args.hlo)
+        row = measure(model, images, args.hlo)
         if args.print:
             print(json.dumps(row))
             continue
@@ -252,9 +255,7 @@ def main():
             "network's recipe, bfloat16, 224 pixels, BatchNorm groups of 32, compiled for one "
             'H100 (80 GB HBM3); GB (kernels) by kind. No GPU was there: nothing is measured.'
         )
-        order = {cell: i for i, cell in enumerate(CELLS)}
-        rows = sorted(kept.values(), key=lambda r: order.get((r['model'], r['images']), 99))
-        save('aot_gpu', head, markdown(rows), rows)
+        update('aot_gpu', head, [row], ('model', 'images'), markdown)
 
 
 if __name__ == '__main__':

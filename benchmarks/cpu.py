@@ -23,7 +23,7 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
-from record import processor, read_rows, save, versions
+from record import processor, update, versions
 from sides import markdown, ours, pytorchs, rows
 
 try:
@@ -76,6 +76,9 @@ PAIRS = {
     'mobilenet': Pair(partial(get_model, 'mobilenet_w1')),
     'se_mobilenet': Pair(partial(with_se, 'mobilenet_w1'), exact=False),
     'se_shufflenet': Pair(partial(with_se, 'shufflenet_g3_w1'), exact=False),
+    'efficientnet_b0': Pair(partial(timm.create_model, 'efficientnet_b0')),
+    'mobilenet_v3_large': Pair(partial(timm.create_model, 'mobilenetv3_large_100')),
+    'regnet_y_800mf': Pair(partial(timm.create_model, 'regnety_008_tv')),
     'senet154': Pair(partial(timm.create_model, 'legacy_senet154'), batch=2, size=160),
 }
 TUNED = {
@@ -146,16 +149,16 @@ def main():
     print(head, flush=True)
     suffix = ', tuned' if args.tuned else ''
     titles = [f'{name}{suffix}' for name in args.networks]
-    done = [row for row in read_rows('cpu') if row['network'] not in titles]
+    done = []
     for name, title in zip(args.networks, titles, strict=True):
         names = ('ours', 'eager') if args.eager_only else ('ours', 'eager', 'compiled')
         for row in benchmark(name, args.rounds, names):
             done.append(row | {'network': title})
             ratios = ', '.join(f'{side} / ours {r:.2f}' for side, r in row['ratio'].items())
             print(f'{title}, {row["run"]}, batch {row["batch"]}: {ratios}', flush=True)
-            save('cpu', head, '\n'.join(markdown(done)), done)
+            update('cpu', head, done[-1:], ('network', 'run', 'batch'), markdown)
         jax.clear_caches()
-    print(*markdown(done), sep='\n')
+    print(markdown(done))
 
 
 if __name__ == '__main__':

@@ -178,7 +178,7 @@ def matmul_rate(size, times):
 def markdown(rate, done):
     """Returns the tables of all rows, and a list of failures."""
     lines = [f'A bfloat16 matrix product runs at {rate / 1e9:,.0f} GFLOP/s here.', '']
-    lines += table_of([r for r in done['rows'] if r.get('seconds')])
+    lines.append(table_of([r for r in done['rows'] if r.get('seconds')]))
     if others := [r for r in done['variants'] if 'error' not in r]:
         lines += [
             '',

@@ -20,7 +20,7 @@ import time
 
 import jax
 import numpy as np
-from record import ROOT, processor, read_rows, save, versions
+from record import ROOT, processor, update, versions
 
 from se_flax.data import train_batches
 from se_flax.errors import UserError
@@ -141,18 +141,16 @@ def main():
         'reading_s': reading,
         'data_wait': statistics.median(row['data_wait'] for row in log),
     }
-    rows = [old for old in read_rows('loop') if old['config'] != row['config']] + [row]
     kind = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
     head = (
         f'{processor()}; {kind}; {versions("se_flax", "jax", "jaxlib", "flax", "grain")}. Ratio: '
         'bare step / trainer, median (range) of the rounds. Reading: CPU time of one core.'
     )
-    save('loop', head, markdown(table(rows)), rows)
-    print(head, markdown(table([row])), sep='\n\n')
+    update('loop', head, [row], ['config'], table)
+    print(head, table([row]), sep='\n\n')
 
 
 def table(rows):
-    """Returns the cells of a table; the first row is the header."""
     titles = 'config', 'images', 'rounds', 'bare step, ms', 'trainer, ms', 'ratio'
     cells = [(*titles, 'reading its images, ms', 'waiting for data, %')]
     for row in rows:
@@ -164,7 +162,7 @@ def table(rows):
         wait = f'{100 * row["data_wait"]:.1f}'
         counts = str(row['images']), str(row['rounds'])
         cells.append((f'`{row["config"]}`', *counts, bare, trainer, ratio, reading, wait))
-    return cells
+    return markdown(cells)
 
 
 if __name__ == '__main__':

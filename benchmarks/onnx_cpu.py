@@ -17,13 +17,17 @@ import onnx
 import onnxruntime
 import torch
 from cpu import PAIRS
-from record import processor, read_rows, save, versions
+from record import processor, update, versions
 from sides import compare, figures, milliseconds
 
+from se_flax import tables
 from se_flax.export import export_onnx
 from se_flax.models import create_model
 
-NETWORKS = ('timm_seresnet50', 'timm_seresnext50_32x4d', 'se_mobilenet')
+NETWORKS = (
+    *('timm_seresnet50', 'timm_seresnext50_32x4d', 'se_mobilenet'),
+    *('efficientnet_b0', 'mobilenet_v3_large', 'regnet_y_800mf'),
+)
 SIDES = {'ours': 'ours', 'torch': "PyTorch's export", 'eager': 'eager PyTorch'}
 
 
@@ -93,15 +97,15 @@ def benchmark(name, rounds):
 
 
 def markdown(rows):
-    heads = [f'{title}, ms' for title in SIDES.values()]
-    heads += [f'{SIDES[side]} / ours' for side in ('torch', 'eager')] + ["nodes: ours, PyTorch's"]
-    lines = [f'| network | batch | {" | ".join(heads)} |', f'|---|{"---:|" * (1 + len(heads))}']
+    titles = ['network', 'batch', *(f'{title}, ms' for title in SIDES.values())]
+    titles += [f'{SIDES[side]} / ours' for side in ('torch', 'eager')] + ["nodes: ours, PyTorch's"]
+    table = [titles]
     for row in rows:
-        cells = [row['network'], row['batch'], *(milliseconds(row, side) for side in SIDES)]
+        cells = [row['network'], str(row['batch']), *(milliseconds(row, side) for side in SIDES)]
         cells += [f'{row["ratio"][side]:.2f}' for side in ('torch', 'eager')]
         cells.append(', '.join(f'{sum(kinds.values())}' for kinds in row['nodes'].values()))
-        lines.append(f'| {" | ".join(map(str, cells))} |')
-    return lines
+        table.append(cells)
+    return tables.markdown(table)
 
 
 def main():
@@ -115,12 +119,10 @@ def main():
         'Above 1, ours is faster.'
     )
     print(head, flush=True)
-    done = [row for row in read_rows('onnx_cpu') if row['network'] not in args.networks]
     for name in args.networks:
         for row in benchmark(name, args.rounds):
-            done.append(row)
-            print(markdown([row])[-1], flush=True)
-            save('onnx_cpu', head, '\n'.join(markdown(done)), done)
+            print(markdown([row]).splitlines()[-1], flush=True)
+            update('onnx_cpu', head, [row], ('network', 'batch'), markdown)
 
 
 if __name__ == '__main__':

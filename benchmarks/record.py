@@ -7,7 +7,7 @@ import pathlib
 import platform
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from se_flax.storage import atomic_write
@@ -60,8 +60,30 @@ def read_rows(name: str) -> list[dict]:
 
 
 def save(name: str, head: str, table: str, rows: list[dict], **figures) -> None:
-    """Writes `NAME.json`, and `NAME.md` with the header and the table, each atomically."""
+    """Writes `NAME.json`, and `NAME.md` with the header and the table."""
+    _write(name, {'head': head, **figures, 'rows': rows}, f'{head}\n\n{table}')
+
+
+def update(
+    name: str,
+    head: str,
+    rows: list[dict],
+    key: Sequence[str],
+    markdown: Callable[[list[dict]], str],
+) -> None:
+    """Replaces the rows of `NAME.json` that have the same `key`, and writes `NAME.md`.
+
+    Each row keeps the header of its own run; `NAME.md` has a table for each header.
+    """
+    new = [[row[field] for field in key] for row in rows]
+    kept = [row for row in read_rows(name) if [row[field] for field in key] not in new]
+    rows = kept + [row | {'head': head} for row in rows]
+    heads = dict.fromkeys(row['head'] for row in rows)
+    tables = [f'{head}\n\n{markdown([r for r in rows if r["head"] == head])}' for head in heads]
+    _write(name, {'rows': rows}, '\n\n'.join(tables))
+
+
+def _write(name, content, text):
     RESULTS.mkdir(exist_ok=True)
-    text = json.dumps({'head': head, **figures, 'rows': rows}, indent=1)
-    for kind, content in (('json', text), ('md', f'{head}\n\n{table}')):
-        atomic_write(RESULTS / f'{name}.{kind}', f'{content}\n'.encode())
+    atomic_write(RESULTS / f'{name}.json', f'{json.dumps(content, indent=1)}\n'.encode())
+    atomic_write(RESULTS / f'{name}.md', f'{text}\n'.encode())

@@ -17,7 +17,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from record import ROOT, processor, read_rows, save, spread, versions
+from record import ROOT, processor, spread, update, versions
 
 from se_flax.parallel import data_mesh
 from se_flax.tables import markdown
@@ -82,7 +82,7 @@ def main():
             ):
                 seconds.append(measure(checkpoints, state, product))
     name = os.path.relpath(args.config, ROOT)
-    rows = [old for old in read_rows('saves') if old['config'] != name]
+    rows = []
     for background, seconds in found.items():
         figures = zip(('blocks_s', 'takes_s', 'lost_s'), zip(*seconds, strict=True), strict=True)
         row = {'config': name, 'background': background, 'arrays': len(sizes), 'bytes': sum(sizes)}
@@ -91,13 +91,11 @@ def main():
         f'{processor()}; {versions("se_flax", "jax", "jaxlib", "orbax-checkpoint")}. Medians '
         '(range) of the saves. Lost: time of a product that keeps all cores busy.'
     )
-    text = markdown(table(rows))
-    save('saves', head, text, rows)
-    print(head, text, sep='\n\n')
+    update('saves', head, rows, ['config'], table)
+    print(head, table(rows), sep='\n\n')
 
 
 def table(rows):
-    """Returns the cells of a table; the first row is the header."""
     titles = 'config', 'save', 'arrays', 'MB', 'saves', 'blocks, s', 'takes, s', 'lost, s'
     cells = [titles]
     for row in rows:
@@ -105,7 +103,7 @@ def table(rows):
         figures = (spread(row[key], '.2f') for key in ('blocks_s', 'takes_s', 'lost_s'))
         size = f'{row["bytes"] / 1e6:.0f}', str(len(row['lost_s']))
         cells.append((f'`{row["config"]}`', kind, str(row['arrays']), *size, *figures))
-    return cells
+    return markdown(cells)
 
 
 if __name__ == '__main__':

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from se_flax import tables
 from se_flax.models import create_model, fold_batch_norm
 from se_flax.models.complexity import count
 from se_flax.parallel import data_mesh, replicated
@@ -224,16 +225,13 @@ def _of(inference, batch):
 
 
 def markdown(rows):
-    """Returns the lines of a table of rows."""
+    """Returns a table of rows."""
     names = ('ours', 'eager', 'compiled')
-    lines = [
-        '| network | run | batch | pixels | ours, ms | eager, ms | compiled, ms | eager / ours '
-        '| compiled / ours | ours: images/s | GFLOP/s | GiB: ours, eager, compiled '
-        '| first step in, s: ours, eager, compiled |',
-        f'|---|---|{"---:|" * 11}',
-    ]
+    titles = ['network', 'run', 'batch', 'pixels', *(f'{name}, ms' for name in names)]
+    titles += ['eager / ours', 'compiled / ours', 'ours: images/s', 'GFLOP/s']
+    table = [[*titles, *(f'{what}: {", ".join(names)}' for what in ('GiB', 'first step in, s'))]]
     for row in rows:
-        cells = [row['network'], row['run'], row['batch'], row['size']]
+        cells = [row['network'], row['run'], str(row['batch']), str(row['size'])]
         cells += [milliseconds(row, side) if side in row['seconds'] else '' for side in names]
         cells += [f'{row["ratio"][s]:.2f}' if s in row['ratio'] else '' for s in names[1:]]
         rates = ('', '')
@@ -244,5 +242,5 @@ def markdown(rows):
         for key, scale in (('bytes', 2**30), ('compile_s', 1)):
             figures = [row.get(key, {}).get(side) for side in names]
             cells.append(', '.join(f'{f / scale:.3g}' for f in figures if f is not None))
-        lines.append(f'| {" | ".join(map(str, cells))} |')
-    return lines
+        table.append(cells)
+    return tables.markdown(table)

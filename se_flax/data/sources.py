@@ -135,11 +135,12 @@ def data_folder(data_dir: str | os.PathLike | None) -> AnyPath:
 
 def _open_tfds(name: str, split: str, builder: tfds.core.DatasetBuilder) -> TfdsDataset:
     info = builder.info
-    tfds_split = next((s for s in SPLITS[split] if s in info.splits), None)
+    splits = [of for of, each in info.splits.items() if each.num_examples]
+    tfds_split = next((of for of in SPLITS[split] if of in splits), None)
     if tfds_split is None:
         raise UserError(
-            f'data set {name!r} has no {" or ".join(SPLITS[split])} split; '
-            f'it has {", ".join(info.splits) or "none"}'
+            f'data set {name!r} has no {" or ".join(SPLITS[split])} split with examples; '
+            f'it has {", ".join(splits) or "none"}'
         )
     for key, kind in (('image', tfds.features.Image), ('label', tfds.features.ClassLabel)):
         if key not in info.features or not isinstance(info.features[key], kind):

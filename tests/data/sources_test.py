@@ -110,9 +110,14 @@ def test_missing_split_shard_and_records(tfrecord_dir):
     def rename(info):
         info['splits'][1]['name'] = 'extra'
 
-    edit_info(tfrecord_dir, rename)
-    with pytest.raises(UserError, match='no validation or test split; it has train, extra'):
-        open_dataset('fashion_mnist', 'eval', tfrecord_dir)
+    def empty(info):
+        info['splits'][1] |= {'name': 'test', 'shardLengths': ['0']}
+
+    for change, has in ((rename, 'train, extra'), (empty, 'train')):
+        edit_info(tfrecord_dir, change)
+        message = f'no validation or test split with examples; it has {has}$'
+        with pytest.raises(UserError, match=message):
+            open_dataset('fashion_mnist', 'eval', tfrecord_dir)
 
     shard = next(tfrecord_dir.glob('*/*/*-train.tfrecord-00001-of-00003'))
     data = shard.read_bytes()

@@ -210,6 +210,8 @@ NETWORKS = {  # a small one of each family, and the side of its images
     'mobilenet_v3_small': (32, {'stage_sizes': (1, 1, 1, 1, 1)}),
     'efficientnet_v2_s': (32, {'stage_sizes': (1, 1, 1, 1, 1, 1)}),
 }
+# Of the same layers as another one.
+ALIKE = ('se_bn_inception', 'se_inception_resnet_v2', 'regnet_y_200mf', 'mobilenet_v3_small')
 
 
 def test_the_table_has_every_family():
@@ -227,7 +229,9 @@ def shallow(monkeypatch):
 
 
 @pytest.mark.usefixtures('shallow')
-@pytest.mark.parametrize('name', NETWORKS)
+@pytest.mark.parametrize(
+    'name', [pytest.param(n, marks=pytest.mark.slow if n in ALIKE else ()) for n in NETWORKS]
+)
 def test_networks_lower_on_every_platform(name):
     """In training; what each operation's derivatives are is tested above."""
     size, fields = NETWORKS[name]

@@ -364,10 +364,12 @@ def random_variables(model, size, dtype=np.float64):
 
 
 GATED = ('se_resnet50', 'se_bn_inception', 'se_mobilenet', 'se_shufflenet', 'se_preact_resnet164')
-GATED += ('mobilenet_v3_small', 'efficientnet_v2_s', 'regnet_y_200mf')
+GATED += ('mobilenet_v3_small', 'efficientnet_v2_s', 'regnet_y_200mf', 'se_shake_shake26_2x96d')
 
 
-@pytest.mark.parametrize('name', [*GATED, 'se_shake_shake26_2x96d', 'se_inception_resnet_v2'])
+@pytest.mark.parametrize(
+    'name', [*GATED, pytest.param('se_inception_resnet_v2', marks=pytest.mark.slow)]
+)
 def test_open_gates_make_the_plain_network(name):
     """With W2 = 0 each gate is sigmoid(b2): 1 for a large b2."""
     size = small_size(name)

@@ -48,7 +48,7 @@ def make_bare(config):
     mesh = data_mesh()
     plan = make_plan(config, mesh.size)
     state = make_init(plan.model, plan.optimizer, config.image_size, mesh)(jax.random.key(0))
-    step = jit_train_step(make_step(plan), mesh)
+    step = jit_train_step(make_step(plan, mesh), mesh)
     batch = shard_batch(mesh, next(first_batches(plan, config, 1)))
 
     def bare(num_steps):

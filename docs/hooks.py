@@ -179,10 +179,8 @@ def api() -> str:
 
 
 def public_names(module: str) -> list[str]:
-    """Returns `__all__`, else what a package exports (`import x as x`) or a module defines."""
+    """Returns what a package exports (`import x as x`), or what a module defines."""
     loaded = importlib.import_module(module)
-    if hasattr(loaded, '__all__'):
-        return list(loaded.__all__)
     tree = ast.parse(inspect.getsource(loaded))
     if hasattr(loaded, '__path__'):
         imports = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom))

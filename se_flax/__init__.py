@@ -14,11 +14,5 @@
 from se_flax.models import create_model, fold_batch_norm, list_models, model_info
 from se_flax.nn import BatchNorm, SqueezeExcite
 
-__all__ = [
-    'BatchNorm',
-    'SqueezeExcite',
-    'create_model',
-    'fold_batch_norm',
-    'list_models',
-    'model_info',
-]
+__all__ = ['BatchNorm', 'SqueezeExcite', 'create_model', 'fold_batch_norm']
+__all__ += ['list_models', 'model_info']

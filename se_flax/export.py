@@ -20,6 +20,8 @@ with extra_needed():
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+MOST = 2**31 - 1  # bytes of a file: FlatBuffers and Protobuf cannot hold more
+
 
 def export_network(
     model: nn.Module,
@@ -38,8 +40,9 @@ def export_network(
     following half year reads `exported.serialize()`; `exported.mlir_module()` is the StableHLO.
 
     `mean` and `std` are per channel, 0 to 255. `batch_size` None leaves B open. Raises UserError
-    for another platform than cpu, cuda, rocm and tpu or a batch size below 1.
+    for another platform than cpu, cuda, rocm and tpu, a batch size below 1, and weights of 2 GiB.
     """
+    _check_size(variables)
     for platform in platforms:
         if platform not in ('cpu', 'cuda', 'rocm', 'tpu'):
             raise UserError(f'unknown platform {platform!r}: cpu, cuda, rocm or tpu')
@@ -53,6 +56,12 @@ def export_network(
     batch = export.symbolic_shape('b')[0] if batch_size is None else batch_size
     images = jax.ShapeDtypeStruct((batch, image_size, image_size, model.in_channels), jnp.uint8)
     return export.export(jax.jit(logits), platforms=platforms)(images)
+
+
+def _check_size(variables: Mapping[str, Any]) -> None:
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(variables))
+    if size > MOST:
+        raise UserError(f'the weights have {size:,} bytes; an exported file holds at most {MOST:,}')
 
 
 def save_exported(path: str | os.PathLike, exported: 'export.Exported | ModelProto') -> None:
@@ -82,8 +91,10 @@ def export_onnx(
     caller has normalized. `logits` are float32 `[B, classes]`. Maps are NCHW inside, and BatchNorm
     after a convolution is part of it. `metadata` becomes the model's properties.
 
-    Raises UserError for an opset that cannot be written and for a network that is not in float32.
+    Raises UserError for an opset that cannot be written, for a network that is not in float32, and
+    for weights of 2 GiB.
     """
+    _check_size(variables)
     with extra_needed():
         from se_flax.onnx import to_onnx
 

@@ -1,5 +1,6 @@
 """Trained networks, from runs and weights files: evaluate them, predict with them, save them."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -100,7 +101,9 @@ class OnnxModel:
         if 'input' not in self.properties:
             raise UserError(f'{path} was not written by `se-flax export --format onnx`')
         self._nchw = self.properties['input'] == 'nchw'
-        self.num_classes = self._session.get_outputs()[0].shape[-1]
+        self._width = self._session.get_outputs()[0].shape[-1]
+        # 0 without a head; older files do not say.
+        self.num_classes = int(self.properties.get('num_classes', self._width))
         shape = self._session.get_inputs()[0].shape
         self.in_channels, self._size = shape[1 if self._nchw else -1], shape[2]
 
@@ -120,7 +123,7 @@ class OnnxModel:
             images = images.transpose(0, 3, 1, 2) if self._nchw else images.astype(np.uint8)
             return self._session.run(['logits'], {'images': images})[0]
 
-        logits = jax.ShapeDtypeStruct((len(images), self.num_classes), jnp.float32)
+        logits = jax.ShapeDtypeStruct((len(images), self._width), jnp.float32)
         return jax.pure_callback(run, logits, images)
 
 
@@ -244,9 +247,11 @@ def open_eval_set(
     for trained in networks:
         ours, count = trained.class_names, trained.network.model.num_classes
         if ours and names != ours:
+            pairs = enumerate(itertools.zip_longest(names, ours))
+            i, (theirs, own) = next((i, pair) for i, pair in pairs if len({*pair}) > 1)
             raise UserError(
-                f'the classes of {data} ({", ".join(names[:5])}, ...) differ from those of '
-                f'{trained.name} ({", ".join(ours[:5])}, ...)'
+                f'the {len(names)} classes of {data} differ from the {len(ours)} of '
+                f'{trained.name}, first in number {i}: {theirs!r} instead of {own!r}'
             )
         if len(names) != count:
             raise UserError(f'{data} has {len(names)} classes, {trained.name} has {count}')
@@ -274,7 +279,7 @@ def predict(
     names = trained.class_names or tuple(f'class {i}' for i in range(count))
     dataset = image_files(images, names)
     mesh = _mesh([trained])
-    default = min(PREDICT_BATCH * mesh.size, len(dataset))
+    default = min(PREDICT_BATCH * mesh.size, len(dataset) or 1)
     evaluator = Evaluator(
         [trained.network],
         dataset,
@@ -306,7 +311,9 @@ def save_run_weights(
     `head` and `in_channels` are as in `load_weights`.
     """
     from se_flax.weights import Preprocessing, WeightsInfo, adapt, write_weights
+    from se_flax.weights.store import check_out
 
+    check_out(out)
     run = open_run(workdir)
     c = run.config
     pixels = tuple(c.mean), tuple(c.std), c.exif_orientation

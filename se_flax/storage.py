@@ -92,9 +92,14 @@ def atomic_write(path: AnyPath, data: bytes) -> None:
         with reaching(path):
             path.write_bytes(data)
         return
-    _temporary(path).write_bytes(data)
-    sync(_temporary(path))
-    _temporary(path).replace(path)
+    temporary = _temporary(path)
+    try:
+        temporary.write_bytes(data)
+        sync(temporary)
+        temporary.replace(path)
+    except BaseException:  # a full disk, Ctrl-C
+        temporary.unlink(missing_ok=True)
+        raise
     sync(path.parent)  # the rename is a change of the folder
 
 

@@ -9,7 +9,8 @@ import pytest
 from jax import export
 
 from se_flax import cli, create_model
-from se_flax.export import export_network, save_exported
+from se_flax.errors import UserError
+from se_flax.export import export_network, export_onnx, save_exported
 from se_flax.models import fold_batch_norm
 from se_flax.weights import Preprocessing, save_weights
 
@@ -96,6 +97,14 @@ def test_every_network_can_be_exported():
         batch = jax.ShapeDtypeStruct((*export.symbolic_shape('b'), size, size, 3), np.float32)
         logits = jax.eval_shape(lambda v, x, m=model: m.apply(v, x, train=False), variables, batch)
         assert str(logits.shape[0]) == 'b'
+
+
+@pytest.mark.parametrize('export_to', [export_network, export_onnx])
+def test_more_weights_than_a_file_holds_are_refused(export_to):
+    """As those of regnet_y_128gf."""
+    variables = {'params': jax.ShapeDtypeStruct((2**29,), np.float32)}
+    with pytest.raises(UserError, match='2,147,483,648 bytes; an exported file holds at most'):
+        export_to(create_model('se_resnet8_cifar'), variables, 32, mean=MEAN, std=STD)
 
 
 @pytest.fixture(scope='module')

@@ -156,7 +156,7 @@ def test_dtype_is_that_of_the_maps(reference):
 
 def test_evaluate_refuses_a_set_of_other_classes(reference, capsys):
     assert cli.main(['evaluate', '--workdir', str(reference), '--data', 'synthetic']) == 2
-    assert 'the classes of synthetic (0 degrees, ' in capsys.readouterr().err
+    assert "first in number 0: '0 degrees' instead of 'T-shirt/top'" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -189,6 +189,10 @@ def test_predict_equals_the_network_on_the_pixels(reference, images):
         # float32 rounds those by 1e-5 and more.
         np.testing.assert_allclose(probabilities, [want[name] for name in names], rtol=1e-3)
         assert names[0] == max(want, key=want.get)
+
+
+def test_predict_of_no_images_is_empty(reference):
+    assert list(predict(open_run(reference), [])) == []
 
 
 def test_predict_prints_five_classes_an_image(reference, images, capsys):

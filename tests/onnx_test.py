@@ -265,6 +265,20 @@ def test_evaluate_and_predict_give_the_numbers_of_the_weights(weights, tmp_path,
     assert capsys.readouterr().err == ('error: images are 24 x 24; the ONNX file takes 28 x 28\n')
 
 
+def test_a_network_without_a_head_predicts_nothing(tmp_path, capsys):
+    model = create_model('se_resnet8_cifar', num_classes=0)
+    path, out, image = (tmp_path / name for name in ('w.safetensors', 'w.onnx', 'shirt.png'))
+    view = Preprocessing(28, 32, 'bicubic', MEAN, STD)
+    save_weights(path, 'se_resnet8_cifar', random_variables(model, 28, 'f'), view)
+    command = ['export', '--weights', str(path), '--format', 'onnx', '--out', str(out)]
+    assert cli.main(command) == 0
+    assert capsys.readouterr().out.endswith('logits float32[b,64]\n')
+    image.write_bytes(png())
+    assert cli.main(['predict', '--onnx', str(out), str(image)]) == 2
+    error = f'error: {out} has no classifier head, so it cannot predict\n'
+    assert capsys.readouterr().err == error
+
+
 def png():
     import cv2
 

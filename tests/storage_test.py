@@ -32,6 +32,7 @@ def test_crash_keeps_the_old_bytes_and_the_next_write_succeeds(tmp_path, monkeyp
         with pytest.raises(OSError, match='no space left'):
             atomic_write(path, b'new')
     assert path.read_bytes() == b'old'
+    assert list(tmp_path.iterdir()) == [path]  # a full disk has the space back
     atomic_write(path, b'new')
     assert path.read_bytes() == b'new'
     assert list(tmp_path.iterdir()) == [path]

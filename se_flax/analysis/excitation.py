@@ -110,12 +110,12 @@ def measure_gates(
     samples: int,
     *,
     batch_size: int,
-    num_threads: int | None = None,
+    **loading: Any,
 ) -> list[Gates]:
     """Returns the gates of each block over the first `samples` images of each class.
 
     The gates of a block without a squeeze are averaged over the map. `batch_size` is rounded up to
-    a multiple of the devices.
+    a multiple of the devices; `loading` are other arguments of `eval_batches`.
     """
     labels = dataset.labels()
     positions = pick(labels, samples)
@@ -137,9 +137,7 @@ def measure_gates(
     sums = [Sums(dataset.num_classes) for _ in blocks]
     done = 0
     with Progress() as progress:
-        for batch in eval_batches(
-            picked, network.view, batch_size=batch_size, num_threads=num_threads
-        ):
+        for batch in eval_batches(picked, network.view, batch_size=batch_size, **loading):
             found = jax.device_get(gates(variables, shard_batch(mesh, batch)['image']))
             rows = np.flatnonzero(batch['mask'])
             for block_sums, gate in zip(sums, found, strict=True):

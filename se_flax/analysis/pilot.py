@@ -37,8 +37,7 @@ def needs(
 def spent(tasks: Sequence[Task]) -> tuple[float, float]:
     """Returns the seconds of the finished runs, and those that the others are expected to take.
 
-    A run is expected to take the mean of its cell, else of the cells that are known; NaN if no run
-    has finished.
+    A run is expected to take the mean of its cell, else of the known cells; NaN if none is known.
     """
     seconds: dict[str, list[float]] = {}
     for task in tasks:
@@ -72,12 +71,13 @@ def page(plan: Plan, rows: Sequence[Mapping[str, Any]], points: float, command: 
     if most:
         seeds = max(most, plan.seeds)
         done, rest = spent(plan._replace(seeds=seeds).tasks())
-        last = (
-            f'With {seeds:,} seeds, and runs as long as those so far, the study takes about '
-            f'{duration(done + rest)}, of which {duration(done)} are done. Shards divide the rest. '
-            f'To continue:\n\n'
-            f'    {command} --seeds {seeds}'
-        )
+        last = f'To continue:\n\n    {command} --seeds {seeds}'
+        if done:  # else no run has told its time
+            last = (
+                f'With {seeds:,} seeds, and runs as long as those so far, the study takes about '
+                f'{duration(done + rest)}, of which {duration(done)} are done. Shards divide the '
+                f'rest. {last}'
+            )
     title = f'# Pilot: {plan.study.title}'
     return '\n\n'.join([title, tables.markdown(table), what, last]) + '\n'
 

@@ -67,7 +67,7 @@ def power(effect: float, seeds: int, level: float = LEVEL) -> float:
 
 
 def detectable(deviation: float, seeds: int, level: float = LEVEL) -> float:
-    """Returns the true difference that is found with a `power` of 0.8, in units of `deviation`.
+    """Returns the true difference that is found with a `power` of 0.8, in the unit of `deviation`.
 
     >>> round(detectable(0.3, 10), 3)
     0.299

@@ -35,7 +35,7 @@ def add_to(commands: Any) -> None:
     option('--out', metavar='DIR')
     option('--seeds', type=int, default=3, metavar='K', help='runs of each cell; default: 3')
     option('--networks', type=names, default=(), metavar='NAME,NAME')
-    text = 'of a grid, which runs all combinations (the first is the baseline), or of networks'
+    text = 'for grid, which runs all combinations (the first is the baseline), or for networks'
     option('--vary', action='append', default=[], metavar='FIELD=VALUE,VALUE', help=text)
     text = 'run one of N shards; set by a SLURM array job; indexed Kubernetes jobs need /N'
     option('--shard', metavar='I/N', help=text)
@@ -110,7 +110,8 @@ def _run(args: argparse.Namespace) -> int:
         print(f'\n{page}')
     for line in failed:
         print(f'failed: {line}', file=sys.stderr)
-    print(f'{out}: results.md, results.csv, results.jsonl, results.png')
+    picture = ', results.png' if rows else ''
+    print(f'{out}: results.md, results.csv, results.jsonl{picture}')
     return 1 if failed else 0
 
 

@@ -75,6 +75,7 @@ def _excitation(args: argparse.Namespace) -> None:
     blocks = excitation.se_blocks(network.model, network.variables, network.view.image_size)
     config = trained.config
     loading = {'batch_size': config.eval_batch_size, 'num_threads': config.num_threads}
+    loading |= {'max_corrupt': config.max_corrupt}
     gates = excitation.measure_gates(network, blocks, dataset, args.samples, **loading)
     removal = excitation.remove_last_stage(network, gates, dataset, **loading)
     shown = [g for g in gates if g.block in excitation.shown(blocks)]
@@ -156,5 +157,7 @@ def _report(args: argparse.Namespace) -> None:
 
     directory = as_path(args.directory)
     out = as_path(args.out or directory / 'report.html')
-    atomic_write(out, report(directory).encode())
+    page = report(directory)
+    check_writable(out)
+    atomic_write(out, page.encode())
     print(out)

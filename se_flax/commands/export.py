@@ -83,9 +83,10 @@ def _onnx(args: argparse.Namespace, trained: Any) -> None:
     images = f'float32[b,{channels},{size},{size}], normalized'
     if layout == 'nhwc':
         images = f'uint8[b,{size},{size},{channels}]'
+    width = exported.graph.output[0].type.tensor_type.shape.dim[1].dim_value
     print(
         f'{args.out}: {trained.name} in ONNX, opset {opset}; images {images}, {_pixels(view)}; '
-        f'logits float32[b,{network.model.num_classes}]'
+        f'logits float32[b,{width}]'
     )
 
 
@@ -101,6 +102,7 @@ def _metadata(trained: Any, layout: str) -> Mapping[str, str]:
         'resize': view.resize,
         'exif_orientation': view.exif_orientation,
         'class_names': trained.class_names,
+        'num_classes': network.model.num_classes,  # 0 without a head
     }
     texts = {'input': layout, 'network': trained.config.model, 'version': version('se_flax')}
     texts['interpolation'] = view.interpolation

@@ -133,6 +133,8 @@ def _decode_by_opencv(image: bytes, kind: int) -> np.ndarray:
 
 def _pillow(image: bytes, max_pixels: int) -> Image.Image:
     """Reads the header and checks the size."""
+    if max_pixels > MAX_PIXELS:
+        Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, for the whole process
     with _as_decode_error():
         try:
             file = Image.open(io.BytesIO(image), formats=PILLOW)

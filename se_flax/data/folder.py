@@ -71,9 +71,9 @@ def open_folder(
 
     The classes are the sorted folders of `train`, each with images at any depth; the eval images
     are in the first of FOLDERS['eval'] that exists. Without one, the share `eval_split` of each
-    class, at least one image, is drawn by `seed` from `train` or `path` itself; an image that is
-    added later hardly changes the draw of the others. Raises MissingError for a missing folder, and
-    UserError for a class without images, or one that `train` lacks.
+    class, at least one image but never all, is drawn by `seed` from `train` or `path` itself; an
+    image that is added later hardly changes the draw of the others. Raises MissingError for a
+    missing folder, and UserError for a class without images, or one that `train` lacks.
     """
     if '://' in path:
         raise UserError(f'{name}: images must be on a disk or a mount, not at {path}')
@@ -104,8 +104,8 @@ def _split_folder(root: pathlib.Path, split: str) -> pathlib.Path:
         if (root / folder).is_dir():
             return root / folder
     raise MissingError(
-        f'no folder {" or ".join(FOLDERS[split])} in {root}; to hold out one tenth of the images '
-        'for evaluation, set --config.eval_split=0.1'
+        f'no folder {" or ".join(FOLDERS[split])} in {root}; to train with one tenth of the images '
+        'held out for evaluation, set --config.eval_split=0.1'
     )
 
 

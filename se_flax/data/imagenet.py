@@ -60,7 +60,7 @@ Entries = dict[str, np.ndarray]  # ENTRY [images], by split
 
 
 class Options(NamedTuple):
-    """How to write ImageNet; all but RGB and gray JPEGs become such; these keep their bytes.
+    """How to write ImageNet: RGB and gray JPEGs keep their bytes, other images become RGB JPEGs.
 
     With a `quality` (1 to 100; 90 if only `max_side` is given) training images are encoded again,
     and with a `max_side` their shorter side is reduced to that many pixels. `allow_other_counts`

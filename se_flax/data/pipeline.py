@@ -51,8 +51,8 @@ def train_batches(
 
     A batch is `{'image': uint8 [b, S, S, C], 'label': int32 [b]}` with `b = batch_size /
     process_count`; it may hold the end of an epoch and the start of the next. With `repeats` above
-    1 it has fewer images, each so often, see `sampling.repeated`. `num_threads` (default: one per
-    core) decode; `num_workers` processes with as many threads each do so instead.
+    1 it has fewer images, each that many times, see `sampling.repeated`. `num_threads` (default:
+    one per core) decode; `num_workers` processes with as many threads each do so instead.
 
     A corrupt record is logged once and replaced by the next readable one. Raises UserError if
     `process_count` does not divide `batch_size`, for a `sampling` that is not in SAMPLINGS, and,

@@ -9,7 +9,7 @@ from se_flax.data import imagenet, sources
 from se_flax.data.fashion_mnist import DEBIAN_FOLDER, FashionMnist
 from se_flax.data.sources import FOLDER, data_folder, find_builder
 from se_flax.errors import MissingError, UserError
-from se_flax.storage import AnyPath, copy_missing, is_remote
+from se_flax.storage import AnyPath, copy_missing, is_remote, local_path
 
 
 def check(name: str, data_dir: str | None = None) -> str:
@@ -58,10 +58,13 @@ def prepare(
     UserError if `name` cannot be built, and MissingError for a missing folder or tar.
     """
     root = data_folder(data_dir)
-    if folder is not None and is_remote(folder):
-        raise UserError(f'--from={os.fspath(folder)}: the files must be on a disk or a mount')
-    if folder is not None and name not in (imagenet.NAME, FashionMnist.name):
-        raise UserError(f'--from is for {imagenet.NAME} and {FashionMnist.name}, not for {name!r}')
+    if folder is not None:
+        if is_remote(folder):
+            raise UserError(f'--from={os.fspath(folder)}: the files must be on a disk or a mount')
+        if name not in (imagenet.NAME, FashionMnist.name):
+            names = f'{imagenet.NAME} and {FashionMnist.name}'
+            raise UserError(f'--from is for {names}, not for {name!r}')
+        folder = local_path(folder)
     if any(options.values()) and name != imagenet.NAME:
         raise UserError(
             f'--max-side, --quality and --allow-other-counts are for {imagenet.NAME}, not {name!r}'
@@ -77,7 +80,7 @@ def prepare(
             imagenet.check_made_with(find_builder(name, data_dir).data_dir, how._asdict())
         return description
     if name == imagenet.NAME and folder is not None:
-        imagenet.build(os.path.expanduser(folder), root, how)
+        imagenet.build(folder, root, how)
     elif is_remote(root):
         _build_and_copy(name, root, folder)
     else:

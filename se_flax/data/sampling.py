@@ -16,12 +16,12 @@ def make_sampler(sampling: str, dataset: Dataset, seed: int) -> Callable[[int], 
 
 
 def repeated(sampler: Callable[[int], int], repeats: int, batch_size: int) -> Callable[[int], int]:
-    """Returns the sampler that visits each example `repeats` times about in the same batch.
+    """Returns the sampler that visits each example `repeats` times, in about the same batch.
 
     That is repeated augmentation (arXiv 1901.09335), as every position has a view of its own. The
-    positions of an example are `ceil(batch_size / repeats)` apart, so that a BatchNorm group of up
-    to so many images has none twice. An epoch has the k-th part of the examples, k = `repeats`, and
-    k epochs have all.
+    positions of an example are `ceil(batch_size / repeats)` apart, so that no BatchNorm group of up
+    to that many images has one twice. An epoch visits one example in `repeats`, and `repeats`
+    epochs visit all.
     """
     if repeats == 1:
         return sampler

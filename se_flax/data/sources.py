@@ -103,8 +103,15 @@ def find_builder(name: str, data_dir: str | None = None) -> tfds.core.DatasetBui
     root = data_folder(data_dir)
     plain_name = re.split('[/:]', name)[0]
     if naming.is_valid_dataset_name(plain_name):
-        with reaching(root), contextlib.suppress(tfds.core.DatasetNotFoundError):
-            return read_only_builder.builder_from_files(name, data_dir=root if data_dir else None)
+        try:
+            with reaching(root), contextlib.suppress(tfds.core.DatasetNotFoundError):
+                where = root if data_dir else None
+                return read_only_builder.builder_from_files(name, data_dir=where)
+        except UserError:
+            raise
+        except Exception as error:  # of JSON, protobuf and tfds
+            reason = ' '.join(str(error).split())
+            raise UserError(f'data set {name!r} in {root} cannot be read: {reason}') from error
     elif os.path.isdir(name):
         raise UserError(f'{name} is a folder; to read its images, use {FOLDER}{name}')
     else:  # tfds raises ValueError

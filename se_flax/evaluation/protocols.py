@@ -52,7 +52,7 @@ class Protocol:
       and its mirror image (`evaluation_cls.py` of github.com/soeaver/caffe-model).
 
     `sizes` of the views and `resizes` of the shorter edge, in pixels, have a number per scale; one
-    number applies to all, empty is the network's own. AlexNet averages probabilities. Raises
+    number applies to all, empty is the network's own. AlexNet's `average` is the default. Raises
     UserError for unknown `crops` or `average`, and for lists that do not pair.
     """
 

@@ -80,8 +80,6 @@ for _size, _fields in _SIZES.items():  # torchvision's; timm's B0 to B4 are the 
     _name = f'efficientnet_{_size}'
     _pair(f'{_name}_no_se', _name, epsilon=_epsilon, **_fields)
 for _size in ('b5', 'v2_s', 'v2_m', 'v2_l'):  # timm's own
-    _name = f'timm_efficientnet_{_size}'.replace('_v2', 'v2')
-    _one(_name, epsilon=1e-5, **_SIZES[_size])
+    _one(f'timm_efficientnet_{_size}'.replace('_v2', 'v2'), epsilon=1e-5, **_SIZES[_size])
 for _size, _fields in _SIZES.items():  # TensorFlow's, by timm's names
-    _name = f'timm_tf_efficientnet_{_size}'.replace('_v2', 'v2')
-    _one(_name, same_padding=True, **_fields)
+    _one(f'timm_tf_efficientnet_{_size}'.replace('_v2', 'v2'), same_padding=True, **_fields)

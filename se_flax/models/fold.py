@@ -14,7 +14,8 @@ def fold_batch_norm(model: Network, variables: Mapping[str, Any]) -> tuple[Netwo
     """Returns the same network for inference, without BatchNorm, and its variables.
 
     BatchNorm's factor goes into the kernel of the convolution before it, or stays a factor if there
-    is none (pre-activation). Logits are equal up to rounding (1e-5).
+    is none (pre-activation). Logits are equal up to rounding (1e-5). A network that is folded
+    already stays as it is.
 
     >>> import jax
     >>> from se_flax import create_model
@@ -24,6 +25,8 @@ def fold_batch_norm(model: Network, variables: Mapping[str, Any]) -> tuple[Netwo
     >>> list(variables), folded.apply(variables, images).shape
     (['params'], (1, 10))
     """
+    if model.folded:
+        return model, dict(variables)
     folded = model.clone(folded=True)
     params, stats = (flatten_dict(variables[kind]) for kind in ('params', 'batch_stats'))
     paths = [tuple(path.split('/')[1:]) for path in variable_shapes(folded)]

@@ -84,7 +84,7 @@ class InvertedResidualNetwork(ResidualNetwork):
         width_multiplier: of all channels, which become multiples of 8.
         stem: channels of the first convolution, which a multiplier below 1 leaves as they are.
         activation: 'relu', 'silu' or 'hard_swish'.
-        largest_kernel: larger kernels become as small.
+        largest_kernel: kernels that are larger are reduced to this size.
         same_padding: pads as TensorFlow does, see `Conv`.
     """
 

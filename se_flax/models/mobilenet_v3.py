@@ -63,12 +63,8 @@ class MobileNetV3(InvertedResidualNetwork):
 
 
 _se = partial(SqueezeExcite, reduction=4, hidden_multiple=8, excite='hard_sigmoid')
-_small: dict[str, Any] = {
-    'layout': SMALL,
-    'stage_sizes': (1, 2, 3, 2, 3),
-    'se_stages': (2, 4, 5, 6),
-}
-_small |= {'hidden': 1024}
+_small: dict[str, Any] = {'layout': SMALL, 'stage_sizes': (1, 2, 3, 2, 3)}
+_small |= {'se_stages': (2, 4, 5, 6), 'hidden': 1024}
 
 # torchvision's, whose epsilon is that of the paper.
 _pair = partial(register_pair, module=MobileNetV3, se=_se)

@@ -114,6 +114,10 @@ class Network(nn.Module):
             if field.type == Sequence[int] and not isinstance(value, tuple):
                 raise UserError(f'{field.name}={value!r} must be a sequence of integers')
         super().__post_init__()
+        if isinstance(self.se, nn.Module):
+            raise UserError(
+                'se is a module; give what makes one, such as partial(SqueezeExcite, reduction=8)'
+            )
         if not (self.se is None or callable(self.se)):
             raise UserError(f'se={self.se!r} must be None or a callable, such as SqueezeExcite')
         if self.bn_momentum > 1:

@@ -20,7 +20,6 @@ class PreActUnit(nn.Module):
     layers: Layers
     filters: int
     strides: int
-
     bottleneck: bool
 
     @nn.compact

@@ -82,7 +82,7 @@ def stages(
     """Returns the fields of a RegNet from its parameters (section 3.3, equations 2 to 4).
 
     Widths that grow linearly, `w_0 + w_a j`, are moved to the nearest power of `w_m` times `w_0`,
-    and to a multiple of 8. Equal ones are a stage, whose width `to_groups` makes whole groups.
+    and to a multiple of 8. Equal ones make a stage; `to_groups` rounds its width to whole groups.
 
     >>> stages(depth=13, w_0=24, w_a=36.44, w_m=2.49, group_width=8)
     {'stage_sizes': (1, 1, 4, 7), 'widths': (24, 56, 152, 368), 'group_width': 8}

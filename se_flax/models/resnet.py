@@ -28,8 +28,8 @@ class ResNet(ResidualNetwork):
 
     Attributes:
         block: BasicBlock or Bottleneck, or a `partial` with that class's own fields.
-        width: channels of the stem and filters of stage 2; each further stage doubles them. Of a
-            fraction, the filters of each stage are rounded.
+        width: channels of the stem and filters of stage 2; each further stage doubles them. If it
+            is a fraction, the filters of each stage are rounded.
         stem: 'imagenet' (7x7 and a pool, both with stride 2), 'deep' (three 3x3 and the pool) or
             'cifar' (3x3).
         stem_widths: channels of the deep stem's 3x3; empty is `width`, `width`, `2 width`.
@@ -43,7 +43,7 @@ class ResNet(ResidualNetwork):
         average_shortcut: shortcuts halve the map by a 2x2 average, and their 1x1 has no stride
             (ResNet-D, arXiv 1812.01187).
         zero_init: initializes the last BatchNorm scale of each unit to 0 (arXiv 1706.02677). Not
-            for gates that are 0 at 0 (tanh, ReLU), which would never open.
+            for gates that start at 0 (tanh, ReLU) and would never open; `excite_bias` opens them.
     """
 
     block: Callable[..., Unit] = Bottleneck
@@ -67,10 +67,11 @@ class ResNet(ResidualNetwork):
             raise UserError(f'stem_widths={self.stem_widths} must have 3 numbers, or none')
         for width in self.stem_widths:
             check_at_least('width in stem_widths', width, 1)
-        excite = getattr(self.se, 'keywords', {}).get('excite')
+        se = getattr(self.se, 'keywords', {})
+        excite, bias = se.get('excite'), se.get('excite_bias', 0)
         if self.zero_init and self.placement == 'standard' and excite in EXCITE:
             with jax.ensure_compile_time_eval(), jax.transfer_guard('allow'):
-                closed = not EXCITE[excite](jnp.zeros(()))
+                closed = not EXCITE[excite](jnp.full((), bias, jnp.float32))
             if closed:
                 raise UserError(
                     f'zero_init=True does not work with excite={excite!r}: the map and the gate of '

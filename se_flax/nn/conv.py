@@ -20,8 +20,8 @@ he_normal = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')  # Caffe's
 class Conv(nn.Module):
     """2-D convolution whose padding is a number of pixels on every side.
 
-    Not `SAME`, unless asked for: with stride 2 that pads an even map at the bottom and right only,
-    which of the published networks only TensorFlow's do. Takes `[B, H, W, C]`, returns
+    Not `SAME`, unless asked for: with stride 2 that pads an even map at the bottom and right only;
+    of the published networks, only TensorFlow's are padded so. Takes `[B, H, W, C]`, returns
     `[B, H', W', features]` of `dtype` with `H' = (H + 2 padding - kh) // strides + 1`. The kernel,
     `[kh, kw, C / groups, features]` in float32 or wider, starts from He's normal distribution
     (arXiv 1502.01852, fan in). Raises UserError if `groups` does not divide the channels in or out.

@@ -90,7 +90,7 @@ class SqueezeExcite(nn.Module):
         use_bias: b1 and b2; the released networks have them, the ablations do not.
         hidden_multiple: rounds the hidden width to a multiple; 8 in timm's networks.
         excite_bias: initial value of b2. The paper's 0 starts every sigmoid gate near 0.5; with 2
-            it starts near 0.88. Other values need `use_bias`.
+            it starts near 0.88. All but 0 need `use_bias`.
         activation: of the hidden channels; 'relu', 'silu' (EfficientNet) or 'hard_swish'.
         base_channels: what `reduction` divides, by default C. Networks whose hidden width follows
             from their block's input, such as RegNet and EfficientNet, set it.

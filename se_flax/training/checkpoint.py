@@ -163,12 +163,14 @@ class Checkpointer(contextlib.AbstractContextManager):
         for each in (error, error.__cause__):  # Orbax turns a lost peer into a TimeoutError
             if isinstance(each, Exception) and lost_a_peer(each):
                 return each
-        if self._writes:
-            _remove(self.directory / str(step))
-            self._remove_unfinished()
+        with storage.reaching(self.directory):
+            if self._writes:
+                _remove(self.directory / str(step))
+                self._remove_unfinished()
+            untouched = self.steps() or 'none'
         return CheckpointError(
             f'could not save step {step} to {self.directory} ({error}); '
-            f'earlier steps are untouched: {self.steps() or "none"}'
+            f'earlier steps are untouched: {untouched}'
         )
 
     def restore(self, target: Any) -> tuple[Any, dict[str, Any]] | None:

@@ -34,7 +34,7 @@ class Clock:
 
     @contextlib.contextmanager
     def spending(self, kind: str, what: str) -> Iterator[None]:
-        """Counts the time inside as of a kind, without what is inside counted as of another."""
+        """Counts the time inside as one kind, except where an inner call counts it as another."""
         self.doing(what)
         outer = self._switch(kind)
         try:

@@ -4,7 +4,7 @@ import argparse
 import ast
 import contextlib
 import inspect
-import numbers
+import math
 import pathlib
 import runpy
 import textwrap
@@ -108,7 +108,7 @@ DATA = {
     'cutout': Field(0, 'Side of the square that is cut out; 0 for none.', 'pixels', least=0),
     'erasing': Field(0.0, 'Probability that a random box is erased.', **PROBABILITY),
     'erasing_mode': Field('const', 'Fill, or noise.', choices=ERASINGS, added=True),
-    'repeats': Field(1, 'Views of each image in a batch, of fewer.', least=1, added=True),
+    'repeats': Field(1, 'Views of each image in a batch of fewer images.', least=1, added=True),
     'eval_resize': Field(256, 'Shorter edge before center crop; 0 keeps it.', **PIXELS, least=0),
     'interpolation': Field('bilinear', 'Resize filter.', choices=INTERPOLATIONS, from_weights=True),
     'sampling': Field('shuffle', 'class_aware draws a class first.', choices=tuple(SAMPLINGS)),
@@ -305,7 +305,7 @@ def load_config(spec: str) -> ConfigDict:
     except Exception as error:  # anything that the user's file may raise
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(path)]
-        if isinstance(error, SyntaxError):
+        if isinstance(error, SyntaxError) and error.filename == str(path):  # not an import's
             lines, error = [error.lineno], SyntaxError(error.msg)
         place = f'{file}:{lines[-1]}' if lines else file
         text = str(error).replace('\\n', ' ').replace("\\'", "'")  # ConfigDict raises a repr
@@ -385,7 +385,11 @@ def check_values(config: ConfigDict, num_devices: int | None, problems: Problems
     problems.wrong.update(name for name in OF_WEIGHTS if config.get(name) is None)
     check(['model'], check_model, c.get('model'))
     if problems.wrong.isdisjoint(('model', 'model_fields')):
-        for field, value in c.model_fields.to_dict().items():
+        fields = c.model_fields.to_dict()
+        with contextlib.suppress(UserError):  # together, as one may be possible only with another
+            make_network(c.model, **fields)
+            fields = {}
+        for field, value in fields.items():  # which of them is wrong
             check([f'model_fields.{field}'], make_network, c.model, **{field: value})
         if any(name.startswith('model_fields.') for name in problems.wrong):
             problems.wrong.add('model_fields')
@@ -405,7 +409,7 @@ def check_values(config: ConfigDict, num_devices: int | None, problems: Problems
         check([*group, 'accumulate'], _check_accumulate, c, num_devices)
 
 
-def make_network(name: str, num_classes: int | None = None, **fields: Any) -> Network:
+def make_network(name: str, /, num_classes: int | None = None, **fields: Any) -> Network:
     """Calls `create_model` under `network_errors`."""
     with network_errors(name, fields):
         return create_model(name, num_classes, **fields)
@@ -432,7 +436,7 @@ def _check_type(name: str, field: Field, value: Any) -> None:
     values, kind = [value], field.type
     if kind is tuple and isinstance(value, tuple | list):
         values, kind = value, float
-    allowed = {int: numbers.Integral, float: numbers.Real}.get(kind, kind)
+    allowed = (int, float) if kind is float else kind  # JSON has none of NumPy's
     if not all(isinstance(v, allowed) and isinstance(v, bool) == (kind is bool) for v in values):
         raise UserError(f'config field {name} has type {field.type.__name__}, got {value!r}')
 
@@ -446,6 +450,8 @@ def _check_value(name: str, field: Field, value: Any, channels: int | None) -> N
         for words, holds, bound in field.bounds:
             if not holds(number, bound):
                 raise UserError(f'{name}={number} must be {words} {bound}')
+        if isinstance(number, float) and not math.isfinite(number):
+            raise UserError(f'{name}={number} must be finite')
     length = channels if field.per_channel else field.length
     if length and len(value) != length:
         count = f'{length} number{"s" if length > 1 else ""}'

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from se_flax.storage import AnyPath, atomic_write
+from se_flax.storage import AnyPath, atomic_write, check_writable
 
 # Palette of Okabe and Ito, distinguishable with every kind of color vision.
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
@@ -32,7 +32,8 @@ def tidy(axes: Any, *, integer: bool = False) -> None:
 
 
 def save(figure: Figure, path: AnyPath) -> None:
-    """Writes a figure as PNG, atomically."""
+    """Writes a figure as PNG, atomically; raises as `check_writable` does."""
+    check_writable(path)
     atomic_write(path, png(figure))
 
 

@@ -36,8 +36,8 @@ def connect(processes: Processes, *, heartbeat_seconds: int) -> None:
     """
     coordinator, num_processes, process_id = processes
     coordinator = coordinator or os.environ.get('JAX_COORDINATOR_ADDRESS')
-    num_processes = _number('--num-processes', num_processes, 'JAX_NUM_PROCESSES')
-    process_id = _number('--process-id', process_id, 'JAX_PROCESS_ID')
+    num_processes = _number('--num-processes', num_processes, 'JAX_NUM_PROCESSES', least=1)
+    process_id = _number('--process-id', process_id, 'JAX_PROCESS_ID', least=0)
     if coordinator:
         host, _, port = coordinator.rpartition(':')
         if not host or not port.isdecimal():
@@ -78,14 +78,14 @@ def _report_waiting() -> None:
     log.warning('not connected after %s s to process 0 at %s: %s', PATIENCE, address, found)
 
 
-def _number(flag: str, value: int | None, variable: str) -> int | None:
+def _number(flag: str, value: int | None, variable: str, least: int) -> int | None:
     text = os.environ.get(variable)
     if value is None and text is not None:
         if not text.isdecimal():
             raise UserError(f'{variable}={text} must be a whole number')
         value = int(text)
     if value is not None:
-        check_at_least(flag, value, 0)
+        check_at_least(flag, value, least)
     return value
 
 

@@ -45,14 +45,14 @@ class Trace(contextlib.AbstractContextManager):
         """Writes the trace once the last step has ended."""
         if not self._local or step < self._last:
             return
-        with self._clock.spending('other', 'writing the trace'), self._local as local:
+        local, self._local = self._local, None  # an error here must not stop the profiler twice
+        with self._clock.spending('other', 'writing the trace'), local as written:
             jax.profiler.stop_trace()
-            for file in pathlib.Path(local).rglob('*'):
+            for file in pathlib.Path(written).rglob('*'):
                 if file.is_file():
-                    path = self._folder / file.relative_to(local)
+                    path = self._folder / file.relative_to(written)
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_bytes(file.read_bytes())
-        self._local = None
 
     def __exit__(self, *exc_info):
         self.after(self._last)

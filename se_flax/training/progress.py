@@ -62,7 +62,7 @@ class Progress(Display):
     def _render(self):
         seconds = self._due - time.monotonic()
         if self._parts is None:
-            line = f'compiling the step, waiting for data  {clock(-seconds)}'
+            line = f'waiting for the first logged step  {clock(-seconds)}'
         else:
             parts = self._parts | {'ETA': f'ETA {clock(max(0, seconds))}'}
             for name in EXPENDABLE:

@@ -1,6 +1,7 @@
 """From the fields of a config to the objects of a run."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
@@ -14,7 +15,6 @@ from ml_collections import ConfigDict
 from se_flax.data import Dataset, EvalTransform, TrainTransform, decode_all, draw, open_dataset
 from se_flax.errors import Problems, UserError
 from se_flax.models import Network
-from se_flax.parallel import data_mesh
 from se_flax.training import config as configs
 from se_flax.training import fine_tune
 from se_flax.training.mixing import Mixing
@@ -106,9 +106,17 @@ def make_model(config: ConfigDict, num_classes: int) -> Network:
 
 def _check_model(config: ConfigDict) -> None:
     model = make_model(config, num_classes=10)  # the data are not open yet
+    fields = config.model_fields.to_dict()
+    try:
+        json.dumps(fields)
+    except TypeError as error:
+        raise UserError(
+            f'model_fields {fields} cannot be kept in config.json ({error}); use numbers, texts, '
+            "lists and dicts, such as {'se': {'reduction': 8}}"
+        ) from None
     shape = (1, config.image_size, config.image_size, config.in_channels)
     image = jax.ShapeDtypeStruct(shape, model.dtype)
-    with configs.network_errors(config.model, config.model_fields.to_dict()):
+    with configs.network_errors(config.model, fields):
         # Tracing checks the fields.
         jax.eval_shape(lambda image: model.init(jax.random.key(0), image), image)
 
@@ -121,13 +129,13 @@ def make_start(
     return make_init(model, optimizer, config.image_size, mesh, **options)
 
 
-def make_step(plan: Plan, mesh: Mesh | None = None) -> TrainStep:
-    """Returns the training step; `mesh` is that of the batch, default `data_mesh()`."""
+def make_step(plan: Plan, mesh: Mesh) -> TrainStep:
+    """Returns the training step; `mesh` is that of the batch."""
     options = {name: plan.config[name] for name in OF_STEP}
     options |= {'average': plan.config.ema, 'average_warmup': plan.config.ema_warmup}
     options |= {'frozen_from': plan.frozen_from, 'mixing': make_mixing(plan.config)}
     network = plan.model, plan.optimizer, plan.schedule
-    return make_train_step(*network, **options, mesh=mesh or data_mesh())
+    return make_train_step(*network, **options, mesh=mesh)
 
 
 def make_mixing(config: ConfigDict) -> Mixing | None:

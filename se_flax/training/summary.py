@@ -63,8 +63,8 @@ def doubts(plan: Plan) -> list[str]:
         )
     if c.batch_size > len(plan.train_set):
         lines.append(
-            f'batch_size={c.batch_size}: a batch has all {len(plan.train_set):,} training images, '
-            'some of them twice'
+            f'batch_size={c.batch_size}: a batch repeats images, as there are only '
+            f'{len(plan.train_set):,} to train on'
         )
     if c.optimizer == 'adamw' and c.learning_rate > 0.03 and not c.base_batch_size:
         lines.append(

@@ -11,14 +11,7 @@ from ml_collections import ConfigDict
 
 from se_flax.data import Dataset
 from se_flax.errors import MissingError, UserError
-from se_flax.storage import (
-    AnyPath,
-    atomic_write,
-    is_remote,
-    read_json,
-    temporaries,
-    without_lists,
-)
+from se_flax.storage import AnyPath, atomic_write, is_remote, read_json, temporaries, without_lists
 from se_flax.training import lock
 from se_flax.training.config import ADDED, MACHINE_FIELDS, base_config
 

@@ -4,15 +4,14 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from se_flax.errors import UserError, check_known
-from se_flax.storage import check_writable
+from se_flax.errors import UserError
 from se_flax.weights.caffe import read_caffe
 from se_flax.weights.files import kind_of, read_index, read_safetensors, read_shards, read_tensors
 from se_flax.weights.fill import adapt
 from se_flax.weights.hub import read_hub
 from se_flax.weights.info import WeightsInfo
 from se_flax.weights.state_dict import read_state_dict
-from se_flax.weights.store import KEY, read_weights, write_weights
+from se_flax.weights.store import KEY, check_out, read_weights, write_weights
 
 
 def convert(
@@ -35,8 +34,7 @@ def convert(
         key, head, in_channels, **fields: as in `from_torch`.
     """
     out = pathlib.Path(out)
-    check_known('kind of weights file', out.suffix, ('.safetensors',))
-    check_writable(out)
+    check_out(out)
     info, variables = adapt(*_read(source, name, out, key, fields), head, in_channels)
     write_weights(out, info, variables)
     return info
@@ -60,12 +58,11 @@ def _read(
             )
         if key is not None:
             raise UserError(f'{source} contains one network; it does not accept key')
-    if kind == 'hub':
-        return read_hub(source.removeprefix('hub:'))
-    if kind == 'ours':
-        info, variables = read_weights(path)
+    if kind in ('hub', 'ours'):
+        hub = kind == 'hub'
+        info, variables = read_hub(source.removeprefix('hub:')) if hub else read_weights(path)
         if name not in (None, info.model):
-            raise UserError(f'{path} contains {info.model}, not {name}')
+            raise UserError(f'{source} contains {info.model}, not {name}')
         return info, variables
     if name is None:
         raise UserError(f'{path} does not name its network; add --model NAME')

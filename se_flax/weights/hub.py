@@ -69,10 +69,11 @@ def _fetch(repo_id: str, name: str, cache_dir: str | pathlib.Path | None) -> pat
     except errors.RepositoryNotFoundError:
         check_known('weights on the hub', repo_id, EXAMPLES)
         raise UserError(f'{repo_id} does not exist on the hub') from None
-    except OSError as error:
+    except Exception as error:  # the network's have no other class in common
+        reason = str(error).partition('\n')[0] or type(error).__name__
         raise MissingError(
             f'{name} of {repo_id} is not in the huggingface_hub cache and cannot be downloaded '
-            f'({str(error).splitlines()[0]}); on a machine with a network: hf download {repo_id}'
+            f'({reason}); on a machine with a network: hf download {repo_id}'
         ) from None
 
 

@@ -127,7 +127,7 @@ def parse_preprocessing(entry: Mapping[str, Any], channels: int = 3) -> Preproce
         exif_orientation=type(view.exif_orientation) is bool,
         interpolation=isinstance(view.interpolation, str),
         mean=are_numbers(view.mean),
-        std=are_numbers(view.std) and min(view.std) > 0,
+        std=are_numbers(view.std) and min(view.std, default=0) > 0,
     )
     return view
 

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 from se_flax.errors import UserError, check_known
 from se_flax.models import create_model
 from se_flax.models.variables import Tensor, misfits, variable_shapes
-from se_flax.storage import atomic_write
+from se_flax.storage import atomic_write, check_writable
 from se_flax.weights.files import read_safetensors
 from se_flax.weights.fill import adapt, as_float32, fill
 from se_flax.weights.info import Preprocessing, WeightsInfo, from_json, to_json
@@ -40,6 +40,12 @@ def save_weights(
     fields, names = dict(fields or {}), tuple(class_names)
     info = WeightsInfo(name, classes, lineage, preprocessing, fields, names)
     write_weights(path, info, variables)
+
+
+def check_out(path: pathlib.Path) -> None:
+    """Raises as `check_writable` does, and UserError unless `path` ends in `.safetensors`."""
+    check_known('kind of weights file', path.suffix, ('.safetensors',))
+    check_writable(path)
 
 
 def write_weights(

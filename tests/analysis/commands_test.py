@@ -204,6 +204,13 @@ def test_a_run_that_is_not_finite_fails_alone(tmp_path, capsys, cache):
     assert [row['cell'] for row in results(out)] == ['learning_rate=0.1']
 
 
+def test_a_shard_without_a_run_names_the_files_that_are_there(tmp_path, capsys, cache):
+    out = tmp_path / 'squeeze'
+    assert cli.main([*SQUEEZE, cache, '--out', str(out), '--shard', '8/9']) == 0
+    told = capsys.readouterr().out.splitlines()[-1].removeprefix(f'{out}: ')
+    assert all((out / name).exists() for name in told.split(', '))
+
+
 @pytest.mark.parametrize(
     ('arguments', 'words'),
     [
@@ -352,6 +359,8 @@ def test_a_page_holds_all_and_asks_nothing(study, tmp_path, capsys):
     assert 'Gates' not in run_page.read_text()
     last = read_rows(run / 'metrics.jsonl')[-1]
     assert f'>{last["loss"]:.4f}</td>' in run_page.read_text()
+    assert cli.main(['report', str(run), '--out', str(tmp_path)]) == 2
+    assert 'it is a folder' in capsys.readouterr().err
 
 
 def test_the_new_ablation_of_the_docs(tmp_path, monkeypatch, cache):

@@ -15,6 +15,7 @@ from se_flax.analysis.excitation import (
     shown,
 )
 from se_flax.data import EvalTransform, eval_batches, open_dataset
+from se_flax.data.dataset import Subset
 from se_flax.errors import UserError
 from se_flax.evaluation import normalize
 from se_flax.evaluation.evaluator import Evaluator, Network
@@ -153,6 +154,21 @@ def test_gates_are_those_of_the_equations(network, dataset, monkeypatch):
             np.testing.assert_allclose(
                 gates.std[label], want[labels == label].std(0), atol=1e-5, rtol=1e-2
             )
+
+
+def test_as_many_images_may_be_damaged_as_the_run_allows(network, dataset):
+    class Damaged(Subset):
+        def read(self, i):
+            image, label = super().read(i)
+            return (b'no image' if label < 2 else image), label
+
+    every = np.arange(len(dataset))
+    damaged = Damaged('damaged', 'eval', dataset.class_names, dataset, every)
+    blocks = se_blocks(network.model, network.variables, 28)
+    with pytest.raises(UserError, match='of 30 records cannot be decoded; max_corrupt allows 1'):
+        measure_gates(network, blocks, damaged, 3, batch_size=16)
+    gates, *_ = measure_gates(network, blocks, damaged, 3, batch_size=16, max_corrupt=0.5)
+    assert np.isnan(gates.mean).all(1).tolist() == [True] * 2 + [False] * 8
 
 
 def test_removing_the_last_stage_is_the_network_without_it(network, dataset):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from se_flax.analysis.pilot import beginning, duration, needs, spent
+from se_flax.analysis.pilot import beginning, duration, needs, page, spent
 from se_flax.analysis.plan import Plan
 from se_flax.analysis.results import compare
 from se_flax.analysis.statistics import seeds_needed
@@ -51,3 +51,12 @@ def test_each_comparison_needs_the_seeds_of_its_deviation():
     assert narrow[-1] == str(seeds_needed(0.141, 0.5, 0.01))
     assert unknown == ['post', 'SE', '1', '', '', '']
     assert needs(compare(rows[:1] + rows[3:]), 0.5, 0.05)[1] == 0
+
+
+def test_runs_that_have_not_told_their_time_are_no_estimate(tmp_path):
+    plan = Plan(STUDIES['squeeze'], QUICKSTART, (), 2, tmp_path)
+    errors = {'average': {0: 10.0, 1: 10.0}, 'max': {0: 10.0, 1: 11.0}}
+    rows = compare([row(name, of, 'average') for name, of in errors.items()])
+    text = page(plan, rows, 1.0, 'se-flax ablate')
+    assert 'takes about' not in text
+    assert text.endswith(f'To continue:\n\n    se-flax ablate --seeds {seeds_needed(0.707, 1.0)}\n')

@@ -6,7 +6,7 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageOps
 
-from se_flax.data.decode import DecodeError, decode
+from se_flax.data.decode import MAX_PIXELS, DecodeError, decode
 
 from ..image_corpus import (
     DAMAGED_JPEGS,
@@ -106,6 +106,14 @@ def test_the_limit_of_pixels_is_asked_of_the_header():
         decode(JPEG[:start], max_pixels=pixels - 1)
     with pytest.raises(DecodeError, match='more than max_pixels'):
         decode(PNG[:60], max_pixels=pixels - 1)
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'WEBP'])
+def test_the_limit_of_pixels_may_be_above_pillows(kind, monkeypatch):
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)  # Pillow refuses twice as many
+    data = encoded(PHOTO, kind, exif=exif(6))
+    got = decode(data, exif_orientation=True, max_pixels=MAX_PIXELS + 1)
+    assert got.shape == (PHOTO.width, PHOTO.height, 3)
 
 
 def test_too_little_memory_is_an_unreadable_image(monkeypatch):

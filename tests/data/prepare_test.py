@@ -85,6 +85,14 @@ def test_files_that_are_not_in_the_folder_are_downloaded(idx_folder, tmp_path, m
     assert len(open_dataset('fashion_mnist', 'eval', str(tmp_path))) == 20
 
 
+def test_the_folder_of_the_files_may_start_at_home(idx_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(idx_folder.parent))
+    monkeypatch.setattr(downloader, 'MAX_RETRIES', 0)
+    monkeypatch.setattr(builder, 'URL', 'http://127.0.0.1:9/')
+    prepare('fashion_mnist', str(tmp_path), folder=f'~/{idx_folder.name}')
+    assert len(open_dataset('fashion_mnist', 'eval', str(tmp_path))) == 20
+
+
 def test_a_download_is_compared_with_its_checksum(idx_folder, tmp_path, monkeypatch):
     """Uses the real URL, behind a proxy that serves other files."""
     monkeypatch.setattr(downloader, 'MAX_RETRIES', 0)  # retries would outlive the server

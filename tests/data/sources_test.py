@@ -134,6 +134,16 @@ def test_missing_split_shard_and_records(tfrecord_dir):
         open_dataset('fashion_mnist', 'train', tfrecord_dir)
 
 
+@pytest.mark.parametrize('file', ['dataset_info.json', 'features.json'])
+def test_damaged_metadata_are_told_in_a_line(tfrecord_dir, file):
+    path = next(tfrecord_dir.glob(f'*/*/{file}'))
+    path.write_text(path.read_text()[:-20])
+    message = f"data set 'fashion_mnist' in {tfrecord_dir} cannot be read: .*line"
+    with pytest.raises(UserError, match=message) as error:
+        open_dataset('fashion_mnist', 'train', tfrecord_dir)
+    assert '\n' not in str(error.value)
+
+
 def test_features_must_be_image_and_label(tfrecord_dir):
     path = next(tfrecord_dir.glob('*/*/features.json'))
     path.write_text(path.read_text().replace('"image": {', '"photo": {', 1))

@@ -69,3 +69,8 @@ def test_a_folded_network_is_not_trained():
     model = create_model('se_resnet8_cifar', folded=True)
     with pytest.raises(UserError, match='no BatchNorm to train: use train=False'):
         model.init(jax.random.key(0), jnp.ones((1, 32, 32, 3)), train=True)
+
+
+def test_a_folded_network_stays_as_it_is():
+    model = create_model('se_resnet8_cifar', folded=True)
+    assert fold_batch_norm(model, {'params': {}}) == (model, {'params': {}})

@@ -52,6 +52,7 @@ def test_a_branch_that_could_never_learn_is_refused(excite):
     with pytest.raises(UserError, match='zero_init=True'):
         jax.eval_shape(lambda: model.clone(zero_init=True))  # while tracing, too
     small(zero_init=True, se={'excite': excite}, placement='pre')  # its map is not 0
+    small(zero_init=True, se={'excite': excite, 'excite_bias': 2})  # its gates are open
     small(zero_init=True)
 
 

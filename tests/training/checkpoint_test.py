@@ -29,7 +29,7 @@ from hypothesis.extra import numpy as hnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from se_flax import storage
-from se_flax.errors import MissingError, UserError
+from se_flax.errors import MissingError, UnreachableError, UserError
 from se_flax.training import checkpoint
 from se_flax.training.checkpoint import Checkpointer, CheckpointError, load
 from se_flax.training.state import TrainState
@@ -395,6 +395,17 @@ def test_a_writer_that_outlives_a_failed_save_leaves_nothing(two_steps, monkeypa
         Checkpointer(two_steps).save(30, make_state(30), {})
     writer.join()
     assert names(two_steps) == ['10', '20']
+
+
+def test_a_bucket_lost_in_a_save_is_told_in_a_line(tmp_path, monkeypatch):
+    def unlink(path, missing_ok=False):
+        raise Exception('Cannot connect\nto host')  # s3fs has exceptions of its own
+
+    checkpoints = Checkpointer(tmp_path)
+    checkpoints.directory = epath.Path('gs://bucket/run')
+    monkeypatch.setattr(type(checkpoints.directory), 'unlink', unlink)
+    with pytest.raises(UnreachableError, match='^cannot reach gs://bucket/run: Cannot connect to'):
+        checkpoints._failed(30, OSError('Cannot connect'))
 
 
 def test_leftovers_of_a_crashed_save_go_at_the_next_start(two_steps):

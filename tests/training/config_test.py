@@ -210,6 +210,7 @@ quickstart
 --config.cache=maybe
 --config.drop_epochs=30;60
 --config.drop_epochs=
+--config.drop_epochs=1e999
 --config.num_steps=1.5
 --config.model_fields=3
 --config.model_fields.width=wide
@@ -226,6 +227,7 @@ quickstart
 --config.eval_batch_size=100
 --config.image_size=0
 --config.num_epochs=0
+--config.num_epochs=inf
 --config.learning_rate=0
 --config.learning_rate=nan
 --config.bn_group_size=-1
@@ -314,6 +316,7 @@ def get_config(model='se_resnet8_cifar'):
             ["unknown field of se_resnet8_cifar 'widht': did you mean wi"],
         ),
         ("c.model_fields.width = 'big'", ["width='big' must be a number"]),
+        ("c.model_fields.name = 'x'", ['se_resnet8_cifar cannot have model_fields ']),
         ('c.optimiser.momentum = 0.9', ["{file}:7: AttributeError: ''optimiser' Did you mean"]),
         ("c.optimizer, c.nesterov = 'lamb', True", ["nesterov=True is a field of optimizer='sgd'"]),
         ('c.betas = 0.9, 1.0', ['betas=1.0 must be below 1']),
@@ -324,6 +327,7 @@ def get_config(model='se_resnet8_cifar'):
         ('del c.momentum', ['config has no momentum; it must start from base_config()']),
         ('c.num_steps = c.seed = None', ['seed=None: it needs a value']),
         ("c.drop_epochs = ('30', 60)", ["drop_epochs has type tuple, got ('30', 60)"]),
+        ('import numpy; c.mean = tuple(numpy.zeros(3, "float32"))', ['mean has type tuple, got (']),
         ('c.num_threads = True', ['num_threads has type int, got True']),
         ('c = c.to_dict()', ['get_config() of {file} returns dict; a config is a ConfigDict']),
         ('return', ['get_config() of {file} returns NoneType; a config is']),
@@ -355,6 +359,29 @@ def test_a_mistake_in_a_file_is_told_in_a_line(line, told, tmp_path):
         lines = message.splitlines()
         assert lines[0].startswith(f'{len(lines) - 1} mistakes') or len(lines) == 1
         assert not (tmp_path / 'run').exists()
+
+
+def test_a_syntax_error_of_an_import_has_its_own_place(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / 'broken_import.py').write_text(39 * '\n' + 'if x\n')
+    file = tmp_path / 'mine.py'
+    file.write_text(FILE.format('import broken_import'))
+    told = f"{file}:7: SyntaxError: expected ':' (broken_import.py, line 40)"
+    with pytest.raises(UserError, match=f'^{re.escape(told)}$'):
+        load_config(str(file))
+
+
+@pytest.mark.parametrize(
+    ('model', 'fields'),
+    [
+        ('timm_seresnet50', {'zero_init': 'false', 'se.excite': 'tanh'}),
+        ('regnet_y_200mf', {'stage_sizes': '(1, 1)', 'widths': '(24, 56)'}),
+    ],
+)
+def test_fields_that_are_possible_only_together(model, fields):
+    words = [f'--config.model_fields.{name}={text}' for name, text in fields.items()]
+    config, *_ = parse_args([f'--config=imagenet:{model}', *words])
+    check_config(config, num_devices=8)
 
 
 def test_assignments_and_the_file_are_told_together(tmp_path):

@@ -6,7 +6,8 @@ import struct
 import numpy as np
 import pytest
 
-from se_flax.training.curves import draw_curves, save
+from se_flax.errors import UserError
+from se_flax.training.curves import draw_curves, new_figure, save
 
 pytestmark = pytest.mark.quick
 
@@ -95,3 +96,11 @@ def test_a_crash_while_drawing_keeps_the_old_picture(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         save(draw_curves(rows(5, 1)), path)
     assert path.read_bytes() == old
+
+
+def test_in_the_place_of_a_folder_nothing_is_left(tmp_path):
+    folder = tmp_path / 'runs'
+    folder.mkdir()
+    with pytest.raises(UserError, match='runs: it is a folder'):
+        save(new_figure(1, 1), folder)
+    assert list(tmp_path.iterdir()) == [folder]

@@ -235,6 +235,7 @@ def test_one_process_cannot_write_its_part_of_a_checkpoint(start_processes, tmp_
         (('nohost', 2, 0), 'must be HOST:PORT'),
         (('host:9000', 2, 2), 'must be below --num-processes=2; use 0 to 1'),
         (('host:9000', 2, -1), 'must be at least 0'),
+        (('host:9000', 0, 0), '--num-processes=0 must be at least 1'),
         ((None, 2, None), 'did not connect'),
     ],
 )

@@ -4,7 +4,8 @@ import json
 import pytest
 
 from se_flax.errors import UserError
-from se_flax.training.profile import check_steps
+from se_flax.training.clock import Clock
+from se_flax.training.profile import Trace, check_steps
 
 
 def test_the_trace_has_the_steps(tmp_path, train_main):
@@ -14,6 +15,14 @@ def test_the_trace_has_the_steps(tmp_path, train_main):
     steps = [event['args']['step_num'] for event in events if event.get('name') == 'train']
     assert sorted(map(int, steps)) == [3, 4]
     assert list(trace.parent.glob('*.xplane.pb'))
+
+
+def test_a_trace_that_cannot_be_written_is_the_only_error(tmp_path):
+    (tmp_path / 'process0').write_text('no folder')
+    with Trace(tmp_path, (1, 1), Clock()) as trace:
+        trace.before(1)
+        with pytest.raises(NotADirectoryError):
+            trace.after(1)
 
 
 @pytest.mark.quick

@@ -119,7 +119,7 @@ def test_a_terminal_shows_one_live_line_under_the_evaluations(monkeypatch, clock
     with Progress(RUN) as progress:
         clock[0] += 12
         progress.print('hello')
-        wait_for(terminal, ['hello', 'compiling the step, waiting for data  0:12'])
+        wait_for(terminal, ['hello', 'waiting for the first logged step  0:12'])
         for step in (398, 399, 400):
             progress.show(TRAIN | {'step': step})
         progress.show(EVAL)

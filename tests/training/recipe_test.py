@@ -226,6 +226,11 @@ def test_the_optimizer_has_the_fields_of_the_config(momentum, nesterov):
             'stage_sizes=3 must be a sequence of integers',
         ),
         ({'model_fields': {'bn_group_size': 8}}, UserError, 'fields of the config itself'),
+        (
+            {'model_fields': {'se': SqueezeExcite}},
+            UserError,
+            'SqueezeExcite.* cannot be kept in config.json .* such as',
+        ),
         ({'data': 'fashion_mini'}, UserError, 'fashion_mnist_mini'),
         ({'data': 'folder:/nowhere'}, MissingError, '/nowhere'),
         ({'dtype': 'float64'}, UserError, 'JAX_ENABLE_X64=1'),

@@ -95,7 +95,7 @@ STEP = {'schedule': 'step', 'drop_epochs': (30, 60)}
         ({'drop_epochs': (30,)}, ()),  # of another schedule
         ({'eval_resize': 32}, ()),
         ({'eval_resize': 256}, ('only the center, 28 pixels',)),
-        ({'data': 'synthetic', 'batch_size': 4128}, ('all 4,096 training images',)),
+        ({'data': 'synthetic', 'batch_size': 4128}, ('only 4,096 to train on',)),
         ({'optimizer': 'adamw', 'learning_rate': 0.001}, ()),
         ({'optimizer': 'adamw', 'learning_rate': 0.1}, ('moves a weight by about that',)),
         ({'ema': 0.9999}, ('about 10,000 steps, and the run has 3,125',)),

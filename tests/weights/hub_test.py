@@ -3,6 +3,7 @@
 import json
 from functools import partial
 
+import huggingface_hub
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -50,12 +51,30 @@ def test_from_the_cache(weights, assert_equal, tmp_path, monkeypatch):
     assert info.preprocessing[:3] == (224, 256, 'bicubic_antialias')
     np.testing.assert_allclose(info.preprocessing.mean, (123.675, 116.28, 103.53))
     np.testing.assert_allclose(info.preprocessing.std, (58.395, 57.12, 57.375))
+    with pytest.raises(UserError, match=f'hub:{ID} contains {name}, not vgg16'):
+        convert(f'hub:{ID}', 'vgg16', tmp_path / 'out.safetensors')
 
 
 def test_without_network_and_cache(tmp_path):
     with pytest.raises(
         MissingError, match=r'of .*in1k is not in the huggingface_hub cache .*hf download'
     ):
+        from_hub(ID, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('error', 'reason'),
+    [
+        (RuntimeError('407 Authentication Required'), '407 Authentication Required'),
+        (TimeoutError(), 'TimeoutError'),
+    ],
+)
+def test_whatever_a_download_raises_is_a_line(tmp_path, monkeypatch, error, reason):
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, 'hf_hub_download', refuse)
+    with pytest.raises(MissingError, match=rf'cannot be downloaded \({reason}\); on a machine'):
         from_hub(ID, tmp_path)
 
 

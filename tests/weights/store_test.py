@@ -193,6 +193,7 @@ def view(**fields):
         (view(std=[1, 2, 0]), r'invalid std in the metadata: \(1, 2, 0\)'),
         (view(std=[1, 2, 'x']), 'invalid std in the metadata'),
         (view(std=[1, 2, float('nan')]), 'invalid std in the metadata'),
+        (view(mean=[], std=[]) | {'fields': {'in_channels': 0}}, 'invalid std in the metadata'),
     ],
 )
 def test_metadata_that_no_file_of_ours_has(weights, tmp_path, change, message):

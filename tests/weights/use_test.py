@@ -142,13 +142,19 @@ def test_mistakes_are_told_in_a_line(converted, image, tmp_path, capsys, weights
             f'{DATA} has 10 classes, {three} has 3',
         ),
         (['evaluate', '--weights', converted], 'a weights file names no data set; set --data'),
-        (['evaluate', '--weights', named, '--data', DATA], f'the classes of {DATA} (T-shirt'),
+        (
+            ['evaluate', '--weights', named, '--data', DATA],
+            f'the 10 classes of {DATA} differ from the 10 of {named}, first in number 0: '
+            "'T-shirt/top' instead of 'c0'",
+        ),
         (
             ['convert', source, '--out', out],
             f'{source} does not name its network; add --mo',
         ),
         (['convert', tmp_path, '--model', 'vgg16', '--out', out], 'a run holds one network; leave'),
         (['convert', tmp_path, '--key', 'ema', '--out', out], 'a run holds one network; leave'),
+        (['convert', tmp_path, '--out', tmp_path / 'no/x.safetensors'], 'cannot write '),
+        (['convert', tmp_path, '--out', 'x.pth'], 'unknown kind of weights file'),
         (['convert', source, '--model', 'vgg16', '--out', 'x.pth'], 'unknown kind of weights file'),
         (
             ['convert', source, '--model', 'vgg16', '--out', tmp_path / 'no/x.safetensors'],

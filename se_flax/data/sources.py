@@ -170,5 +170,6 @@ def _open_tfds(name: str, split: str, builder: tfds.core.DatasetBuilder) -> Tfds
             f'the files of {name!r} hold {len(records)} {tfds_split} records, but its '
             f'dataset_info.json says {count}; prepare it again'
         )
-    shards = tuple(f'{path.name} {path.stat().length}' for path in paths)
+    with reaching(builder.data_dir):
+        shards = tuple(f'{path.name} {path.stat().length}' for path in paths)
     return TfdsDataset(name, split, tuple(info.features['label'].names), records, shards)

@@ -148,15 +148,15 @@ def main():
     )
     print(head, flush=True)
     suffix = ', tuned' if args.tuned else ''
-    titles = [f'{name}{suffix}' for name in args.networks]
     done = []
-    for name, title in zip(args.networks, titles, strict=True):
+    for name in args.networks:
         names = ('ours', 'eager') if args.eager_only else ('ours', 'eager', 'compiled')
         for row in benchmark(name, args.rounds, names):
-            done.append(row | {'network': title})
+            row['network'] += suffix
             ratios = ', '.join(f'{side} / ours {r:.2f}' for side, r in row['ratio'].items())
-            print(f'{title}, {row["run"]}, batch {row["batch"]}: {ratios}', flush=True)
-            update('cpu', head, done[-1:], ('network', 'run', 'batch'), markdown)
+            print(f'{row["network"]}, {row["run"]}, batch {row["batch"]}: {ratios}', flush=True)
+            update('cpu', head, [row], ('network', 'run', 'batch'), markdown)
+            done.append(row)
         jax.clear_caches()
     print(markdown(done))
 

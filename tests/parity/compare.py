@@ -1,5 +1,6 @@
 """PyTorch networks with live random weights, and their comparison with ours."""
 
+import os
 import re
 
 import jax
@@ -17,7 +18,8 @@ torch.set_num_threads(1)  # pytest-xdist has a worker for each core
 
 FAST_COMPILE = {'xla_backend_optimization_level': 0}
 # Gradients by the emitters that users have: the older ones of tests/conftest.py get VGG's wrong.
-USERS = {'xla_cpu_use_fusion_emitters': True} if jax.__version_info__ < (0, 11) else {}
+EMITTERS = 'xla_cpu_use_fusion_emitters'
+USERS = {EMITTERS: True} if EMITTERS in os.environ['XLA_FLAGS'] else {}
 ORDER = {1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}  # of the axes here, as numbered in PyTorch
 DRAW = np.random.default_rng
 DEEP = re.compile('101|152|34$|senet154|(44|56|110)_cifar')

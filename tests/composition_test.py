@@ -64,13 +64,14 @@ CASES = {
     'SE of an Affine': ((3, 4), Gated()),
     'pools': ((5, 3), pools),
     'relu_of_sum': ((3, 3), lambda w, x: nn.relu_of_sum(w * x + x[::-1])),
+    'silu': ((3, 3), lambda w, x: nn.silu(w * x)),
     'shake': ((3, 3), partial(shaken, backward='shake')),
     'shake, even': ((3, 3), partial(shaken, backward='even')),
 }
 TAKEN = {
     *('Conv', 'BatchNorm', 'FoldedNorm', 'Affine', 'SqueezeExcite'),
-    *('max_pool', 'avg_pool', 'adaptive_avg_pool', 'relu_of_sum', 'shake'),
-    'stock_operations',
+    *('max_pool', 'avg_pool', 'adaptive_avg_pool', 'relu_of_sum', 'silu'),
+    *('shake', 'stock_operations'),
 }
 
 
@@ -144,6 +145,7 @@ def use_stock_operations(monkeypatch):
     monkeypatch.setattr(pool, '_max_pool', pool._stock)
     monkeypatch.setitem(SQUEEZE, 'max', lambda x: x.max((-3, -2), keepdims=True))
     monkeypatch.setattr(nn, 'relu_of_sum', jax.nn.relu)
+    monkeypatch.setattr(nn, 'silu', jax.nn.silu)
     monkeypatch.setattr(nn.batch_norm, '_of_groups', nn.batch_norm._of_groups.fun)
     monkeypatch.setattr(nn.batch_norm, '_of_images', nn.batch_norm._of_images.fun)
 

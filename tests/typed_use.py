@@ -31,7 +31,7 @@ from se_flax.evaluation.evaluator import Network as WithPreprocessing
 from se_flax.export import export_network, save_exported
 from se_flax.inference import evaluate_networks, open_run, predict
 from se_flax.models import Network, PaperResult, ResNet
-from se_flax.nn import Affine, Conv, adaptive_avg_pool, avg_pool, max_pool, relu_of_sum, shake
+from se_flax.nn import Affine, Conv, adaptive_avg_pool, avg_pool, max_pool, relu_of_sum, shake, silu
 from se_flax.parallel import data_mesh
 from se_flax.training.config import base_config
 from se_flax.training.optimizer import make_optimizer, make_schedule
@@ -84,6 +84,7 @@ class Block(nn.Module):
         assert_type(avg_pool(y, padding=1, count_pad=False), jax.Array)
         assert_type(adaptive_avg_pool(y, 7), jax.Array)
         assert_type(relu_of_sum(y + y), jax.Array)
+        assert_type(silu(y), jax.Array)
         assert_type(shake(y, y, self.make_rng('shake') if train else None), jax.Array)
         return max_pool(y, ceil=True)
 

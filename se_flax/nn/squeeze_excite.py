@@ -10,6 +10,7 @@ from flax import linen as nn
 from jax import lax
 
 from se_flax.errors import UserError, check_at_least, check_known
+from se_flax.nn.activation import silu
 from se_flax.nn.batch_norm import Affine
 from se_flax.nn.conv import he_normal
 from se_flax.nn.stock import is_stock
@@ -49,7 +50,7 @@ EXCITE: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 ACTIVATION: dict[str, Callable[[jax.Array], jax.Array]] = {
     'relu': nn.relu,
-    'silu': nn.silu,
+    'silu': silu,
     'hard_swish': nn.hard_swish,
 }
 

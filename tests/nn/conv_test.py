@@ -108,6 +108,7 @@ def test_groups_must_divide_the_channels():
 @example(1, (64, 65), (7, 6), (3, 5), 3, (1, 3))
 @example(1, (3, 64), (23, 7), (7, 7), 2, (3, 3))  # a stem, six rows at a time
 @example(6, (1, 2), (7, 7), (7, 1), 1, (3, 0))  # depthwise with a multiplier
+@example(6, (1, 1), (7, 6), (3, 5), 2, (4, 1))  # the same, with more padding than the kernel needs
 @settings(max_examples=4, deadline=None)  # each compiles, about a second
 def test_form_on_cpu_equals_stock(groups, widths, size, kernel_size, strides, pads):
     """Values, forward and both reverse derivatives, of float64 (only a wrong formula differs) and

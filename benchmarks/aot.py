@@ -10,6 +10,7 @@ generated from that file.
 
 import argparse
 import json
+import math
 import os
 import pathlib
 import re
@@ -175,10 +176,8 @@ def bytes_of(types: str) -> int:
     """
     total = 0
     for bits, shape in ARRAY.findall(types):
-        size = int(bits or 8)  # the name of a boolean has no number of bits
-        for axis in filter(None, shape.split(',')):
-            size *= int(axis)
-        total += size // 8
+        size = math.prod(map(int, filter(None, shape.split(','))))
+        total += size * int(bits or 8) // 8  # the name of a boolean has no number of bits
     return total
 
 
@@ -200,7 +199,7 @@ def figures(compiled) -> dict:
 
 def measure(model: str, chip: str, chips: int, images: int, hlo: str | None = None) -> dict:
     """Returns a row of the table, also if the step does not fit into memory."""
-    cell = {'model': model, 'chip': chip, 'chips': chips, 'images': images}
+    cell = dict(zip(CELL, (model, chip, chips, images), strict=True))
     mesh = described_mesh(chip, chips)
     begin = time.perf_counter()
     try:
@@ -283,19 +282,16 @@ def main():
     if args.chips not in CHIPS[args.chip].slices:
         sizes = ', '.join(map(str, CHIPS[args.chip].slices))
         parser.error(f'--chips={args.chips}: {args.chip} is described for {sizes}')
+    if args.print and not args.model:
+        parser.error('--print needs --model')
     if args.print:
         print(json.dumps(measure(args.model, args.chip, args.chips, args.images, args.hlo)))
         return
     cells = [(args.model, args.chip, args.chips, args.images)] if args.model else CELLS
     for cell in cells:
         # Each in its own process, because the compiler may abort.
-        options = zip(('--model', '--chip', '--chips', '--images'), map(str, cell), strict=True)
-        command = [
-            sys.executable,
-            __file__,
-            '--print',
-            *(word for pair in options for word in pair),
-        ]
+        options = [f'--{name}={value}' for name, value in zip(CELL, cell, strict=True)]
+        command = [sys.executable, __file__, '--print', *options]
         if args.hlo:
             command += ['--hlo', args.hlo]
         done = subprocess.run(command, text=True, stdout=subprocess.PIPE)

@@ -6,15 +6,13 @@ have their own column. Writes `benchmarks/results/compile.json` and `compile.md`
 """
 
 import argparse
-import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 
 import jax
 from aot import lower_step
+from isolated import in_new_process
 from record import processor, save, versions
 
 from se_flax.parallel import data_mesh
@@ -34,21 +32,16 @@ def measure(network, images):
 
 def measure_elsewhere(network, cache):
     """Returns the same from a new process with its compilation cache in a folder."""
-    environ = os.environ | {'JAX_COMPILATION_CACHE_DIR': cache}
-    command = [sys.executable, __file__, network, '--here']
-    return json.loads(subprocess.check_output(command, env=environ, text=True))
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = cache
+    return in_new_process(measure, network, NETWORKS[network])
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('networks', nargs='*', default=list(NETWORKS), help=', '.join(NETWORKS))
-    parser.add_argument('--here', action='store_true', help=argparse.SUPPRESS)
     args = parser.parse_args()
     if unknown := set(args.networks) - set(NETWORKS):
         parser.error(f'{", ".join(sorted(unknown))}: take {", ".join(NETWORKS)}')
-    if args.here:
-        print(json.dumps(measure(args.networks[0], NETWORKS[args.networks[0]])))
-        return
     rows = []
     for network in args.networks:
         with tempfile.TemporaryDirectory() as cache:

@@ -7,10 +7,9 @@ process. Needs the extra `torch`. Writes `benchmarks/results/conv.json` and `con
 
 import argparse
 import os
-import statistics
 import sys
-import time
 from functools import partial
+from timeit import timeit
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +17,7 @@ import numpy as np
 from record import processor, save, versions
 
 from se_flax.nn.conv import _stock, convolve
+from se_flax.tables import markdown
 
 try:
     import torch
@@ -74,15 +74,8 @@ def in_torch(x, kernel, cotangent, **kwargs):
 
 def measure(runs, rounds):
     """Returns the median milliseconds of each run, not counting the first, which compiles."""
-    for run in runs:
-        run()
-    times = [[] for _ in runs]
-    for _ in range(rounds):
-        for run, seconds in zip(runs, times, strict=True):
-            begin = time.perf_counter()
-            run()
-            seconds.append(time.perf_counter() - begin)
-    return [1e3 * statistics.median(seconds) for seconds in times]
+    seconds = [[timeit(run, number=1) for run in runs] for _ in range(rounds + 1)]
+    return (1e3 * np.median(seconds[1:], axis=0)).tolist()
 
 
 def benchmark(batch, size, channels, features, k, strides, groups, rounds):
@@ -113,23 +106,18 @@ def main():
         f'{processor()}; {versions("jax", "jaxlib", "torch")}; batch {args.batch}, float32; median '
         f'ms of {args.rounds} rounds: forward / forward and both gradients'
     )
-    lines = [
-        '| layer of | map | channels | kernel | strides | groups | stock | ours | PyTorch |',
-        '|---|---|---|---|---|---|---|---|---|',
-    ]
-    print(head, '', *lines, sep='\n')
-    rows = []
+    titles = ['layer of', 'map', 'channels', 'kernel', 'strides', 'groups']
+    rows, table = [], [[*titles, 'stock', 'ours', 'PyTorch']]
+    print(head, flush=True)
     for layer in LAYERS:
         network, size, channels, features, k, strides, groups = layer
         forward, both = benchmark(args.batch, *layer[1:], args.rounds)
         rows.append({'layer': layer, 'forward_ms': forward, 'both_ms': both})
-        times = ' | '.join(f'{a:.1f} / {b:.1f}' for a, b in zip(forward, both, strict=True))
-        lines.append(
-            f'| {network} | {size}x{size} | {channels} to {features} | {k}x{k} | {strides} '
-            f'| {groups} | {times} |'
-        )
-        print(lines[-1], flush=True)
-    save('conv', head, '\n'.join(lines), rows)
+        times = (f'{a:.1f} / {b:.1f}' for a, b in zip(forward, both, strict=True))
+        shape = f'{size}x{size}', f'{channels} to {features}', f'{k}x{k}', str(strides), str(groups)
+        table.append([network, *shape, *times])
+        print(*table[-1], sep=' | ', flush=True)
+    save('conv', head, markdown(table), rows)
 
 
 if __name__ == '__main__':

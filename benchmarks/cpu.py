@@ -16,15 +16,15 @@ import argparse
 import os
 import pathlib
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import jax
+from isolated import in_new_process
 from record import processor, update, versions
-from sides import markdown, ours, pytorchs, rows
+from sides import markdown, ours, pytorchs, row_of
 
 try:
     import timm
@@ -98,17 +98,17 @@ def peak(name, side):
     """Returns the peak memory in bytes of a process with one side during a step, or None."""
     if not pathlib.Path('/proc/self/clear_refs').exists():
         return None
-    command = [sys.executable, __file__, name, '--peak-of', side]
-    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    return in_new_process(peak_here, name, side)
 
 
-def print_peak(name, side):
+def peak_here(name, side):
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     train = make_side(name, side)[0]['train']
     train(1)
     pathlib.Path('/proc/self/clear_refs').write_text('5')  # resets the peak
     train(1)
     status = pathlib.Path('/proc/self/status').read_text()
-    print(1024 * int(re.search(r'VmHWM:\s*(\d+) kB', status)[1]))
+    return 1024 * int(re.search(r'VmHWM:\s*(\d+) kB', status)[1])
 
 
 def benchmark(name, rounds, names):
@@ -119,8 +119,10 @@ def benchmark(name, rounds, names):
     counts = {side: told['parameters'] for side, (_, told) in sides.items()}
     if pair.exact and len(set(counts.values())) > 1:
         raise RuntimeError(f'{name} is another network than its twin: parameters {counts}')
-    for row in rows(name, sides, pair.batch, pair.size, (1, pair.batch), rounds):
-        yield row | ({'bytes': bytes_, 'parameters': counts} if 'bytes' in row else {})
+    step = row_of(name, sides, 'training step', pair.batch, pair.size, rounds)
+    yield step | {'bytes': bytes_, 'parameters': counts}
+    for batch in (1, pair.batch):
+        yield row_of(name, sides, 'inference', batch, pair.size, rounds)
 
 
 def main():
@@ -129,17 +131,12 @@ def main():
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--eager-only', action='store_true', help='leave out torch.compile')
     parser.add_argument('--tuned', action='store_true', help=' '.join(map('='.join, TUNED.items())))
-    parser.add_argument('--peak-of', choices=('ours', 'eager', 'compiled'), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if unknown := set(args.networks) - set(PAIRS):
         parser.error(f'no twin of {", ".join(sorted(unknown))}; take {", ".join(PAIRS)}')
     if args.tuned and not TUNED.items() <= os.environ.items():  # read when a process starts
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | TUNED)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    if args.peak_of:
-        print_peak(*args.networks, args.peak_of)
-        return
-
     head = (
         f'{processor()}; {versions("se_flax", "jax", "flax", "torch", "timm", "pytorchcv")}; '
         f'float32, inference of ours with BatchNorm folded; median (range) of {args.rounds} '

@@ -31,6 +31,7 @@ from record import save, versions
 from sides import RUNS, compare, median_ratio, ours, pytorchs, row_of
 from sides import markdown as table_of
 
+from se_flax import tables
 from se_flax.nn import Affine, SqueezeExcite
 from se_flax.nn.conv import _pieces, _stock
 
@@ -177,30 +178,27 @@ def matmul_rate(size, times):
 
 def markdown(rate, done):
     """Returns the tables of all rows, and a list of failures."""
-    lines = [f'A bfloat16 matrix product runs at {rate / 1e9:,.0f} GFLOP/s here.', '']
-    lines.append(table_of([r for r in done['rows'] if r.get('seconds')]))
+    parts = [f'A bfloat16 matrix product runs at {rate / 1e9:,.0f} GFLOP/s here.']
+    parts.append(table_of([r for r in done['rows'] if r.get('seconds')]))
     if others := [r for r in done['variants'] if 'error' not in r]:
-        lines += [
-            '',
-            '| training step of | other form | batch | time / default | memory / default |',
-        ]
-        lines += ['|---|---|---:|---:|---:|']
+        table = [('training step of', 'other form', 'batch', 'time / default', 'memory / default')]
         for r in others:
-            ratios = f'{r["time_ratio"]:.3f} | {r["bytes_ratio"]:.3f}'
-            lines.append(f'| {r["network"]} | {r["variant"]} | {r["batch"]} | {ratios} |')
+            ratios = f'{r["time_ratio"]:.3f}', f'{r["bytes_ratio"]:.3f}'
+            table.append((r['network'], r['variant'], str(r['batch']), *ratios))
+        parts.append(tables.markdown(table))
     if layers := [r for r in done['grouped'] if 'error' not in r]:
-        lines += ['', '| grouped 3x3, both gradients | batch | stock, ms | pieces, ms |']
-        lines += ['|---|---:|---:|---:|']
+        table = [('grouped 3x3, both gradients', 'batch', 'stock, ms', 'pieces, ms')]
         for r in layers:
             what = f'{r["map"]}x{r["map"]}, {r["channels"]} channels, {r["groups"]} groups'
-            ms = f'{r["ms"]["stock"]:.2f} | {r["ms"]["pieces"]:.2f}'
-            lines.append(f'| {what} | {r["batch"]} | {ms} |')
+            ms = (f'{r["ms"][form]:.2f}' for form in ('stock', 'pieces'))
+            table.append((what, str(r['batch']), *ms))
+        parts.append(tables.markdown(table))
     keys = ('network', 'run', 'variant', 'map', 'channels', 'groups', 'batch')
     for r in sum(done.values(), []):
         errors = {'all': r['error']} if 'error' in r else r.get('errors', {})
         what = ', '.join(f'{key} {r[key]}' for key in keys if key in r)
-        lines += [f'\nFailed: {what}; {side}: `{error}`' for side, error in errors.items()]
-    return '\n'.join(lines)
+        parts += [f'Failed: {what}; {side}: `{error}`' for side, error in errors.items()]
+    return '\n\n'.join(parts)
 
 
 def main():

@@ -39,10 +39,10 @@ from PIL import Image
 from record import processor, spread, versions
 
 from se_flax.data import EvalTransform, TrainTransform, eval_batches, train_batches
-from se_flax.data.dataset import Dataset
 from se_flax.data.imagenet import serialize
 from se_flax.data.records import open_records
 from se_flax.data.sources import TfdsDataset
+from se_flax.tables import markdown
 
 PHOTOS = (
     *('astronaut', 'chelsea', 'coffee', 'hubble_deep_field', 'ihc', 'motorcycle_left', 'retina'),
@@ -119,24 +119,20 @@ def write_files(folder, count, sizes):
     return files
 
 
-class Repeated(Dataset):
-    """Repeats the examples of a data set until there are as many as in ImageNet."""
-
-    def __init__(self, few):
-        super().__init__(few.name, few.split, few.class_names)
-        object.__setattr__(self, 'few', few)
+class Repeated(TfdsDataset):
+    """Repeats its records until there are as many as in ImageNet."""
 
     def __len__(self):
         return IMAGENET
 
     def read(self, i):
-        return self.few.read(i % len(self.few))
+        return super().read(i % len(self.records))
 
 
 def open_files(files, form):
     names = tuple(map(str, range(CLASSES)))
     records = open_records([getattr(files, form)], form)
-    return Repeated(TfdsDataset('photographs', 'train', names, records))
+    return Repeated('photographs', 'train', names, records)
 
 
 def train_ours(files, cores, form='array_record', size=SIZE, workers=False, **fields):
@@ -314,18 +310,17 @@ def compare(files, loaders, cores, rounds, images):
             print(f'round {i}:', ('eval', 'train')[train], name, turn, file=sys.stderr)
             if turn:
                 results[train, name].append(turn)
-    for train in (True, False):
-        print(
-            f'\n| {("evaluation", "training")[train]} | images by CPU second | by second ', end=''
-        )
-        print('| ratio to the example | to the same in uint8 |\n|---|---|---|---|---|')
+    for train, what in ((True, 'training'), (False, 'evaluation')):
+        titles = 'images by CPU second', 'by second', 'ratio to the example', 'to the same in uint8'
+        table = [(what, *titles)]
         for name in loaders:
             if turns := results[train, name]:
                 cells = [spread(column, '.0f') for column in zip(*turns, strict=True)]
                 for base in (EXAMPLE, TWIN):
                     pairs = zip(turns, results.get((train, base), ()), strict=False)
                     cells.append(spread([mine[0] / other[0] for mine, other in pairs], '.2f'))
-                print('|', ' | '.join([name, *cells]), '|')
+                table.append((name, *cells))
+        print(f'\n{markdown(table)}')
 
 
 def watch_memory(files, what, size, cores, minutes):

@@ -4,10 +4,17 @@ import multiprocessing
 import re
 import time
 import traceback
+from concurrent.futures import ProcessPoolExecutor
 
 SMALLEST = 16  # smallest batch after halving
 _SPAWN = multiprocessing.get_context('spawn')
 _OUT_OF_MEMORY = re.compile('out of memory|RESOURCE_EXHAUSTED|ALLOC_FAILED', re.IGNORECASE)
+
+
+def in_new_process(function, *args):
+    """Returns what the function returns there; raises what it raises."""
+    with ProcessPoolExecutor(1, _SPAWN) as pool:
+        return pool.submit(function, *args).result()
 
 
 def summary(error):

@@ -208,13 +208,6 @@ def row_of(name, sides, run, batch, size, rounds, times=1):
     return row
 
 
-def rows(name, sides, batch, size, inference_batches, rounds):
-    """Yields a row for the training step and one for each batch of inference."""
-    yield row_of(name, sides, 'training step', batch, size, rounds)
-    for number in inference_batches:
-        yield row_of(name, sides, 'inference', number, size, rounds)
-
-
 @cache
 def _macs(name, size):
     return count(create_model(name), size).macs

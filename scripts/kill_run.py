@@ -84,10 +84,10 @@ def main(argv: list[str]) -> int:
     return int(bool(wrong))
 
 
-def start(workdir: pathlib.Path, fields: list[str]) -> subprocess.Popen:
-    """Starts or resumes the run; appends its output to <workdir>.log."""
+def start(workdir: pathlib.Path, fields: list[str], process: str = '') -> subprocess.Popen:
+    """Starts or resumes the run; appends its output to <workdir><process>.log."""
     workdir.parent.mkdir(parents=True, exist_ok=True)
-    with workdir.with_suffix('.log').open('ab') as log:
+    with workdir.with_name(f'{workdir.name}{process}.log').open('ab') as log:
         command = [sys.executable, str(TRAIN_MAIN), f'--workdir={workdir}', *fields]
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 

@@ -22,7 +22,7 @@ import sys
 import time
 
 import jax
-from kill_run import TRAIN_MAIN, differences, finish, whole_step
+from kill_run import differences, finish, start, whole_step
 
 from se_flax.training.distributed import PEER_LOST
 from se_flax.training.metrics_log import read_rows
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
     fields = [*(f'--config.{field}' for field in FIELDS), *fields]
 
     reference, workdir = args.workdir / 'reference', args.workdir / f'disturbed-{args.seed}'
-    for process in start(args.processes, reference, fields):
+    for process in start_all(args.processes, reference, fields):
         finish(process)
     num_steps = read_rows(reference / 'metrics.jsonl')[-1]['step']
     rng, wrong = random.Random(args.seed), []
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
     for kill in range(1, args.kills + 1):
         number, victim = rng.choice(SIGNALS), rng.randrange(args.processes)
         steps, delay = rng.randint(1, max(1, num_steps // args.kills - 6)), rng.uniform(0, 0.1)
-        processes = start(args.processes, workdir, fields)
+        processes = start_all(args.processes, workdir, fields)
         began, target = time.time(), whole_step(workdir) + steps
         while not reached(workdir, target, began) and all(p.poll() is None for p in processes):
             time.sleep(0.02)
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int:
             f'{" ".join(map(str, codes))}',
             flush=True,
         )
-    for process in start(args.processes, workdir, fields):
+    for process in start_all(args.processes, workdir, fields):
         finish(process)
     wrong += differences(reference, workdir)
     print(*wrong, sep='\n', end='\n' if wrong else '')
@@ -85,26 +85,13 @@ def main(argv: list[str]) -> int:
     return int(bool(wrong))
 
 
-def start(number: int, workdir: pathlib.Path, fields: list[str]) -> list[subprocess.Popen]:
+def start_all(number: int, workdir: pathlib.Path, fields: list[str]) -> list[subprocess.Popen]:
     """Starts the processes of a run; appends their output to <workdir>-<process>.log."""
-    workdir.parent.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
-    command = [sys.executable, str(TRAIN_MAIN), f'--workdir={workdir}', *fields]
-    command += [f'--coordinator=127.0.0.1:{port}', f'--num-processes={number}']
-    processes = []
-    for i in range(number):
-        with workdir.with_name(f'{workdir.name}-{i}.log').open('ab') as log:
-            processes.append(
-                subprocess.Popen(
-                    [*command, f'--process-id={i}'],
-                    env=os.environ | {'JAX_NUM_CPU_DEVICES': str(DEVICES)},
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                )
-            )
-    return processes
+    fields = [*fields, f'--coordinator=127.0.0.1:{port}', f'--num-processes={number}']
+    return [start(workdir, [*fields, f'--process-id={i}'], f'-{i}') for i in range(number)]
 
 
 def reached(workdir: pathlib.Path, step: int, began: float) -> bool:
@@ -126,5 +113,6 @@ def end(processes: list[subprocess.Popen]) -> tuple[float, list[int | None]]:
 
 
 if __name__ == '__main__':
+    os.environ['JAX_NUM_CPU_DEVICES'] = str(DEVICES)
     jax.config.update('jax_platforms', 'cpu')  # only to read checkpoints here
     sys.exit(main(sys.argv[1:]))

@@ -28,7 +28,7 @@ SAME = {  # primitives of JAX that are an operator of ONNX
     **{'add': 'Add', 'sub': 'Sub', 'mul': 'Mul', 'div': 'Div', 'max': 'Max', 'min': 'Min'},
 }
 NCHW = (0, 3, 1, 2)  # the jaxpr's axes in the order of ONNX
-CALLS = ('jaxpr', 'call_jaxpr')  # what primitives call the jaxpr inside them
+CALLS = ('jit', 'remat2', 'custom_jvp_call', 'custom_vjp_call')  # run the jaxpr in them, once
 SLOPE = {'alpha': 1 / 6, 'beta': 0.5}  # HardSigmoid's own is 0.2
 
 
@@ -101,8 +101,8 @@ class Converter:
         env: dict[Any, Any] = dict(zip(variables, values, strict=True))
         for eqn in jaxpr.eqns:
             given = [v.val if isinstance(v, Literal) else env[v] for v in eqn.invars]
-            inner = next((eqn.params[name] for name in CALLS if name in eqn.params), None)
-            if inner is not None:
+            if eqn.primitive.name in CALLS:
+                inner = eqn.params.get('jaxpr') or eqn.params['call_jaxpr']
                 inner = inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
                 if is_hard_sigmoid(inner) and isinstance(given[0], Tensor):
                     x = self.scaled(given[0])
@@ -113,7 +113,7 @@ class Converter:
                 results = eqn.primitive.bind(*given, **eqn.params)
             else:
                 results = self.equation(eqn, given)
-            several = inner is not None or eqn.primitive.multiple_results
+            several = eqn.primitive.multiple_results
             env.update(zip(eqn.outvars, results if several else [results], strict=True))
         return [v.val if isinstance(v, Literal) else env[v] for v in jaxpr.outvars]
 
@@ -128,9 +128,9 @@ class Converter:
         raise UserError(f'ONNX export has no rule for {name}, of {eqn}')
 
     def scaled(self, x: Tensor) -> Tensor:
-        return (
-            x if x.scale == 1 else self.tensor(x, 'Mul', x.name, self.weight(np.float32(x.scale)))
-        )
+        if x.scale == 1:
+            return x
+        return self.tensor(x, 'Mul', x.name, self.weight(np.float32(x.scale)))
 
     def ordered(self, x: Tensor, axes: Sequence[int], shape: Sequence[int] | None = None) -> Tensor:
         """Returns the tensor with these axes; with `shape`, that of the jaxpr, nothing implied."""
@@ -196,11 +196,13 @@ class Converter:
             raise UserError(f'ONNX export is of float32 networks; this one has {new_dtype}')
         return self.tensor(x, 'Cast', x.name, to=onnx.TensorProto.FLOAT)
 
-    def _on_conv_general_dilated(
-        self, x, kernel, *, shape, out, window_strides, padding, feature_group_count, **_
-    ):
+    def _on_conv_general_dilated(self, x, kernel, *, shape, out, padding, **params):
+        if params['lhs_dilation'] != (1, 1):
+            raise UserError('ONNX export is of 2-D convolutions that are not transposed')
         kernel = np.asarray(kernel).transpose(3, 2, 0, 1)
-        fields = {'strides': window_strides, 'group': feature_group_count}
+        names = {'window_strides': 'strides', 'rhs_dilation': 'dilations'}
+        names['feature_group_count'] = 'group'
+        fields = {name: params[key] for key, name in names.items()}
         return self._window('Conv', x, shape, out, kernel.shape[2:], padding, kernel, **fields)
 
     def _window(self, kind, x, shape, out, size, padding, *weights, **fields):
@@ -210,7 +212,10 @@ class Converter:
         inputs = [x.name, *map(self.weight, weights)]
         return self.full(out, NCHW, kind, *inputs, kernel_shape=size, **fields)
 
-    def _pool(self, kind, x, *, shape, out, window_dimensions, window_strides, padding, **_):
+    def _pool(self, kind, x, *, shape, out, window_dimensions, window_strides, padding, **params):
+        dilations = {*params['base_dilation'], *params['window_dilation']}
+        if dilations != {1} or window_dimensions[::3] != (1, 1):
+            raise UserError('ONNX export pools over height and width, without dilation')
         fields = {'count_include_pad': 1} if kind == 'AveragePool' else {}
         fields |= {'strides': window_strides[1:3]}
         return self._window(kind, x, shape, out, window_dimensions[1:3], padding[1:3], **fields)
@@ -226,13 +231,11 @@ class Converter:
         if len(shape) != 4 or tuple(axes) != (1, 2):
             raise UserError(f'ONNX export reduces maps over height and width, not over {axes}')
         x = self.ordered(x, NCHW, shape)
-        name = self.node(kind, x.name)
-        return Tensor(name, (0, 1, None, None), (*x.shape[:2], 1, 1))
+        return Tensor(self.node(kind, x.name), (0, 1, None, None), (*x.shape[:2], 1, 1))
 
     def _on_reduce_sum(self, x, *, shape, axes, **_):
-        return self._reduced('GlobalAveragePool', x, shape, axes)._replace(
-            scale=math.prod(shape[a] for a in axes)
-        )
+        y = self._reduced('GlobalAveragePool', x, shape, axes)
+        return y._replace(scale=math.prod(shape[a] for a in axes))
 
     def _on_reduce_max(self, x, *, shape, axes, **_):
         return self._reduced('GlobalMaxPool', x, shape, axes)
@@ -254,17 +257,14 @@ class Converter:
         x = self.ordered(x, before, shape)
         return self.reshaped(x, after, [out.shape[a] for a in after])
 
-    _on_squeeze = _on_expand_dims = _on_reshape
+    _on_squeeze = _on_reshape
 
-    def _on_concatenate(self, *values, out, dimension, **_):
+    def _on_concatenate(self, *values, shapes, out, dimension, **_):
+        if not all(isinstance(value, Tensor) for value in values):
+            raise UserError('ONNX export concatenates maps, but no constants')
         axes = channels_first(out.ndim)
-        tensors = []
-        for x in values:
-            shape = list(out.shape)
-            own = dict(zip(x.axes, x.shape, strict=True))
-            shape[dimension] = own[dimension]
-            tensors.append(self.ordered(x, axes, shape))
-        names = [x.name for x in tensors]
+        parts = zip(values, shapes, strict=True)
+        names = [self.ordered(x, axes, shape).name for x, shape in parts]
         return self.full(out, axes, 'Concat', *names, axis=axes.index(dimension))
 
     def _on_slice(self, x, *, shape, out, start_indices, limit_indices, strides, **_):
@@ -291,8 +291,7 @@ class Converter:
             kernel = np.asarray(y)
             if last == 3 and kernel.ndim == 2:  # a dense layer at each position
                 kernel, sides = kernel.T.reshape(*kernel.shape[::-1], 1, 1), ((0, 0), (0, 0))
-                fields = {'strides': (1, 1)}
-                return self._window('Conv', x, shape, out, (1, 1), sides, kernel, **fields)
+                return self._window('Conv', x, shape, out, (1, 1), sides, kernel, strides=(1, 1))
             if last == 1:
                 x = self.ordered(x, (0, 1), shape)
                 return self.full(out, (0, 1), 'Gemm', x.name, self.weight(kernel))
@@ -403,19 +402,16 @@ def to_onnx(
     nodes[-1].output[0] = 'logits'
     used = {name for node in nodes for name in node.input}
     weights = [numpy_helper.from_array(v, k) for k, v in converter.weights.items() if k in used]
-    values = (('images', images.dtype, shape), ('logits', out.dtype, out.shape))
-    given, made = (
-        helper.make_tensor_value_info(
-            name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), ['batch', *sizes[1:]]
-        )
-        for name, dtype, sizes in values
-    )
+
+    def value_info(name, dtype, shape):
+        kind = helper.np_dtype_to_tensor_dtype(dtype)
+        return helper.make_tensor_value_info(name, kind, ['batch', *shape[1:]])
+
+    given = value_info('images', images.dtype, shape)
+    made = value_info('logits', out.dtype, out.shape)
     graph = helper.make_graph(nodes, 'se_flax', [given], [made], weights)
     version = [helper.make_opsetid('', opset)]
-    ir_version = helper.find_min_ir_version_for(version)
-    model = helper.make_model(
-        graph, opset_imports=version, ir_version=ir_version, producer_name='se_flax'
-    )
+    model = helper.make_model_gen_version(graph, opset_imports=version, producer_name='se_flax')
     helper.set_model_props(model, dict(metadata))
     onnx.checker.check_model(model, full_check=True)
     return model

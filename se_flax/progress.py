@@ -4,8 +4,7 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, TextIO
 
 from rich import progress
 from rich.console import Console
@@ -13,17 +12,17 @@ from rich.console import Console
 EVERY = 30.0  # seconds between two lines
 
 
-class Display(contextlib.AbstractContextManager):
-    """On a terminal, the display that `make(console=...)` returns, below all prints and logs."""
+def console_of(stream: TextIO) -> Console:
+    """Returns a console that writes plain text to anything but a terminal."""
+    # With FORCE_COLOR rich takes a log file for a terminal.
+    return Console(file=stream, force_terminal=stream.isatty())
 
-    def __init__(
-        self, make: Callable[..., Any], console: Console | None, stream: Literal['stdout', 'stderr']
-    ):
-        if not console:
-            # With FORCE_COLOR rich takes a log file for a terminal; it must stay plain.
-            terminal = getattr(sys, stream).isatty()
-            console = Console(stderr=stream == 'stderr', force_terminal=terminal)
-        self._console, self._display = console, make(console=console)
+
+class Display(contextlib.AbstractContextManager):
+    """Shows a `Live` or a `Progress` of rich on a terminal, below all prints and logs."""
+
+    def __init__(self, display: Any):
+        self._display, self._console = display, display.console
         self._exit = contextlib.ExitStack()
 
     def __enter__(self):
@@ -56,13 +55,10 @@ class Progress(Display):
         before: str = 'loading, compiling',  # shown until the first call of `show`
         console: Console | None = None,
     ):
-        def bar(console):
-            columns = '{task.description}', progress.BarColumn()
-            shown = progress.Progress(*columns, console=console, transient=True)
-            shown.add_task(before, total=None)
-            return shown
-
-        super().__init__(bar, console, 'stderr')
+        columns = '{task.description}', progress.BarColumn()
+        console = console or console_of(sys.stderr)
+        super().__init__(progress.Progress(*columns, console=console, transient=True))
+        self._task = self._display.add_task(before, total=None)
         self._things = things
         self._start: tuple[int, float] | None = None  # what was done at the first call, its time
         self._due = 0.0  # time of the next line
@@ -79,8 +75,7 @@ class Progress(Display):
             text += f', {speed:,.{0 if speed >= 100 else 1}f} {self._things}/s'
             text += f', ETA {clock((total - done) / speed)}'
         if self._console.is_interactive:
-            [task] = self._display.task_ids
-            self._display.update(task, description=text, completed=done, total=total)
+            self._display.update(self._task, description=text, completed=done, total=total)
         elif now >= self._due:
             self._due = now + EVERY
             self.print(text)

@@ -125,6 +125,11 @@ def read_json(path: AnyPath) -> Any:
         raise UserError(f'{path} is damaged ({error})') from None
 
 
+def json_line(value: Any) -> bytes:
+    """Returns a line of a .jsonl file; the same numbers are read back, as floats are in full."""
+    return json.dumps(value, allow_nan=False).encode() + b'\n'
+
+
 def without_lists(value: Any) -> Any:
     """Turns lists into tuples, at every depth: JSON has lists, and modules must be hashable.
 

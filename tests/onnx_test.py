@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 from se_flax import cli, create_model, list_models, nn
 from se_flax.errors import UserError
@@ -349,6 +350,40 @@ def test_an_operation_without_a_rule_is_named():
     images = jax.ShapeDtypeStruct((1, 4, 4, 3), jnp.float32)
     with pytest.raises(UserError, match='no rule for cumsum'):
         to_onnx(lambda x: jnp.cumsum(x, 1).mean((1, 2)), images, nchw=True, opset=17, metadata={})
+
+
+def test_other_windows_are_converted_or_refused():
+    from se_flax.onnx import to_onnx
+
+    shape = jax.ShapeDtypeStruct((1, 9, 9, 3), jnp.float32)
+    images = normalized(random_images(2, 9, 9, 3))
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 3, 4)).astype('f')
+
+    def convert(function):
+        return to_onnx(function, shape, nchw=True, opset=17, metadata={})
+
+    def conv(x, **dilation):
+        names = ('NHWC', 'HWIO', 'NHWC')
+        y = lax.conv_general_dilated(
+            x, kernel, (1, 1), [(2, 2)] * 2, dimension_numbers=names, **dilation
+        )
+        return y.mean((1, 2))
+
+    dilated = partial(conv, rhs_dilation=(2, 2))
+    got = run(convert(dilated), images.transpose(0, 3, 1, 2))
+    np.testing.assert_allclose(got, dilated(images), rtol=1e-4, atol=1e-5)
+    window = partial(lax.reduce_window, init_value=-jnp.inf, computation=lax.max)
+    window = partial(window, window_strides=(1, 1, 1, 1), padding='VALID')
+    wide = partial(window, window_dimensions=(1, 2, 2, 1), window_dilation=(1, 2, 2, 1))
+    for function, error in (
+        (partial(conv, lhs_dilation=(2, 2)), 'not transposed'),
+        (wide, 'without dilation'),
+        (partial(window, window_dimensions=(1, 1, 1, 3)), 'over height and width'),
+        (lambda x: jnp.concatenate([x, jnp.zeros_like(x)], -1), 'no constants'),
+        (lambda x: lax.fori_loop(0, 3, lambda _, x: 2 * x, x), 'no rule for scan'),
+    ):
+        with pytest.raises(UserError, match=error):
+            convert(function)
 
 
 @pytest.mark.parametrize('equation', ['ih,bhwc->biwc', 'bhwc,bhwd->bcd'])

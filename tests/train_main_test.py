@@ -52,6 +52,7 @@ def fails(tmp_path, capfd):
             ['--workdir={tmp}/used/file'],
             r'{tmp}/used/file is a file, so .* cannot be the folder .*',
         ),
+        (['--workdir={tmp}/lr[0.1]'], r'{tmp}/lr\[0.1\] has \*, \? or \[ in its name, .*'),
         (['--workdir={tmp}/used/file/run'], r'{tmp}/used/file is a file, so .*/run cannot be .*'),
     ],
 )

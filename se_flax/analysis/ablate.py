@@ -1,12 +1,12 @@
 """Runs a study, one training run after another."""
 
 import contextlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import jax
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
@@ -15,11 +15,14 @@ from se_flax.analysis.plan import Plan, Task
 from se_flax.analysis.study import SE
 from se_flax.errors import UserError
 from se_flax.parallel import data_mesh
+from se_flax.progress import Display, console_of
 from se_flax.storage import AnyPath
+from se_flax.training.fine_tune import fill_from_weights
 from se_flax.training.metrics_log import read_rows
 from se_flax.training.recipe import make_plan
 from se_flax.training.run import NonFiniteError, run
-from se_flax.training.workdir import finished
+from se_flax.training.workdir import check as check_workdir
+from se_flax.training.workdir import finished, read_config, saved_config
 
 
 def check(plan: Plan) -> dict[str, int]:
@@ -42,28 +45,31 @@ def ablate(
     plan: Plan,
     steps: Mapping[str, int],
     tasks: Sequence[Task],
-    console: Console,
     stop_requested: Callable[[int], bool] = lambda step: False,
 ) -> list[str]:
     """Runs the unfinished ones of `tasks`, a part of the plan; returns a line for each failure.
 
     A run's output goes to a `.log` beside its workdir. A loss that is not finite ends only its own
-    run. Finished runs that lack the file of `write_right` get it. On a terminal the console shows a
-    live table of all runs of the plan, elsewhere a line per run. `steps` are those of `check`.
+    run. Finished runs that lack the file of `write_right` get it. A terminal shows a live table of
+    all runs of the plan; elsewhere each run is a line. `steps` are those of `check`.
 
     Raises UserError for a workdir with another run, and what `run` raises after `stop_requested`.
     """
     failed: dict[AnyPath, str] = {}
+    console = console_of(sys.stdout)
     # Without redirects, as the output of a run goes to its log.
     options: Any = {'refresh_per_second': 1, 'redirect_stdout': False, 'redirect_stderr': False}
     render = partial(_table, plan, plan.tasks(), steps, failed)
-    live = Live(get_renderable=render, console=console, **options)
-    with live if console.is_interactive else contextlib.nullcontext():
+    with Display(Live(get_renderable=render, console=console, **options)) as display:
         for task in tasks:
+            config = plan.cell_config(task.cell, task.seed)
             before = finished(task.workdir)
+            if before:  # of this study, or of another one or an older config in the same folder
+                _, class_names = read_config(task.workdir)
+                ours = saved_config(fill_from_weights(config), class_names)
+                check_workdir(task.workdir, ours)
             if before and (task.workdir / RIGHT).exists():
                 continue
-            config = plan.cell_config(task.cell, task.seed)
             log = task.workdir.with_name(f'{task.workdir.name}.log')
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open('a') as file, contextlib.redirect_stdout(file):
@@ -79,8 +85,8 @@ def ablate(
                     print(f'no {RIGHT}: {error}')  # the result is there
             jax.clear_caches()  # compiled programs stay on disk
             if not before and not console.is_interactive:
-                text = f'{task.cell.name}, seed {task.seed}: {_state(task, steps, failed)}'
-                console.print(text, markup=False, highlight=False, soft_wrap=True)
+                state = _state(task, steps, failed)
+                display.print(f'{task.cell.name}, seed {task.seed}: {state}')
     return list(failed.values())
 
 

@@ -136,7 +136,10 @@ def _combinations(axes: Sequence[str]) -> list[tuple[tuple[str, str], ...]]:
         field, _, values = axis.partition('=')
         if not values:
             raise UserError(f'--vary {axis}: must be FIELD=VALUE,VALUE')
-        assignments.append([(field.removeprefix('config.'), v) for v in _split(values)])
+        field = field.removeprefix('config.')
+        if field == 'seed':
+            raise UserError(f'--vary {axis}: each run has a seed of its own; use --seeds')
+        assignments.append([(field, v) for v in _split(values)])
     return list(dict.fromkeys(itertools.product(*assignments)))  # a value may come twice
 
 

@@ -54,8 +54,6 @@ def _run(args: argparse.Namespace) -> int:
         rows += [('grid', 'all combinations of any fields: --vary FIELD=VALUE,VALUE')]
         print(f'{tables.aligned(rows, left=2)}\n\nexample: {EXAMPLE}')
         return 0
-    from rich.console import Console
-
     from se_flax.analysis import pilot, results
     from se_flax.analysis.ablate import ablate, check
     from se_flax.analysis.plan import RUNS, Plan, save_plan, shard_of
@@ -89,12 +87,10 @@ def _run(args: argparse.Namespace) -> int:
     tasks = shard_of(plan.tasks(), args.shard, os.environ)
     if text := pilot.beginning(tasks):
         print(text, flush=True)
-    # rich takes FORCE_COLOR for a terminal; a log file must stay plain.
-    console = Console(file=sys.stdout, force_terminal=sys.stdout.isatty())
     failed, stopped = [], None
     try:
         with stop_signals() as stop_requested:
-            failed = ablate(plan, steps, tasks, console, stop_requested)
+            failed = ablate(plan, steps, tasks, stop_requested)
     except Preempted as error:
         stopped = error
     rows = results.write_results(out, plan)

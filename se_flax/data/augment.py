@@ -55,21 +55,17 @@ def _enhanced(enhancer):
 
 def _posterize(image, how):
     bits = 4 - int(how.level * 4) if how.increasing else int(how.level * 4)
-    return _look_up(image, lambda value: value & (256 - 2 ** (8 - bits)))
+    return image.point(lambda value: value & (256 - 2 ** (8 - bits)))
 
 
 def _solarize(image, how):
     start = 256 - int(how.level * 256) if how.increasing else int(how.level * 256)
-    return _look_up(image, lambda value: value if value < start else 255 - value)
+    return image.point(lambda value: value if value < start else 255 - value)
 
 
 def _solarize_add(image, how):
     more = int(how.level * 110)
-    return _look_up(image, lambda value: min(255, value + more) if value < 128 else value)
-
-
-def _look_up(image, f):
-    return image.point(list(map(f, range(256))) * len(image.getbands()))
+    return image.point(lambda value: min(255, value + more) if value < 128 else value)
 
 
 OPERATIONS: dict[str, Operation] = {

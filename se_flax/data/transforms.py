@@ -119,9 +119,8 @@ class TrainTransform(View):
     def __post_init__(self):
         check_known('crop', self.crop, CROPS)
         super().__post_init__()
-        check_at_least('pad', self.pad, 0)
-        check_at_least('cutout', self.cutout, 0)
-        check_at_least('ra_operations', self.ra_operations, 0)
+        for name in ('pad', 'cutout', 'ra_operations'):
+            check_at_least(name, getattr(self, name), 0)
         check_known('erasing_mode', self.erasing_mode, ERASINGS)
         limits = ('rotation', 180), ('jitter', 255), ('ra_magnitude', GREATEST), ('erasing', 1)
         for name, most in limits:
@@ -183,13 +182,11 @@ class TrainTransform(View):
             out[y, x] = self.fill
         if self.erasing and rng.random() < self.erasing:
             top, left, h, w = inception_crop(self.image_size, self.image_size, rng, **ERASED)
-            out[top : top + h, left : left + w] = self._erased(h, w, rng)
-
-    def _erased(self, height: int, width: int, rng: np.random.Generator) -> Any:
-        if self.erasing_mode == 'const':
-            return self.fill
-        noise = rng.normal(self.mean, self.std, (height, width, self.channels))
-        return noise.round().clip(0, 255)
+            box = out[top : top + h, left : left + w]
+            if self.erasing_mode == 'const':
+                box[:] = self.fill
+            else:
+                box[:] = rng.normal(self.mean, self.std, box.shape).round().clip(0, 255)
 
 
 @dataclasses.dataclass(frozen=True)

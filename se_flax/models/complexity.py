@@ -39,6 +39,8 @@ def _macs(closed: core.ClosedJaxpr) -> int:
         inner = jax.tree.leaves(list(eqn.params.values()))
         if platforms := eqn.params.get('branches_platforms'):  # of `lax.platform_dependent`
             inner = [eqn.params['branches'][platforms.index(None)]]  # None is the default
+        # `jax.checkpoint` has an open one.
+        inner = [core.ClosedJaxpr(x, ()) if isinstance(x, core.Jaxpr) else x for x in inner]
         total += sum(_macs(jaxpr) for jaxpr in inner if isinstance(jaxpr, core.ClosedJaxpr))
         if eqn.primitive.name == 'conv_general_dilated':
             kernel, out = eqn.invars[1].aval.shape, eqn.outvars[0].aval.shape

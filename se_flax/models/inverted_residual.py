@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 from flax import linen as nn
@@ -48,16 +48,14 @@ class InvertedResidual(nn.Module):
     strides: int
     activation: str
     fused: bool
-    reduce_input: bool  # SE's reduction divides the channels of the block's input
 
     @nn.compact
     def __call__(self, x):
-        conv_norm, act = self.layers.conv_norm, ACTIVATION[self.activation]
+        conv_norm, se = self.layers.conv_norm, self.layers.squeeze_excite
+        act = ACTIVATION[self.activation]
         channels, spatial = x.shape[-1], (self.kernel_size, self.strides)
         inner = round_channels(channels * self.expansion)
         single = self.fused and inner == channels
-        base = channels if self.reduce_input else None
-        se = partial(self.layers.squeeze_excite, base_channels=base)
         y = se('pre', x)
         if self.fused:
             y = act(conv_norm('_fused', y, self.features if single else inner, *spatial))
@@ -99,7 +97,7 @@ class InvertedResidualNetwork(ResidualNetwork):
     epsilon: float = 1e-3
 
     stages = (2, 3, 4, 5, 6, 7, 8)
-    reduce_input: ClassVar[bool] = True
+    reduce_input = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -112,8 +110,8 @@ class InvertedResidualNetwork(ResidualNetwork):
     def scaled(self, channels: int) -> int:
         return round_channels(channels * self.width_multiplier)
 
-    def layers(self, train: bool, stage: int | None = None, unit: int = 0) -> Layers:
-        layers = super().layers(train, stage, unit)
+    def layers(self, train: bool, stage: int = 1, unit: int = 0, channels: int = 0) -> Layers:
+        layers = super().layers(train, stage, unit, channels)
         same = {'padding': 'same'} if self.same_padding else {}
         return layers._replace(conv=partial(layers.conv, **same))
 
@@ -126,14 +124,13 @@ class InvertedResidualNetwork(ResidualNetwork):
             for i in range(self.stage_sizes[number - 2]):
                 strides = stage.strides if i == 0 else 1
                 x = InvertedResidual(
-                    self.layers(train, number, i),
+                    self.layers(train, number, i, x.shape[-1]),
                     self.scaled(stage.features),
                     stage.expansions[min(i, len(stage.expansions) - 1)],
                     min(stage.kernel_size, self.largest_kernel),
                     strides,
                     'relu' if stage.relu else self.activation,
                     stage.fused,
-                    self.reduce_input,
                     name=f'stage{number}_block{i + 1}',
                 )(x)
                 stride *= strides

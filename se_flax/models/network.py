@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
+from functools import lru_cache, partial
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ from flax import linen as nn
 from flax.linen.initializers import ones
 
 from se_flax.errors import UserError, check_at_least, check_images, check_known
-from se_flax.nn import BatchNorm, Conv, FoldedNorm
+from se_flax.nn import Affine, BatchNorm, Conv, FoldedNorm, SqueezeExcite
 
 Layer = Callable[..., nn.Module]
 Maps = Iterator[tuple[int, jax.Array]]  # stride, map
@@ -37,17 +37,18 @@ class Layers(NamedTuple):
         norm = self.norm_of_conv(name=f'norm{name}', scale_init=scale_init)
         return norm.affine(x) if affine else norm(x)
 
-    def recalibrate(self, x, name='se', base_channels=None):
-        """Applies SE, if the network has it; `base_channels` is for an SE that has this field."""
+    def recalibrate(self, x, name='se'):
+        """Applies SE, if the network has it."""
         if not self.se:
             return x
-        has_field = hasattr(getattr(self.se, 'func', self.se), 'base_channels')
-        fields = {'base_channels': base_channels} if base_channels and has_field else {}
-        return self.se(name=name, **fields)(x)
+        block = self.se(name=name)
+        if isinstance(x, Affine) and not isinstance(block, SqueezeExcite):
+            x = x.map()  # a user's own block takes maps
+        return block(x)
 
-    def squeeze_excite(self, site, x, base_channels=None):
+    def squeeze_excite(self, site, x):
         """Applies SE, if the network has it at this site."""
-        return self.recalibrate(x, base_channels=base_channels) if site == self.placement else x
+        return self.recalibrate(x) if site == self.placement else x
 
     def drop_path(self, x):
         """Zeroes a unit's branch for random images in training, and scales the others' up."""
@@ -55,10 +56,10 @@ class Layers(NamedTuple):
         return drop(x) if self.drop_rate else x
 
 
-@cache
-def _same_partial(function, args, keywords):
+@lru_cache(maxsize=None, typed=True)  # 8 is not 8.0, which a layer may refuse
+def _same_partial(function, /, *args, **keywords):
     """Returns one object for equal arguments, as two equal partials do not compare equal."""
-    return partial(function, *args, **dict(keywords))
+    return partial(function, *args, **keywords)
 
 
 class Network(nn.Module):
@@ -103,8 +104,12 @@ class Network(nn.Module):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, partial):
-                keywords = tuple(sorted(value.keywords.items()))
-                value = _same_partial(value.func, value.args, keywords)
+                keywords = dict(sorted(value.keywords.items()))
+                try:
+                    value = _same_partial(value.func, *value.args, **keywords)
+                except TypeError:  # unhashable
+                    text = f'{field.name}={keywords} must have no lists or arrays'
+                    raise UserError(text) from None
             value = tuple(value) if isinstance(value, list) else value
             object.__setattr__(self, field.name, value)
             if field.type in (int, int | None) and value is not None:
@@ -214,6 +219,7 @@ class ResidualNetwork(Network):
     drop_path: float = 0.0
 
     stages: ClassVar[Sequence[int]] = (2, 3, 4, 5)  # the paper counts the stem as stage 1
+    reduce_input: ClassVar[bool] = False  # SE's reduction divides the channels of a unit's input
 
     def __post_init__(self):
         super().__post_init__()
@@ -226,11 +232,14 @@ class ResidualNetwork(Network):
         for size in self.stage_sizes:
             check_at_least('size in stage_sizes', size, 1)
 
-    def layers(self, train: bool, stage: int | None = None, unit: int = 0) -> Layers:
-        """Returns those of the stem, or of a stage's unit, counted from 0."""
+    def layers(self, train: bool, stage: int = 1, unit: int = 0, channels: int = 0) -> Layers:
+        """Returns those of the stem, or of a stage's unit (from 0) whose input has `channels`."""
         se = self.se if stage in self.se_stages else None
+        # A user's own block may lack the field.
+        if se and self.reduce_input and hasattr(getattr(se, 'func', se), 'base_channels'):
+            se = partial(se, base_channels=channels)
         layers = super().layers(train)._replace(se=se, placement=self.placement)
-        if stage is None or not train:
+        if stage == 1 or not train:
             return layers
         before = sum(self.stage_sizes[: self.stages.index(stage)]) + unit
         rate = self.drop_path * before / max(1, sum(self.stage_sizes) - 1)
@@ -249,7 +258,7 @@ class ResidualNetwork(Network):
         """
         for stage, size in enumerate(self.stage_sizes, start=2):
             for i in range(size):
-                layers = self.layers(train, stage, i)
+                layers = self.layers(train, stage, i, x.shape[-1])
                 strides = 2 if i == 0 and (stage > 2 or halve_first) else 1
                 name = f'stage{stage}_block{i + 1}'
                 x = unit(layers, self.filters(stage), strides, name=name)(x)

@@ -20,16 +20,13 @@ STEM = 32  # channels
 
 
 class RegNetUnit(Bottleneck):
-    """ResNet's 1x1, 3x3, 1x1 with `filters` channels throughout; SE divides those of its input."""
+    """ResNet's 1x1, 3x3, 1x1 with `filters` channels throughout."""
 
     expansion = 1
 
     @property
     def inner(self) -> int:
         return self.filters
-
-    def squeeze_excite(self, site, y, x):
-        return self.layers.squeeze_excite(site, y, base_channels=x.shape[-1])
 
 
 class RegNet(ResidualNetwork):
@@ -47,6 +44,8 @@ class RegNet(ResidualNetwork):
     widths: Sequence[int] = (64, 144, 320, 784)
     group_width: int = 16
     placement: str = 'inside_3x3'
+
+    reduce_input = True
 
     def __post_init__(self):
         super().__post_init__()

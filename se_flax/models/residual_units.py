@@ -24,19 +24,14 @@ class Unit(nn.Module):
     average_shortcut: bool = False
     last_scale_init: Callable[..., Any] = nn.initializers.ones
 
-    def squeeze_excite(self, site, y, x):
-        """Applies SE, if the network has it at this site, to a map `y` of the unit's input `x`."""
-        return self.layers.squeeze_excite(site, y)
-
     def join(self, x, y):
         """Adds the shortcut, projected if the shapes differ, and applies the last ReLU."""
+        squeeze_excite = self.layers.squeeze_excite
         y = self.layers.drop_path(y.map() if isinstance(y, Affine) else y)
-        shortcut = x
-        if x.shape != y.shape:
-            shortcut = self.project(x, y.shape[-1])
+        shortcut = x if x.shape == y.shape else self.project(x, y.shape[-1])
         # After the projection, so that SE has the unit's width (the paper leaves it open).
-        shortcut = self.squeeze_excite('identity', shortcut, x)
-        return self.squeeze_excite('post', relu_of_sum(y + shortcut), x)
+        shortcut = squeeze_excite('identity', shortcut)
+        return squeeze_excite('post', relu_of_sum(y + shortcut))
 
     def project(self, x, features):
         if self.average_shortcut:
@@ -55,12 +50,12 @@ class BasicBlock(Unit):
     @nn.compact
     def __call__(self, x):
         layers, last = self.layers, {'affine': True, 'scale_init': self.last_scale_init}
-        y = self.squeeze_excite('pre', x, x)
+        y = layers.squeeze_excite('pre', x)
         y = nn.relu(layers.conv_norm(1, y, self.filters, 3, self.strides))
-        y = self.squeeze_excite('inside_3x3', y, x)
+        y = layers.squeeze_excite('inside_3x3', y)
         y = layers.conv_norm(2, y, self.filters, 3, **last)
         y = nn.relu(y.map()) if self.extra_relu else y
-        return self.join(x, self.squeeze_excite('standard', y, x))
+        return self.join(x, layers.squeeze_excite('standard', y))
 
 
 class Bottleneck(Unit):
@@ -86,10 +81,10 @@ class Bottleneck(Unit):
         in_1x1, in_3x3, in_pool = (
             self.strides if self.stride_in == layer else 1 for layer in STRIDE_IN
         )
-        y = self.squeeze_excite('pre', x, x)
+        y = layers.squeeze_excite('pre', x)
         y = nn.relu(layers.conv_norm(1, y, first, 1, in_1x1))
         y = nn.relu(layers.conv_norm(2, y, self.inner, 3, in_3x3, groups=self.groups))
         y = avg_pool(y, 2, 2, ceil=True) if in_pool > 1 else y
-        y = self.squeeze_excite('inside_3x3', y, x)
+        y = layers.squeeze_excite('inside_3x3', y)
         y = layers.conv_norm(3, y, self.expansion * self.filters, **last)
-        return self.join(x, self.squeeze_excite('standard', y, x))
+        return self.join(x, layers.squeeze_excite('standard', y))

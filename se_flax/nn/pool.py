@@ -59,7 +59,7 @@ def _max_pool(x, window, strides, pads):
 
 @_max_pool.defjvp
 def _max_pool_jvp(window, strides, pads, primals, tangents):
-    # Keeps one byte per window: the first place that holds its maximum.
+    # Keeps one number per window, a byte up to 16x16: the first place that holds its maximum.
     (x,), (dx,) = primals, tangents
     y = _stock(x, window, strides, pads)
     low = jnp.array(-jnp.inf, x.dtype)
@@ -70,9 +70,10 @@ def _max_pool_jvp(window, strides, pads, primals, tangents):
         height, width = (strides * (n - 1) + 1 for n in y.shape[1:3])
         return x[:, i : i + height : strides, j : j + width : strides]
 
-    first = jnp.zeros(y.shape, jnp.uint8)
+    dtype = np.min_scalar_type(len(places) - 1)
+    first = jnp.zeros(y.shape, dtype)
     for k, place in reversed(list(enumerate(places))):
-        first = jnp.where(at(x, *place, low) == y, jnp.uint8(k), first)
+        first = jnp.where(at(x, *place, low) == y, jnp.array(k, dtype), first)
     zero = jnp.zeros((), x.dtype)
     dy = sum(jnp.where(first == k, at(dx, *place, zero), 0) for k, place in enumerate(places))
     return y, dy

@@ -61,8 +61,9 @@ def hidden_width(channels: int, reduction: int, multiple: int) -> int:
     >>> hidden_width(608, 16, 1), hidden_width(64, 16, 8), hidden_width(256, 16, 8)
     (38, 8, 16)
     """
-    exact = channels / reduction
-    return channels // reduction if multiple == 1 else round_channels(exact, multiple)
+    if multiple == 1:
+        return channels // reduction
+    return round_channels(channels / reduction, multiple)
 
 
 def round_channels(exact: float, multiple: int = 8) -> int:
@@ -145,10 +146,8 @@ class SqueezeExcite(nn.Module):
         else:
             z = SQUEEZE[self.squeeze]((x.map() if lazy else x).astype(dtype))
         h = ACTIVATION[self.activation](dense(hidden, name='reduce')(z))
-        expand = dense(
-            channels, name='expand', bias_init=nn.initializers.constant(self.excite_bias)
-        )
-        gate = EXCITE[self.excite](expand(h))
+        start = nn.initializers.constant(self.excite_bias)
+        gate = EXCITE[self.excite](dense(channels, name='expand', bias_init=start)(h))
         self.sow('intermediates', 'gate', gate)
         # Cast first: the large multiply stays in x's dtype.
         return x * (gate if lazy else gate.astype(x.dtype))

@@ -197,10 +197,7 @@ class Checkpointer(contextlib.AbstractContextManager):
         if not self.steps():
             raise CheckpointError(f'no checkpoint in {self.directory}')
         folder = self.directory / str(self.steps()[-1])
-        try:
-            _check(folder)
-        except _Refused as error:
-            raise CheckpointError(str(error)) from None
+        _check(folder)
         saved = _leaves(_read(folder, state)[0])
         for name, leaf in _leaves(state).items():
             pairs = zip(leaf.addressable_shards, saved[name].addressable_shards, strict=True)
@@ -228,7 +225,7 @@ def load(directory: str | os.PathLike, target: Any) -> tuple[Any, dict[str, Any]
     return _read(directory / str(newest), target)
 
 
-class _Refused(Exception):  # `kind` is 'damaged' or 'incomplete'
+class _Refused(CheckpointError):  # `kind` is 'damaged' or 'incomplete'
     def __init__(self, folder: epath.Path, kind: str, reason: str):
         super().__init__(f'checkpoint {folder} is {kind}: {reason}')
         self.folder, self.kind = folder, kind
@@ -288,9 +285,8 @@ def _read(folder: epath.Path, target: Any) -> tuple[Any, dict[str, Any]]:
 
 def _lower_priority() -> None:
     """Gives way to the step and the input pipeline where they need the cores that write."""
-    if sys.platform != 'linux':  # elsewhere this is the priority of the whole process
-        return
-    os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + 10)
+    if sys.platform == 'linux':  # elsewhere this is the priority of the whole process
+        os.nice(10)
 
 
 def _handler() -> ocp.CompositeCheckpointHandler:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from se_flax.progress import clock as minutes
-from se_flax.storage import AnyPath, GrowingFile
+from se_flax.storage import AnyPath, GrowingFile, json_line
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class Clock:
         for row in rows:
             for kind, seconds in row['seconds'].items():
                 self._earlier[kind] += seconds
-        with GrowingFile(path, b''.join(map(_line, rows))) as self._file:
+        with GrowingFile(path, b''.join(map(json_line, rows))) as self._file:
             self.note(resume_step)
             yield
 
@@ -86,7 +86,7 @@ class Clock:
         """Writes the seconds since the last note; lost if the run resumes before `step`."""
         if self._file:
             seconds = {k: round(s, 3) for k, s in self._lap('note').items() if s}
-            self._file.write(_line({'step': step, 'seconds': seconds}))
+            self._file.write(json_line({'step': step, 'seconds': seconds}))
             if durably:
                 self._file.sync()
 
@@ -128,10 +128,6 @@ def describe(goodput: Mapping[str, float]) -> str:
     """
     shares = (f'{kind} {100 * goodput[kind]:.1f} %' for kind in KINDS if kind in goodput)
     return f'time {minutes(goodput["seconds"])}: {", ".join(shares)}'
-
-
-def _line(row: Mapping[str, Any]) -> bytes:
-    return json.dumps(row).encode() + b'\n'
 
 
 def _rows(path: AnyPath) -> list[dict[str, Any]]:

@@ -190,7 +190,7 @@ FLAGS = (
     *('--distributed', '--coordinator', '--num-processes', '--process-id'),
 )
 _NOT_A_CONFIG = 'a config is a ConfigDict that starts from base_config()'
-_BOOLS = {'true': True, 'false': False}
+_BOOLS = {'true': True, 'false': False, '1': True, '0': False}
 
 
 def base_config() -> ConfigDict:
@@ -332,13 +332,20 @@ def assign(config: ConfigDict, name: str, text: str) -> None:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError):
             value = _BOOLS.get(text.lower(), text)
-        for key in reversed(inner):
-            value = {key: value}
+        *outer, last = inner
         if config.model_fields is None:
             config.model_fields = ConfigDict()
         try:
-            config.model_fields.update(value)
-        except TypeError:
+            fields = config.model_fields
+            for key in outer:
+                if fields.get(key) is None:
+                    fields[key] = {}
+                fields = fields[key]
+            if isinstance(value, dict):
+                fields.update({last: value})
+            else:
+                fields[last] = value
+        except (TypeError, AttributeError):
             raise UserError(
                 f'config field {name} cannot be {text!r}: it has another type'
             ) from None
@@ -495,7 +502,7 @@ def _check_accumulate(config: ConfigDict, num_devices: int) -> None:
 
 def _convert(text: str, kind: type) -> Any:
     if kind is bool:
-        return {**_BOOLS, '1': True, '0': False}[text.lower()]
+        return _BOOLS[text.lower()]
     if kind is tuple:
         value = ast.literal_eval(text)
         return tuple(value) if isinstance(value, (tuple, list)) else (value,)

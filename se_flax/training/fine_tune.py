@@ -45,7 +45,7 @@ def check_weights(config: ConfigDict, problems: Problems) -> None:
     if info is None:
         return
     problems.check(['model', 'model_fields'], _check_network, config, info, problems)
-    if config.adapt_channels or 'in_channels' in problems.wrong:
+    if not problems.wrong.isdisjoint(('adapt_channels', 'in_channels')) or config.adapt_channels:
         return
     if (channels := len(info.preprocessing.mean)) != config.in_channels:
         problems.add(

@@ -13,7 +13,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
 
 from se_flax.errors import UserError
-from se_flax.storage import AnyPath, GrowingFile, as_path
+from se_flax.storage import AnyPath, GrowingFile, as_path, json_line
 
 SPEED = ('images_per_second', 'data_wait', 'host_ms')
 # A row is a dict of `step`, `split` (a key here), the split's fields, and `time`.
@@ -36,11 +36,10 @@ class MetricsWriter(contextlib.AbstractContextManager):
         workdir = as_path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / 'metrics.jsonl'
-        kept = [(line, row) for line, row in _parse(path) if row['step'] <= resume_step]
-        rows = [row for _, row in kept]
+        rows = [row for row in read_rows(path) if row['step'] <= resume_step]
         self._last = {row['split']: row['step'] for row in rows}
         self._files = contextlib.ExitStack()
-        content = b''.join(line + b'\n' for line, _ in kept)
+        content = b''.join(map(json_line, rows))
         self._rows = self._files.enter_context(GrowingFile(path, content))
         self._events = self._files.enter_context(_open_events(workdir / 'tensorboard', rows))
 
@@ -62,8 +61,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
         if split == 'eval':
             values['examples'] = int(row['examples'])
         row = {'step': step, 'split': split, **values, 'time': round(time.time(), 3)}
-        # json writes floats by repr, so the same number is read back.
-        self._rows.write(json.dumps(row, allow_nan=False).encode() + b'\n')
+        self._rows.write(json_line(row))
         self._events.write(_record(_event(row)))
         self._last[split] = step
 
@@ -75,14 +73,9 @@ class MetricsWriter(contextlib.AbstractContextManager):
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
     """Returns the rows of a `metrics.jsonl`, if any; UserError if any but the last is no row."""
-    return [row for _, row in _parse(as_path(path))]
-
-
-def _parse(path: AnyPath) -> list[tuple[bytes, dict[str, Any]]]:
-    if not path.exists():
-        return []
-    lines = path.read_bytes().rstrip(b'\n').split(b'\n')
-    parsed = []
+    path = as_path(path)
+    lines = path.read_bytes().rstrip(b'\n').split(b'\n') if path.exists() else []
+    rows = []
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
@@ -95,8 +88,8 @@ def _parse(path: AnyPath) -> list[tuple[bytes, dict[str, Any]]]:
                 f'{path}, line {number} is not a row of metrics: {line[:40]!r}; '
                 'delete that line, or move the file away'
             ) from None
-        parsed.append((line, row))
-    return parsed
+        rows.append(row)
+    return rows
 
 
 def _open_events(folder: AnyPath, rows: list[dict[str, Any]]) -> GrowingFile:

@@ -3,14 +3,13 @@
 import sys
 import time
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from se_flax.progress import Display, clock
+from se_flax.progress import Display, clock, console_of
 from se_flax.training.recipe import Plan
 
 EXPENDABLE = ('data wait', 'epoch', 'speed')  # omitted in this order on a narrow terminal
@@ -27,9 +26,10 @@ class Progress(Display):
         self._plan = plan
         self._parts: dict[str, str] | None = None
         self._due = time.monotonic()  # when the clock of the live line is at zero
-        # `2>file` keeps its file.
-        live = partial(Live, get_renderable=self._render, redirect_stderr=sys.stderr.isatty())
-        super().__init__(live, console, 'stdout')
+        console = console or console_of(sys.stdout)
+        redirect = sys.stderr.isatty()  # `2>file` keeps its file
+        live = Live(get_renderable=self._render, console=console, redirect_stderr=redirect)
+        super().__init__(live)
 
     def show(self, row: Mapping[str, Any]) -> None:
         """Shows a row as `MetricsWriter.write` takes it."""

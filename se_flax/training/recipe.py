@@ -57,7 +57,7 @@ def make_plan(config: ConfigDict, num_devices: int) -> Plan:
     """Makes what a config names, without compiling; a UserError lists everything wrong."""
     problems = Problems()
     configs.check_fields(config, problems)
-    of_weights = 'init_from', 'image_size', 'in_channels', 'adapt_channels'
+    of_weights = 'init_from', 'adapt_channels', *configs.OF_WEIGHTS
     config = problems.check(of_weights, fine_tune.fill_from_weights, config) or config
     configs.check_values(config, num_devices, problems)
     network = 'model', 'model_fields', 'image_size', 'in_channels', 'dtype', 'bn_group_size'
@@ -68,7 +68,7 @@ def make_plan(config: ConfigDict, num_devices: int) -> Plan:
         problems.check(_view_fields(view).values(), make_view, view, config)
         for view in (TrainTransform, EvalTransform)
     )
-    data = 'data', 'data_dir', 'eval_split', 'train_examples'
+    data = 'data', 'data_dir', 'eval_split', 'train_examples', 'seed'
     train_set, eval_set = (
         problems.check(data, open_split, config, split) for split in ('train', 'eval')
     )

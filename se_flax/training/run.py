@@ -153,17 +153,15 @@ class Trainer:
             **loading,
         )
         self.files = contextlib.ExitStack()
-        self.rows = self.progress = None
+        enter, folder = self.files.enter_context, self.directory
+        self.rows = None
         if jax.process_index() == 0:
-            rows = MetricsWriter(self.directory, resume_step=self.start)
-            self.rows, self.progress = map(self.files.enter_context, (rows, Progress(plan)))
-            times = self.clock.keeping(self.directory / workdir.TIMES, self.start)
-            self.files.enter_context(times)
-            tracker = Tracker(config.tracker, json.loads(config.to_json()), self.directory)
-            self.tracker = self.files.enter_context(tracker)
-        trace = Trace(self.directory / workdir.PROFILE, config.profile_steps, self.clock)
-        self.trace = self.files.enter_context(trace)
-        self.files.enter_context(self.clock.watching(config.watchdog_seconds))
+            self.rows = enter(MetricsWriter(folder, resume_step=self.start))
+            self.progress = enter(Progress(plan))
+            enter(self.clock.keeping(folder / workdir.TIMES, self.start))
+            self.tracker = enter(Tracker(config.tracker, json.loads(config.to_json()), folder))
+        self.trace = enter(Trace(folder / workdir.PROFILE, config.profile_steps, self.clock))
+        enter(self.clock.watching(config.watchdog_seconds))
 
     def next_batch(self, i: int) -> dict[str, jax.Array]:
         with self.clock.spending('data', f'the data of step {i + 1}'):
@@ -216,7 +214,7 @@ class Trainer:
         self.clock.note(i, durably=True)
 
     def _record(self, row: dict[str, Any]) -> None:
-        if self.rows and self.progress:
+        if self.rows:
             self.rows.write(row)
             self.progress.show(row)
             self.tracker.write(row)
@@ -225,8 +223,7 @@ class Trainer:
 
 def _compiled_step(plan: recipe.Plan, mesh: Mesh, state: TrainState) -> Any:
     config = plan.config
-    if jax.process_index() == 0:
-        print(f'Compiling the training step of {config.model}.', flush=True)
+    print(f'Compiling the training step of {config.model}.', flush=True)
     image = (config.batch_size, config.image_size, config.image_size, config.in_channels)
     batch = {
         'image': jax.ShapeDtypeStruct(image, np.uint8, sharding=split(mesh)),

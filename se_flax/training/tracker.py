@@ -109,5 +109,5 @@ class Tracker(contextlib.AbstractContextManager):
 
 
 def _named(row: Row) -> dict[str, float]:
-    values = {name: value for name, value in row.items() if name not in ('step', 'split')}
-    return {f'{row["split"]}/{name}': value for name, value in values.items()}
+    split = row['split']
+    return {f'{split}/{name}': row[name] for name in row if name not in ('step', 'split')}

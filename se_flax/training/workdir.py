@@ -1,5 +1,6 @@
 """The folder of a run: its config, its data, its result, and how to read them back."""
 
+import glob
 import json
 import logging
 import os
@@ -52,6 +53,12 @@ def check(workdir: AnyPath, ours: Mapping[str, Any]) -> None:
 
 
 def _check_folder(workdir: AnyPath) -> None:
+    path = str(workdir if is_remote(workdir) else workdir.absolute())
+    if glob.escape(path) != path:
+        raise UserError(
+            f'{path} has *, ? or [ in its name, below which Orbax does not find its checkpoints; '
+            f'use another --workdir'
+        )
     if is_remote(workdir):
         return
     parent = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
@@ -87,14 +94,12 @@ def check_data(workdir: AnyPath, ours: Mapping[str, Any], *, allow_changes: bool
 
 
 def claim(workdir: AnyPath, ours: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-    """Writes config.json into a new workdir, and data.json if it is new or has changed."""
+    """Writes config.json into a new workdir, and data.json."""
     workdir.mkdir(parents=True, exist_ok=True)
     if not (workdir / CONFIG).exists():
         text = json.dumps(ours, indent=2, sort_keys=True) + '\n'
         atomic_write(workdir / CONFIG, text.encode())
-    text = json.dumps(data, indent=2) + '\n'
-    if not (workdir / DATA).exists() or (workdir / DATA).read_text() != text:
-        atomic_write(workdir / DATA, text.encode())
+    atomic_write(workdir / DATA, (json.dumps(data, indent=2) + '\n').encode())
 
 
 def finish(workdir: AnyPath, result: Mapping[str, Any]) -> None:

@@ -3,7 +3,6 @@
 import json
 import math
 import pathlib
-from functools import partial
 from typing import Any
 
 from se_flax.errors import MissingError, UserError, check_known, extra_needed
@@ -57,13 +56,12 @@ def _fetch(repo_id: str, name: str, cache_dir: str | pathlib.Path | None) -> pat
         import huggingface_hub
         from huggingface_hub import errors
 
-    download = partial(huggingface_hub.hf_hub_download, repo_id, name, cache_dir=cache_dir)
     try:
-        try:
-            # A tag's weights do not change, and asking the hub first is slow without a network.
-            return pathlib.Path(download(local_files_only=True))
-        except errors.LocalEntryNotFoundError:
-            return pathlib.Path(download())
+        # A tag's weights do not change, and asking the hub first is slow without a network.
+        path = huggingface_hub.try_to_load_from_cache(repo_id, name, cache_dir)
+        if not isinstance(path, str):
+            path = huggingface_hub.hf_hub_download(repo_id, name, cache_dir=cache_dir)
+        return pathlib.Path(path)
     except errors.HFValidationError:
         raise UserError(f'{repo_id!r} is not an id on the hub, such as {EXAMPLES[0]}') from None
     except errors.RepositoryNotFoundError:

@@ -79,28 +79,24 @@ def load_weights(
 
 def read_info(path: str | pathlib.Path) -> WeightsInfo:
     """Returns what a weights file says besides its tensors, which are not read."""
-    metadata, _ = read_safetensors(pathlib.Path(path), with_tensors=False)
-    return _info(path, metadata)
+    return _read(path, with_tensors=False)[0]
 
 
 def read_weights(path: str | pathlib.Path) -> tuple[WeightsInfo, dict[str, Any]]:
     """Returns `read_info` and the variables; raises as `load_weights` does."""
-    metadata, tensors = read_safetensors(pathlib.Path(path))
-    info = _info(path, metadata)
-    try:
-        return info, fill(_check(info, tensors))
-    except UserError as error:
-        raise UserError(f'{path}: {error}') from None
+    return _read(path, with_tensors=True)
 
 
-def _info(path: str | pathlib.Path, metadata: Mapping[str, str]) -> WeightsInfo:
+def _read(path: str | pathlib.Path, with_tensors: bool) -> tuple[WeightsInfo, dict[str, Any]]:
+    metadata, tensors = read_safetensors(pathlib.Path(path), with_tensors)
     if KEY not in metadata:
         raise UserError(
             f'{path} does not name its network; if it comes from a public code base, convert it: '
             f'se-flax convert {path} --model NAME --out FILE.safetensors'
         )
     try:
-        return from_json(metadata[KEY])
+        info = from_json(metadata[KEY])
+        return info, fill(_check(info, tensors)) if with_tensors else {}
     except RecursionError:
         raise UserError(f'{path}: the metadata is nested too deeply') from None
     except UserError as error:

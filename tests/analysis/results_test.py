@@ -6,7 +6,9 @@ import pathlib
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from se_flax.analysis.ablate import ablate
 from se_flax.analysis.plan import Plan
 from se_flax.analysis.results import both_tables, collect, compare, read_results, write_results
 from se_flax.analysis.study import STUDIES
@@ -98,6 +100,12 @@ def test_rows_are_a_function_of_the_finished_runs(plan):
     # Both have the same layers: the quick start's network, counted in its golden summary.
     assert average['params'] == largest['params'] > 300_000
     assert largest['paper_top1_error'] == 22.57
+
+
+def test_a_finished_run_of_another_config_is_not_taken(plan):
+    other = plan._replace(assignments=(('learning_rate', '9'),))
+    with pytest.raises(UserError, match='holds a run with another config: learning_rate was 0.1'):
+        ablate(other, {}, other.tasks()[:1], Console())
 
 
 def test_the_three_files_agree(plan, tmp_path):

@@ -168,6 +168,7 @@ def test_an_equal_network_is_not_traced_again():
         ({'dtype': None}, 'dtype=None must be a float dtype'),
         ({'dtype': 'flaot32'}, "dtype='flaot32' must be a float dtype"),
         ({'se': 8}, 'se=8 must be None or a callable'),
+        ({'se': {'reduction': [4]}}, r'^se=\{.*\} must have no lists'),
         ({'se': SqueezeExcite()}, r'^se is a module; give what makes one, such as partial\('),
         ({'stage_sizes': ()}, r'stage_sizes=\(\) must have 1 to 4 numbers'),
         ({'stage_sizes': (3, 4, 0, 3)}, 'size in stage_sizes=0 must be at least 1'),

@@ -3,8 +3,11 @@
 import importlib.resources
 
 import pytest
+from flax import linen as nn
 
-from se_flax.models import list_models
+from se_flax import SqueezeExcite
+from se_flax.models import create_model, list_models
+from se_flax.models.complexity import count
 from se_flax.models.registry import table_row
 
 
@@ -26,3 +29,8 @@ def test_counts_table_is_what_the_networks_have(golden):
 def test_the_table_has_the_counts_of(name):
     text = importlib.resources.files('se_flax.models').joinpath('counts.csv').read_text()
     assert ','.join(table_row(name).values()) in text.splitlines()
+
+
+def test_rematerialized_layers_count():
+    model = create_model('se_resnet8_cifar')
+    assert count(model.clone(se=nn.remat(SqueezeExcite)), 32) == count(model, 32)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.extend.core import ClosedJaxpr, Literal
 
@@ -518,3 +519,23 @@ def test_feature_maps_are_bfloat16_throughout(name, train):
     assert feature_maps_in_float32(name, size, train, dtype=jnp.bfloat16) == []
     if train:  # the same walk finds them where they are
         assert 'conv_general_dilated' in feature_maps_in_float32(name, size, train)
+
+
+@pytest.mark.parametrize('wrong', [8.0, True])
+def test_a_refused_number_does_not_replace_the_equal_one(wrong):
+    """Networks share equal partials, but 8.0 is not the 8 that comes after it."""
+    with pytest.raises(UserError, match=f'reduction={wrong} must be an integer'):
+        initialized(create_model('se_resnet8_cifar', se={'reduction': wrong}), 8)
+    initialized(create_model('se_resnet8_cifar', se={'reduction': int(wrong)}), 8)
+
+
+class OwnGate(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return x * nn.sigmoid(nn.Dense(x.shape[-1])(x.mean((1, 2), keepdims=True)))
+
+
+@pytest.mark.parametrize('name', ['se_resnet20_cifar', 'se_resnet50', 'se_preact_resnet110'])
+def test_a_users_own_block_takes_maps(name):
+    params = initialized(family(name, se=OwnGate), 32)['params']
+    assert 'Dense_0' in params['stage2_block1']['se']

@@ -78,6 +78,12 @@ def test_maximum_hands_its_gradient_to_the_first_place_as_xla_does(size, window,
     assert jax.eval_shape(partial(jax.jvp, ours), (x,), (x,))[1].shape == y.shape
 
 
+def test_a_window_of_more_than_256_places_has_a_gradient():
+    x = jnp.arange(400.0).reshape(1, 20, 20, 1)
+    grad = jax.grad(lambda x: max_pool(x, 17, 1).sum())(x)
+    assert (np.flatnonzero(grad) // 20).tolist() == [y for y in (16, 17, 18, 19) for _ in range(4)]
+
+
 def test_windows_that_hang_over_have_a_gradient():
     x = jnp.arange(16.0).reshape(1, 4, 4, 1)
     grad = jax.grad(lambda x: max_pool(x, ceil=True).sum())(x)

@@ -8,8 +8,8 @@ from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from se_flax import create_model
 from se_flax.errors import UserError
-from se_flax.models.network import Layers
 from se_flax.nn import Affine, BatchNorm, Conv, SqueezeExcite
 from se_flax.nn.squeeze_excite import hidden_width
 
@@ -70,10 +70,12 @@ class OurSE(nn.Module):
 def test_a_block_hands_down_what_the_reduction_divides(se, hidden):
     """32 channels here, and a user's own module without the field still works."""
 
+    layers = create_model('regnet_y_200mf', se=se).layers(False, stage=2, channels=32)
+
     class Block(nn.Module):
         @nn.compact
         def __call__(self, x):
-            return Layers(None, None, None, se).recalibrate(x, base_channels=32)
+            return layers.recalibrate(x)
 
     params = Block().init(jax.random.key(0), jnp.ones((1, 2, 2, 192)))['params']['se']
     assert hidden is None or params['reduce']['kernel'].shape == (192, hidden)

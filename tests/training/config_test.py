@@ -133,6 +133,8 @@ def test_fields_of_the_network_join_those_of_the_file():
     config, *_ = parse_args(argv)
     assert config.model_fields.se.to_dict() == {'reduction': 8, 'squeeze': 'max'}
     assert config.model_fields.width == 32
+    config, *_ = parse_args([*argv, '--config.model_fields.se=None'])
+    assert config.model_fields.se is None
 
 
 @pytest.mark.parametrize('file', FILES)
@@ -325,6 +327,8 @@ def get_config(model='se_resnet8_cifar'):
         ('c.clip_norm = -1.0', ['clip_norm=-1.0 must be at least 0']),
         ("c.batch_size = 'many'", ['{file}:7: TypeError: ', 'batch_size']),
         ('del c.momentum', ['config has no momentum; it must start from base_config()']),
+        ('del c.mean', ['config has no mean; it must start from base_config()']),
+        ('c.seed, c.train_examples = -1, 50', ['seed=-1 must be at least 0']),
         ('c.num_steps = c.seed = None', ['seed=None: it needs a value']),
         ("c.drop_epochs = ('30', 60)", ["drop_epochs has type tuple, got ('30', 60)"]),
         ('import numpy; c.mean = tuple(numpy.zeros(3, "float32"))', ['mean has type tuple, got (']),

@@ -10,7 +10,8 @@ se_mobilenet 25.3 / 7.7, shufflenet 32.6 / 12.5, se_shufflenet 31.0 / 11.1.
 Ours: not run yet.
 
 The weight decay is from version 3 of the paper. Not published: how much milder the augmentation is
-(crop_area is our choice), and when the loss counts as no longer falling (drop_patience is ours).
+(crop_area is our choice), when the loss counts as no longer falling (drop_patience is ours) and how
+often the rate drops (max_drops is ours).
 """
 
 from se_flax.training.config import load_config

@@ -9,8 +9,11 @@ Paper (one crop of 160 pixels), top-1 error in %: 21.2.
 Ours: not run yet.
 
 From the authors' resnetrs50_i160.yaml, which has no stochastic depth for this size. Its RandAugment
-has TensorFlow's operations, ours timm's. Not in that file: Nesterov momentum and the warmup, which
-are those of the authors' other ResNets. BatchNorm groups are 32 images.
+has TensorFlow's operations and applies each one drawn; ours has timm's, without Cutout, and applies
+one with probability 0.5. Not in that file: the cosine, which is the paper's, Nesterov momentum and
+the warmup, which are those of the authors' other ResNets, and the resize for evaluation (32 pixels
+more, as in their program when the paper appeared; later an eighth is cut off). BatchNorm groups
+are 32 images, and weight decay acts on kernels only, theirs on biases too.
 """
 
 from se_flax.training.config import base_config
@@ -27,6 +30,7 @@ def get_config():
     c.image_size = 160
     c.mean = (123.675, 116.28, 103.53)
     c.std = (58.395, 57.12, 57.375)
+    c.fill = (128, 128, 128)
     c.interpolation = 'bicubic'
     c.ra_operations = 2
     c.ra_magnitude = 10.0
@@ -43,6 +47,7 @@ def get_config():
     c.weight_decay = 4e-5
     c.label_smoothing = 0.1
     c.ema = 0.9999
+    c.ema_warmup = True
 
     c.eval_batch_size = 1024
     return c

@@ -74,8 +74,9 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Returns one of OPTIMIZERS, with weight decay on kernels only.
 
-    'sgd' is Caffe's, with the decay in the gradient: `g = grad + weight_decay w`,
-    `v = momentum v + g`, `w = w - schedule(step) v`. 'rmsprop' is TensorFlow's: the decay is in the
+    'sgd' is Torch's, with the decay in the gradient: `g = grad + weight_decay w`,
+    `v = momentum v + g`, `w = w - schedule(step) v`. Caffe has the rate inside `v`, which differs
+    for some steps after a change of the rate. 'rmsprop' is TensorFlow's: the decay is in the
     gradient too, the average of squares starts at 1, epsilon is inside the root, and the momentum
     is that of updates already scaled by the rate. 'adamw' (arXiv 1711.05101) and 'lamb'
     (1904.00962) add the decay to Adam's direction; 'lamb' adapts the rate of kernels alone.

@@ -95,7 +95,12 @@ def test_every_step_equals_the_formula(schedule, lengths, peak, hold, factor):
             64_000,
             ('step', 0.1, {'drops': (32_000, 48_000), 'warmup': 400, 'hold': 0.1}),
         ),
-        ('cifar:preact_resnet164', 50_000, 64_000, ('step', 0.1, {'drops': (32_000, 48_000)})),
+        (
+            'cifar:preact_resnet164',
+            50_000,
+            64_000,
+            ('step', 0.1, {'drops': (32_000, 48_000), 'warmup': 400, 'hold': 0.1}),
+        ),
         (
             'cifar:wrn16_8',
             50_000,

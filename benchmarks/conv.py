@@ -40,6 +40,8 @@ LAYERS = (  # network; height and width of the map, channels in and out, kernel,
     ('mobilenet', 112, 32, 32, 3, 1, 32),
     ('mobilenet', 56, 128, 128, 3, 1, 128),
     ('mobilenet', 14, 512, 512, 3, 1, 512),
+    ('efficientnet_b0', 56, 144, 144, 5, 2, 144),
+    ('efficientnet_b0', 14, 672, 672, 5, 1, 672),
 )
 
 

@@ -60,7 +60,7 @@ def open_run(workdir: str | os.PathLike, dtype: str | None = None) -> Trained:
     return Trained(str(workdir), network, class_names, int(state.step), config)
 
 
-def open_weights(path: pathlib.Path, dtype: str | None = None) -> Trained:
+def open_weights(path: str | os.PathLike, dtype: str | None = None) -> Trained:
     """Reads a weights file and the preprocessing stored in it; `dtype` is float32 by default."""
     from se_flax.weights import read_weights  # its extra is not needed for a workdir
 
@@ -127,14 +127,14 @@ class OnnxModel:
         return jax.pure_callback(run, logits, images)
 
 
-def open_onnx(path: pathlib.Path, dtype: str | None = None) -> Trained:
+def open_onnx(path: str | os.PathLike, dtype: str | None = None) -> Trained:
     """Reads an ONNX file of `se-flax export`, with the preprocessing in its properties.
 
     Raises MissingError if there is no such file, and UserError if it is another file or `dtype` is
     not float32.
     """
     check_known('dtype of an ONNX file', dtype or 'float32', ('float32',))
-    model = OnnxModel(path)
+    model = OnnxModel(pathlib.Path(path))
     known = model.properties
     names = ('image_size', 'resize', 'mean', 'std', 'exif_orientation', 'class_names')
     values = {name: json.loads(known[name]) for name in names}

@@ -14,6 +14,7 @@ from jax import lax
 
 from se_flax import cli, create_model, list_models, nn
 from se_flax.errors import UserError
+from se_flax.inference import open_onnx, open_weights
 from se_flax.export import export_onnx, save_exported
 from se_flax.weights import Preprocessing, save_weights
 
@@ -262,6 +263,7 @@ def test_evaluate_and_predict_give_the_numbers_of_the_weights(weights, tmp_path,
             assert cli.main([*command, option, str(file)]) == 0
             told.append(without_loss(capsys.readouterr().out.replace(str(file), '')))
         assert told[1:] == told[:1] * 2
+    assert open_onnx(str(out)).config.model == open_weights(str(path)).config.model
     assert cli.main(['evaluate', '--data', 'fashion_mnist_mini', '--size=24', f'--onnx={out}']) == 2
     assert capsys.readouterr().err == ('error: images are 24 x 24; the ONNX file takes 28 x 28\n')
 

@@ -17,6 +17,7 @@ from se_flax.analysis.study import PLAIN, SE, Cell, Study
 from se_flax.errors import MissingError, UserError
 from se_flax.models import Network, create_model, twins
 from se_flax.models.complexity import count
+from se_flax.nn import SqueezeExcite
 from se_flax.storage import AnyPath, as_path, atomic_write, read_json, without_lists
 from se_flax.training.config import MACHINE_FIELDS, assign, make_config
 from se_flax.training.fine_tune import fill_from_weights
@@ -65,7 +66,8 @@ class Plan(NamedTuple):
                     if width := equal_width(model, target, config.image_size, cell.equal):
                         config.model_fields.width = width
         for name, text in cell.fields:
-            assign(config, name, text)
+            if text != str(_value(config, name)):  # equal runs have equal configs
+                assign(config, name, text)
         if seed is not None:
             config.seed = seed
         return config.lock()
@@ -84,6 +86,18 @@ class Plan(NamedTuple):
             folders.append((cell, self.runs / name))
         seeds = range(configs[0].seed, configs[0].seed + self.seeds)
         return [Task(cell, s, folder / f'seed{s}') for s in seeds for cell, folder in folders]
+
+
+def _value(config: ml_collections.ConfigDict, name: str) -> Any:
+    """Returns the value of a field, also of one that only the network has; '' if nothing has it."""
+    *of_network, field = name.split('.')
+    if not of_network:
+        return config.get(name, '')
+    model = create_model(config.model, **config.model_fields.to_dict())
+    if of_network[1:] != ['se']:
+        return getattr(model, field, '')
+    given = getattr(model.se, 'keywords', {})
+    return given.get(field, getattr(SqueezeExcite, field, '')) if model.se else ''
 
 
 @functools.cache

@@ -104,7 +104,12 @@ def twins(name: str) -> tuple[str, str]:
     >>> twins('resnet50'), twins('efficientnet_b0')
     (('resnet50', 'se_resnet50'), ('efficientnet_b0_no_se', 'efficientnet_b0'))
     """
-    check_known('network with a twin', name, _TWINS)
+    check_model(name)
+    if name not in _TWINS:
+        raise UserError(
+            f'{name} is not one of a pair; compare it with and without SE by '
+            'se-flax ablate grid --vary "model_fields.se={},None"'
+        )
     return _TWINS[name]
 
 

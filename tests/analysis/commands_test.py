@@ -216,7 +216,7 @@ def test_a_shard_without_a_run_names_the_files_that_are_there(tmp_path, capsys, 
     [
         (['ablate', 'networks'], '--networks resnet50,vgg16'),
         (['ablate', 'networks', '--networks', 'resnet8_cifr'], 'did you mean resnet8_cifar'),
-        (['ablate', 'networks', '--networks', 'timm_senet154'], 'unknown network with a twin'),
+        (['ablate', 'networks', '--networks', 'timm_senet154'], 'timm_senet154 is not one of a'),
         (
             ['ablate', 'squeeze', '--networks', 'vgg16'],
             '--networks is for the study networks, not for squeeze',

@@ -52,6 +52,19 @@ def test_a_plain_cell_drops_the_fields_of_se(tmp_path):
     assert two.model_fields.placement == 'pre'
 
 
+def test_a_cell_has_the_value_of_its_name_whatever_the_network_has(tmp_path):
+    plan = Plan(STUDIES['reduction'], 'configs/efficientnet.py', (), 1, tmp_path)
+    configs = {cell.name: plan.cell_config(cell) for cell in plan.study.cells}
+    assert configs['16'].model_fields.se.reduction == 16
+    assert 'se' not in configs['4'].model_fields  # the network's own
+    placement = plan._replace(study=STUDIES['placement'])
+    assert placement.cell_config(placement.study.cells[1]).model_fields.placement == 'standard'
+    grid_of = plan._replace(config=QUICKSTART, study=grid(['model_fields.se.reduction=16,8']))
+    plain = grid_of._replace(assignments=(('model', 'resnet8_cifar'),))
+    assert plain.cell_config(plain.study.cells[0]).model_fields.se.reduction == 16
+    assert 'se' not in grid_of.cell_config(grid_of.study.cells[0]).model_fields
+
+
 def test_tasks_are_ordered_by_seed_and_start_from_the_configs(tmp_path):
     plan = plan_of(STUDIES['squeeze'], tmp_path, ('seed', '5'))
     tasks = plan.tasks()

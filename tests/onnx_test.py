@@ -14,8 +14,8 @@ from jax import lax
 
 from se_flax import cli, create_model, list_models, nn
 from se_flax.errors import UserError
-from se_flax.inference import open_onnx, open_weights
 from se_flax.export import export_onnx, save_exported
+from se_flax.inference import open_onnx, open_weights
 from se_flax.weights import Preprocessing, save_weights
 
 from .models.network_test import random_variables

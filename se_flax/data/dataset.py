@@ -5,7 +5,9 @@ import dataclasses
 import hashlib
 import itertools
 import logging
+import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -23,6 +25,18 @@ def cores() -> int:
     """Returns the number of cores that this process may use."""
     linux = hasattr(os, 'sched_getaffinity')
     return len(os.sched_getaffinity(0)) if linux else os.cpu_count() or 1
+
+
+def end_with_parent() -> None:
+    """Makes a worker process end when its parent does, however that ends."""
+
+    def wait():
+        parent = multiprocessing.parent_process()
+        if parent:
+            parent.join()
+            os._exit(1)  # otherwise it waits for its parent forever
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def map_examples(f: Callable[[int], T], count: int, threads: int | None = None) -> Iterator[T]:

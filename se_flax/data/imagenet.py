@@ -21,7 +21,6 @@ import shlex
 import shutil
 import signal
 import tempfile
-import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -34,7 +33,7 @@ from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
 from se_flax.data import imagenet_tars
-from se_flax.data.dataset import cores
+from se_flax.data.dataset import cores, end_with_parent
 from se_flax.data.decode import JPEG, decode
 from se_flax.data.imagenet_tars import ENTRY, TARS
 from se_flax.errors import UserError, check_at_least
@@ -301,12 +300,7 @@ def _lock(work: AnyPath, needed: int) -> Iterator[None]:
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
-
-    def die_with_parent():
-        multiprocessing.parent_process().join()
-        os._exit(1)  # otherwise it waits for tasks forever
-
-    threading.Thread(target=die_with_parent, daemon=True).start()
+    end_with_parent()
 
 
 def _list_splits(tars: dict[str, pathlib.Path], pool: concurrent.futures.Executor) -> Entries:

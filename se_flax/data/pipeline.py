@@ -12,6 +12,7 @@ One task makes a chunk of a batch, up to 128 images. Each worker keeps `max(2 nu
 
 import functools
 import logging
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +21,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from se_flax.data.dataset import Dataset, cores
+from se_flax.data.dataset import Dataset, cores, end_with_parent
 from se_flax.data.decode import NO_MEMORY, DecodeError
 from se_flax.data.sampling import make_sampler, repeated
 from se_flax.data.transforms import EvalTransform, Squash, TrainTransform
@@ -148,7 +149,8 @@ class _Loader:
         if num_workers:
             if not flags.FLAGS.is_parsed():  # Grain reads its flags, even without absl's app.run
                 flags.FLAGS.mark_as_parsed()
-            chunks = chunks.mp_prefetch(grain.MultiprocessingOptions(num_workers))
+            workers = grain.MultiprocessingOptions(num_workers)
+            chunks = chunks.mp_prefetch(workers, worker_init_fn=_start_worker)
         met: list[int] = []
         for batch, corrupt in chunks.batch(self.chunks, batch_fn=_join):
             for index, reason in corrupt.items():
@@ -186,6 +188,13 @@ class _TrainLoader(_Loader):
             # Beyond `allowed` the run is about to stop, so no further image is tried.
             while len(chunk[1]) <= self.allowed and not self.load(chunk, row, index, rng):
                 index = (index + 1) % len(self.dataset)
+
+
+def _start_worker(index: int, count: int) -> None:
+    # Terminals and SLURM signal all processes of a run; the first stops at a step, with its data.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    end_with_parent()
 
 
 def _join(chunks: list[Chunk]) -> Chunk:

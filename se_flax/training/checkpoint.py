@@ -382,7 +382,8 @@ def _check(folder: epath.Path) -> None:
     saved, found = manifest['files'], _files(folder)
     for name in sorted(saved | found):
         was, now = saved.get(name), found.get(name)
-        if was == now:
+        left = was is None and name.rpartition('/')[2].startswith('.')  # by a file manager
+        if was == now or left:
             continue
         reason = 'has changed (SHA-256)'
         if now is None:

@@ -96,7 +96,7 @@ DATA = {
     'crop_area': Field((0.08, 1.0), 'Range of areas for crop=inception.', 'share', length=2),
     'crop_aspect': Field((3 / 4, 4 / 3), 'Range of width / height for crop=inception.', length=2),
     'pad': Field(4, 'Largest shift for crop=pad.', 'pixels', least=0),
-    'fill': Field((0, 0, 0), 'Color of borders and the cutout, 0 to 255.', **CHANNELS),
+    'fill': Field((0, 0, 0), 'Color of borders and the cutout.', least=0, most=255, **CHANNELS),
     'flip': Field(True, 'Mirror half of the images left to right.'),
     'ra_operations': Field(0, 'RandAugment operations per image; 0: none.', least=0, added=True),
     'ra_magnitude': Field(9.0, 'Mean magnitude of an operation.', least=0, most=10, added=True),

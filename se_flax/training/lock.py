@@ -153,7 +153,8 @@ def _started(pid: int) -> str | None:
         if pathlib.Path('/proc/self/stat').exists():
             return None
         with contextlib.suppress(ProcessLookupError):  # not Linux
-            os.kill(pid, 0)
+            with contextlib.suppress(PermissionError):  # it is another user's
+                os.kill(pid, 0)
             return 'unknown'
         return None
     return None if fields[0] == 'Z' else fields[19]

@@ -1,4 +1,9 @@
 import logging
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -137,6 +142,32 @@ def test_threads_change_nothing(photos, large):
 def test_workers_change_nothing(photos, large):
     workers = {'num_threads': 1, 'num_workers': 2}
     assert_equal(train(photos, AUGMENT, 260, start=1, steps=3, **workers), large[1:])
+
+
+def test_workers_leave_signals_to_the_run(photos):
+    """Terminals and SLURM signal all processes; a run reads on to the step at which it stops."""
+    options = {'batch_size': 4, 'seed': 0, 'start_step': 0, 'num_steps': 100}
+    batches = train_batches(photos, AUGMENT, **options, num_threads=1, num_workers=1)
+    next(batches)
+    [worker] = multiprocessing.active_children()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        os.kill(worker.pid, number)
+    assert len(list(batches)) == 99
+
+
+KILLED = """
+import os, signal
+from se_flax.data import TrainTransform, open_dataset, train_batches
+options = {'batch_size': 4, 'seed': 0, 'start_step': 0, 'num_steps': 10**6, 'num_workers': 1}
+next(train_batches(open_dataset('synthetic', 'train'), TrainTransform(8), **options))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_with_a_run_that_is_killed():
+    # The worker has the pipe, too, so to read it to its end waits for both.
+    killed = subprocess.run([sys.executable, '-c', KILLED], stdout=subprocess.PIPE, timeout=60)
+    assert killed.returncode == -signal.SIGKILL
 
 
 def test_a_decoded_set_gives_the_same_batches(image_folder):

@@ -236,6 +236,12 @@ def test_an_extra_file_is_named(two_steps, caplog):
     assert 'state/d/stray was added after the save' in caplog.text
 
 
+@pytest.mark.parametrize('name', ['.DS_Store', 'state/.DS_Store', 'state/._manifest.ocdbt'])
+def test_what_a_file_manager_leaves_damages_nothing(two_steps, name):
+    (two_steps / '20' / name).write_bytes(b'left')
+    assert_loads(two_steps, 20)
+
+
 def test_a_step_under_another_number_is_damaged(two_steps):
     shutil.copytree(two_steps / '10', two_steps / '30')
     assert_loads(two_steps, 20)

@@ -222,6 +222,7 @@ quickstart
 --config.mean=1,2
 --config.std=1,2,0
 --config.fill=0
+--config.fill=300,0,0
 --config.crop_area=0.5
 --config.batch_size=0
 --config.batch_size=60

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import pytest
 from etils import epath
@@ -191,3 +192,21 @@ def test_the_second_trainer_touches_nothing(tmp_path, start_train_main):
     steps = [row['step'] for row in read_rows(workdir / 'metrics.jsonl') if row['split'] == 'train']
     assert steps == sorted(set(steps))
     assert not list(workdir.glob(f'{lock.FILE}*'))
+
+
+@pytest.mark.parametrize(
+    ('error', 'started'),
+    [(None, 'unknown'), (ProcessLookupError, None), (PermissionError, 'unknown')],
+)
+def test_without_proc_a_process_that_may_not_be_signalled_is_alive(
+    tmp_path, monkeypatch, error, started
+):
+    def kill(pid, number):
+        assert number == 0
+        if error:
+            raise error
+
+    absent = types.SimpleNamespace(Path=lambda path: tmp_path / path.lstrip('/'))
+    monkeypatch.setattr(lock, 'pathlib', absent)
+    monkeypatch.setattr(lock.os, 'kill', kill)
+    assert lock._started(1) == started

@@ -57,7 +57,7 @@ def _check_folder(workdir: AnyPath) -> None:
     if glob.escape(path) != path:
         raise UserError(
             f'{path} has *, ? or [ in its name, below which Orbax does not find its checkpoints; '
-            f'use another --workdir'
+            'use another --workdir'
         )
     if is_remote(workdir):
         return

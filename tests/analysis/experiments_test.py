@@ -15,8 +15,6 @@ from se_flax.analysis.plan import load_plan
 from se_flax.analysis.results import both_tables, read_results
 from se_flax.training.metrics_log import read_rows
 
-pytestmark = pytest.mark.quick
-
 ROOT = pathlib.Path(__file__).parents[2]
 EXPERIMENTS = ROOT / 'docs' / 'experiments'
 AGAIN = EXPERIMENTS / 'again'
@@ -29,6 +27,7 @@ def rows_of(folder):
     return [json.loads(line) for line in (folder / 'results.jsonl').read_text().splitlines()]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize('folder', STUDIES, ids=lambda folder: folder.name)
 def test_a_study_s_tables_are_made_of_its_rows(folder):
     rows = rows_of(folder)
@@ -40,6 +39,7 @@ def test_a_study_s_tables_are_made_of_its_rows(folder):
     assert (ROOT / plan.config.partition(':')[0]).is_file()
 
 
+@pytest.mark.quick
 def test_every_interval_of_the_page_is_one_of_a_study():
     page = (EXPERIMENTS / 'README.md').read_text()
     told = set(re.findall(r'([+-]\d+\.\d\d) \(([+-]\d+\.\d\d) to ([+-]\d+\.\d\d)\)', page))

@@ -51,6 +51,8 @@ class Plan(NamedTuple):
         config = fill_from_weights(make_config(self.config, self.assignments))
         if cell.model in (PLAIN, SE) and create_model(config.model).se is None:
             raise UserError(f'{config.model} has no SE to study; use {twins(config.model)[1]}')
+        if cell.model in (PLAIN, SE) and config.model_fields.get('se', '') is None:
+            raise UserError(f'{config.model} with se=None has no SE to study')
         if cell.model not in (None, SE):
             target = None
             if cell.equal:

@@ -11,17 +11,15 @@ from rich.live import Live
 from rich.table import Table
 
 from se_flax.analysis.outcomes import RIGHT, write_right
-from se_flax.analysis.plan import Plan, Task
+from se_flax.analysis.plan import Plan, Task, check_run
 from se_flax.errors import UserError
 from se_flax.parallel import data_mesh
 from se_flax.progress import Display, console_of
 from se_flax.storage import AnyPath
-from se_flax.training.fine_tune import fill_from_weights
 from se_flax.training.metrics_log import read_rows
 from se_flax.training.recipe import make_plan
 from se_flax.training.run import NonFiniteError, run
-from se_flax.training.workdir import check as check_workdir
-from se_flax.training.workdir import finished, read_config, saved_config
+from se_flax.training.workdir import finished
 
 
 def check(plan: Plan) -> dict[str, int]:
@@ -52,18 +50,18 @@ def ablate(
     Raises UserError for a workdir with another run, and what `run` raises after `stop_requested`.
     """
     failed: dict[AnyPath, str] = {}
+    # All now: the config's file may change before the last run starts.
+    configs = {task: plan.cell_config(task.cell, task.seed) for task in plan.tasks()}
+    for task, config in configs.items():  # those of other shards, too
+        check_run(task.workdir, config)
     console = console_of(sys.stdout)
     # Without redirects, as the output of a run goes to its log.
     options: Any = {'refresh_per_second': 1, 'redirect_stdout': False, 'redirect_stderr': False}
     render = partial(_table, plan, plan.tasks(), steps, failed)
     with Display(Live(get_renderable=render, console=console, **options)) as display:
         for task in tasks:
-            config = plan.cell_config(task.cell, task.seed)
-            before = finished(task.workdir)
-            if before:  # of this study, or of another one or an older config in the same folder
-                _, class_names = read_config(task.workdir)
-                ours = saved_config(fill_from_weights(config), class_names)
-                check_workdir(task.workdir, ours)
+            if before := finished(task.workdir):  # of another shard or study, meanwhile
+                check_run(task.workdir, configs[task])
             if before and (task.workdir / RIGHT).exists():
                 continue
             log = task.workdir.with_name(f'{task.workdir.name}.log')
@@ -71,8 +69,8 @@ def ablate(
             with log.open('a') as file, contextlib.redirect_stdout(file):
                 try:
                     if not before:
-                        run(config, task.workdir, stop_requested)
-                    write_right(task.workdir)
+                        run(configs[task], task.workdir, stop_requested)
+                    write_right(task.workdir, configs[task].data_dir or None)
                 except NonFiniteError as error:
                     failed[task.workdir] = f'{task.cell.name}, seed {task.seed}: {error}'
                 except UserError as error:

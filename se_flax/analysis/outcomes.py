@@ -12,18 +12,19 @@ from se_flax.training.workdir import CHECKPOINTS, finished
 RIGHT = 'right.npy'
 
 
-def write_right(workdir: AnyPath) -> None:
+def write_right(workdir: AnyPath, data_dir: str | None = None) -> None:
     """Evaluates the last checkpoint of a finished run, once; without a checkpoint, does nothing.
 
-    The file has a bool for each image that can be decoded, in the order of the data set. Raises
-    UserError if the checkpoint or the images are not those of the run's result.
+    The file has a bool for each image that can be decoded, in the order of the data set. `data_dir`
+    is where the data are now, by default where they were when the run began. Raises UserError if
+    the checkpoint or the images are not those of the run's result.
     """
     if (workdir / RIGHT).exists() or not (workdir / CHECKPOINTS).exists():
         return
     trained, done = open_run(workdir), finished(workdir)
     if trained.step != done['step']:
         raise UserError(f'{workdir} ended at step {done["step"]}, its checkpoint {trained.step}')
-    batches = make_evaluator([trained]).batches()
+    batches = make_evaluator([trained], data_dir=data_dir).batches()
     right = [results['rank'][results['mask']] < 1 for _, results in batches]
     found = np.concatenate(right)
     if len(found) != done['examples']:

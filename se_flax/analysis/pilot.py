@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from se_flax import tables
-from se_flax.analysis.plan import Plan, Task
+from se_flax.analysis.plan import Plan, Task, distinct
 from se_flax.analysis.results import comparisons
 from se_flax.analysis.statistics import LEVEL, deviation_interval, seeds_needed
 from se_flax.training.workdir import finished
@@ -70,7 +70,7 @@ def page(plan: Plan, rows: Sequence[Mapping[str, Any]], points: float, command: 
     last = 'No comparison has two seeds that differ yet, so nothing can be said.'
     if most:
         seeds = max(most, plan.seeds)
-        done, rest = spent(plan._replace(seeds=seeds).tasks())
+        done, rest = spent(distinct(plan._replace(seeds=seeds).tasks()))
         last = f'To continue:\n\n    {command} --seeds {seeds}'
         if done:  # else no run has told its time
             last = (

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from se_flax.analysis.study import PLAIN, SE, Cell, Study
+from se_flax.analysis.study import PLAIN, SE, SE_FIELDS, Cell, Study
 from se_flax.errors import MissingError, UserError
 from se_flax.models import Network, create_model, twins
 from se_flax.models.complexity import count
@@ -22,11 +22,11 @@ from se_flax.storage import AnyPath, as_path, atomic_write, read_json, without_l
 from se_flax.training.config import MACHINE_FIELDS, assign, make_config
 from se_flax.training.fine_tune import fill_from_weights
 from se_flax.training.recipe import make_model, open_split
+from se_flax.training.workdir import CONFIG, read_config, saved_config
+from se_flax.training.workdir import check as check_workdir
 
 PLAN, RUNS = 'plan.json', 'runs'
 KEYS = {'title', 'config', 'assignments', 'runs', 'cells', 'seeds'}  # of the file
-# Fields of networks with SE; on another network, `se` would add blocks.
-SE_FIELDS = ('se', 'placement', 'se_stages')
 
 
 class Task(NamedTuple):
@@ -56,7 +56,7 @@ class Plan(NamedTuple):
         if cell.model not in (None, SE):
             target = None
             if cell.equal:
-                target = make_model(config, open_split(config, 'train').num_classes)
+                target = make_model(config, self._num_classes(config))
             plain, _ = twins(config.model if cell.model == PLAIN else cell.model)
             config.model = plain if cell.model == PLAIN else cell.model
             if config.model == plain:
@@ -74,20 +74,50 @@ class Plan(NamedTuple):
             config.seed = seed
         return config.lock()
 
+    def _num_classes(self, config: ml_collections.ConfigDict) -> int:
+        run = self.runs / config.model / f'seed{config.seed}'  # a report may be without the data
+        if (run / CONFIG).exists():
+            return len(read_config(run)[1])
+        return open_split(config, 'train').num_classes
+
     def tasks(self) -> list[Task]:
-        """Returns all runs, seed by seed, so that comparisons are possible early."""
+        """Returns all runs, seed by seed, so that comparisons are possible early.
+
+        Raises UserError if two cells with different configs would have one folder.
+        """
         configs = [self.cell_config(cell) for cell in self.study.cells]
         # A folder names the run and not the study: studies that share `runs` share equal runs.
-        folders = []
+        folders: list[tuple[Cell, AnyPath]] = []
+        of_folder: dict[str, ml_collections.ConfigDict] = {}
         for cell, config in zip(self.study.cells, configs, strict=True):
             fields = [f'{name.removeprefix("model_fields.")}={text}' for name, text in cell.fields]
             fields += [f'width={config.model_fields.get("width")}'] if cell.equal else []
             if config == self.cell_config(cell._replace(fields=(), equal=None)):
                 fields = []  # they say what the config says
             name = re.sub(r'[^\w.=+-]+', '_', ' '.join([config.model, *fields])).strip('_')
+            if of_folder.setdefault(name, config) != config:
+                raise UserError(
+                    f'cell {cell.name!r} and another one would have the same folder, {name}; '
+                    f'use other names, or two studies with another --runs each'
+                )
             folders.append((cell, self.runs / name))
         seeds = range(configs[0].seed, configs[0].seed + self.seeds)
         return [Task(cell, s, folder / f'seed{s}') for s in seeds for cell, folder in folders]
+
+
+def distinct(tasks: Sequence[Task]) -> list[Task]:
+    """Returns one task for each workdir: cells with equal configs share their runs."""
+    first: dict[AnyPath, Task] = {}
+    for task in tasks:
+        first.setdefault(task.workdir, task)
+    return list(first.values())
+
+
+def check_run(workdir: AnyPath, config: ml_collections.ConfigDict) -> None:
+    """Raises UserError if a workdir has a run of another config, such as before a file changed."""
+    if (workdir / CONFIG).exists():
+        _, class_names = read_config(workdir)
+        check_workdir(workdir, saved_config(fill_from_weights(config), class_names))
 
 
 def _value(config: ml_collections.ConfigDict, name: str) -> Any:

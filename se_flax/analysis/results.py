@@ -1,4 +1,4 @@
-"""Results of a study, read from its workdirs: `results.jsonl`, `results.csv`, `results.md`."""
+"""Results of a study, read from its workdirs: `results` as .jsonl, .csv, .md and .png."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 
 from se_flax import tables
-from se_flax.analysis.outcomes import read_right
-from se_flax.analysis.plan import Plan
+from se_flax.analysis.outcomes import RIGHT, read_right
+from se_flax.analysis.plan import Plan, check_run
+from se_flax.analysis.plots import draw_study
 from se_flax.analysis.statistics import LEVEL, holm, over_images, paired
 from se_flax.analysis.study import Cell
 from se_flax.errors import MissingError, UserError
 from se_flax.models.complexity import count
 from se_flax.storage import AnyPath, atomic_write
+from se_flax.training.curves import save
 from se_flax.training.metrics_log import read_rows
 from se_flax.training.recipe import make_model
 from se_flax.training.workdir import finished, read_config
@@ -44,11 +46,13 @@ def collect(plan: Plan) -> list[dict[str, Any]]:
     evaluation of each seed, in %, and their `_mean` and `_std` (n - 1; None for one seed);
     `params`, `macs`, `images_per_second` (median over the logs of all seeds), `paper_top1_error`,
     `paper_top5_error`, `baseline`; what `compare` adds; and `images_low` and `images_high`, see
-    `over_images`, None if a run of a pair lacks its outcomes.
+    `over_images`, None if a run of a pair lacks its outcomes. Raises UserError for a run of another
+    config.
     """
     workdirs: dict[str, dict[int, AnyPath]] = {cell.name: {} for cell in plan.study.cells}
     for task in plan.tasks():
         if finished(task.workdir):
+            check_run(task.workdir, plan.cell_config(task.cell, task.seed))
             workdirs[task.cell.name][task.seed] = task.workdir
     cells = [cell for cell in plan.study.cells if workdirs[cell.name]]
     rows = compare([_row(cell, workdirs[cell.name]) for cell in cells])
@@ -129,14 +133,28 @@ def _over_images(
 
 
 def write_results(directory: AnyPath, plan: Plan) -> list[dict[str, Any]]:
-    """Collects a study's rows and writes the three files; returns the rows."""
-    rows = collect(plan)
-    lines = ''.join(json.dumps(row) + '\n' for row in rows)
-    atomic_write(directory / 'results.jsonl', lines.encode())
-    text = tables.csv_text(rows[0], map(_cells, rows)) if rows else ''
-    atomic_write(directory / 'results.csv', text.encode())
-    atomic_write(directory / 'results.md', (markdown(plan, rows) + '\n').encode())
+    """Collects a study's rows and writes the files, the picture if any; returns the rows.
+
+    Again if a run ended meanwhile: its shard may have written the files of all before these.
+    """
+    rows: list[dict[str, Any]] = []
+    written: list[tuple[bool, bool]] | None = None
+    while (there := _there(plan)) != written:
+        rows, written = collect(plan), there
+        lines = ''.join(json.dumps(row) + '\n' for row in rows)
+        atomic_write(directory / 'results.jsonl', lines.encode())
+        text = tables.csv_text(rows[0], map(_cells, rows)) if rows else ''
+        atomic_write(directory / 'results.csv', text.encode())
+        atomic_write(directory / 'results.md', (markdown(plan, rows) + '\n').encode())
+        if rows:
+            save(draw_study(plan.study.title, rows), directory / 'results.png')
     return rows
+
+
+def _there(plan: Plan) -> list[tuple[bool, bool]]:
+    """Returns whether each run has finished, and whether it has its outcomes."""
+    workdirs = [task.workdir for task in plan.tasks()]
+    return [(bool(finished(of)), (of / RIGHT).exists()) for of in workdirs]
 
 
 def read_results(directory: AnyPath) -> list[dict[str, Any]]:

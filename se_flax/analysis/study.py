@@ -9,6 +9,8 @@ from se_flax.models import model_info, twins
 
 NETWORKS = 'Networks with and without SE (Tables 2 to 5)'
 PLAIN, SE = 'without SE', 'with SE'
+# Fields of networks with SE; on another network, `se` would add blocks.
+SE_FIELDS = ('se', 'placement', 'se_stages')
 
 
 class Cell(NamedTuple):
@@ -98,20 +100,22 @@ STUDIES = {
 def networks(names: Sequence[str], axes: Sequence[str] = ()) -> Study:
     """Returns the study of networks with and without SE (Tables 2 to 5), each pair by itself.
 
-    With axes as in `grid`, it has a pair for each combination. Raises UserError for a name that is
-    not registered, or has no twin with SE.
+    With axes as in `grid`, it has a pair for each combination; fields of SE apply to the network
+    with SE alone. Raises UserError for a name that is not registered, or has no twin with SE.
     """
     if not names:
         raise UserError('the study networks needs --networks, such as --networks resnet50,vgg16')
     cells = []
     for fields in _combinations(axes):
         for pair in dict.fromkeys(map(twins, names)):
-            for twin in pair:
+            plain = tuple(field for field in fields if not _of_se(field))
+            baseline = ' '.join([pair[0], *map(_text, plain)])
+            for twin, own in zip(pair, (plain, fields), strict=True):
                 paper = model_info(twin).paper
                 errors = paper and (paper.top1_error, paper.top5_error)
-                titles = [' '.join([of, *map(_text, fields)]) for of in (twin, pair[0])]
-                cells.append(Cell(titles[0], fields, twin, errors, baseline=titles[1]))
-    return Study(NETWORKS, tuple(cells))
+                name = ' '.join([twin, *map(_text, own)])
+                cells.append(Cell(name, own, twin, errors, baseline=baseline))
+    return Study(NETWORKS, tuple(dict.fromkeys(cells)))  # one without SE for all values of SE
 
 
 def grid(axes: Sequence[str]) -> Study:
@@ -141,6 +145,10 @@ def _combinations(axes: Sequence[str]) -> list[tuple[tuple[str, str], ...]]:
             raise UserError(f'--vary {axis}: each run has a seed of its own; use --seeds')
         assignments.append([(field, v) for v in _split(values)])
     return list(dict.fromkeys(itertools.product(*assignments)))  # a value may come twice
+
+
+def _of_se(field: tuple[str, str]) -> bool:
+    return field[0].split('.')[:2] in [['model_fields', name] for name in SE_FIELDS]
 
 
 def _text(field: tuple[str, str]) -> str:

@@ -56,10 +56,8 @@ def _run(args: argparse.Namespace) -> int:
         return 0
     from se_flax.analysis import pilot, results
     from se_flax.analysis.ablate import ablate, check
-    from se_flax.analysis.plan import RUNS, Plan, save_plan, shard_of
-    from se_flax.analysis.plots import draw_study
+    from se_flax.analysis.plan import RUNS, Plan, distinct, save_plan, shard_of
     from se_flax.training.config import parse_assignments
-    from se_flax.training.curves import save
     from se_flax.training.loop import Preempted
     from se_flax.training.preemption import stop_signals
 
@@ -84,7 +82,7 @@ def _run(args: argparse.Namespace) -> int:
     steps = check(plan)
     shard_of(plan.tasks(), args.shard, os.environ)  # raises before anything is written
     plan = save_plan(out, plan)
-    tasks = shard_of(plan.tasks(), args.shard, os.environ)
+    tasks = shard_of(distinct(plan.tasks()), args.shard, os.environ)
     if text := pilot.beginning(tasks):
         print(text, flush=True)
     failed, stopped = [], None
@@ -95,7 +93,6 @@ def _run(args: argparse.Namespace) -> int:
         stopped = error
     rows = results.write_results(out, plan)
     if rows:
-        save(draw_study(plan.study.title, rows), out / 'results.png')
         print('\n\n'.join(map(tables.aligned, results.both_tables(rows))))
     if stopped:
         raise stopped

@@ -51,6 +51,7 @@ def connect(processes: Processes, *, heartbeat_seconds: int) -> None:
     timeouts: Any = dict.fromkeys(names, heartbeat_seconds)
     waiting = threading.Timer(PATIENCE, _report_waiting)
     waiting.start()
+    _report_aborts()  # JAX also aborts if the others do not come in time
     try:
         jax.distributed.initialize(coordinator, num_processes, process_id, **timeouts)
     except (ValueError, RuntimeError) as error:
@@ -61,7 +62,6 @@ def connect(processes: Processes, *, heartbeat_seconds: int) -> None:
         ) from error
     finally:
         waiting.cancel()
-    _report_aborts()
     if jax.process_index() > 0:  # a log of many processes would repeat every line
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 

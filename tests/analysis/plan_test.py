@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from se_flax.analysis.plan import Plan, load_plan, save_plan, shard_of
+from se_flax.analysis.plan import Plan, distinct, load_plan, save_plan, shard_of
 from se_flax.analysis.study import STUDIES, grid, networks
 from se_flax.errors import MissingError, UserError
 from se_flax.models.complexity import count
+from se_flax.training import workdir
 from se_flax.training.recipe import make_model
 
 pytestmark = pytest.mark.quick
@@ -89,6 +90,31 @@ def test_equal_runs_of_two_studies_have_one_place(tmp_path):
     assert of_batch['resnet8_cifar batch_size=32'] != both['resnet8_cifar']
 
 
+def test_a_network_without_se_gets_none_by_a_field_of_se(tmp_path):
+    axes = ['model_fields.se.reduction=8,16', 'batch_size=32']
+    plan = plan_of(networks(['resnet8_cifar'], axes), tmp_path)
+    plain, *with_se = plan.study.cells
+    assert plain.name == 'resnet8_cifar batch_size=32'
+    assert make_model(plan.cell_config(plain), 10).se is None
+    names = [f'se_resnet8_cifar se.reduction={r} batch_size=32' for r in (8, 16)]
+    assert [(cell.name, cell.baseline) for cell in with_se] == [(n, plain.name) for n in names]
+    assert plan.cell_config(with_se[0]).model_fields.se.reduction == 8
+
+
+def test_two_configs_never_have_one_workdir(tmp_path):
+    plan = plan_of(grid(['data=folder:/a/b,folder:/a_b']), tmp_path)
+    with pytest.raises(UserError, match="'data=folder:/a_b' and another one would have the same"):
+        plan.tasks()
+
+
+def test_two_shards_never_have_one_workdir(tmp_path):
+    tasks = plan_of(STUDIES['cost'], tmp_path).tasks()
+    assert len({task.workdir for task in tasks}) < len(tasks)
+    shards = [shard_of(distinct(tasks), f'{i}/4', {}) for i in range(4)]
+    workdirs = [task.workdir for task in itertools.chain(*shards)]
+    assert sorted(workdirs) == sorted({task.workdir for task in tasks})
+
+
 def test_saved_it_is_what_it_was_and_can_have_more_seeds(tmp_path):
     study = grid(['model_fields.se_stages=(2,),(3,)'])
     plan = plan_of(study, tmp_path / 'runs', ('num_epochs', '3'), ('num_threads', '2'))
@@ -136,6 +162,18 @@ def test_no_other_width_is_nearer_to_the_cost_of_se(what, told, tmp_path):
         assert abs(other - target) >= abs(got - target)
     folders = {task.cell: task.workdir for task in plan.tasks()}
     assert (folders[cell] == folders[plain]) == (got == least)
+
+
+def test_an_equal_cost_needs_the_data_only_until_there_is_a_run(tmp_path):
+    here = plan_of(STUDIES['cost'], tmp_path)
+    tasks = here.tasks()
+    away = here._replace(assignments=(('data', 'folder:/away'),))
+    with pytest.raises(UserError, match='/away'):
+        away.tasks()
+    names = list(map(str, range(10)))
+    saved = workdir.saved_config(away.cell_config(here.study.cells[0]), names)
+    workdir.claim(tasks[0].workdir, saved, {})
+    assert away.tasks() == tasks
 
 
 def test_a_network_of_one_width_has_no_equal(tmp_path):

@@ -6,8 +6,9 @@ import pathlib
 
 import numpy as np
 import pytest
-from rich.console import Console
 
+from se_flax.analysis import ablate as ablate_module
+from se_flax.analysis import results
 from se_flax.analysis.ablate import ablate
 from se_flax.analysis.plan import Plan
 from se_flax.analysis.results import both_tables, collect, compare, read_results, write_results
@@ -105,7 +106,46 @@ def test_rows_are_a_function_of_the_finished_runs(plan):
 def test_a_finished_run_of_another_config_is_not_taken(plan):
     other = plan._replace(assignments=(('learning_rate', '9'),))
     with pytest.raises(UserError, match='holds a run with another config: learning_rate was 0.1'):
-        ablate(other, {}, other.tasks()[:1], Console())
+        ablate(other, {}, other.tasks()[:1])
+    with pytest.raises(UserError, match='holds a run with another config'):  # before it trains
+        ablate(other, {}, other.tasks()[-1:])
+    with pytest.raises(UserError, match='holds a run with another config'):
+        collect(other)
+
+
+def test_all_runs_of_a_study_have_the_config_it_began_with(tmp_path, monkeypatch):
+    config, rates, folders = tmp_path / 'config.py', [], []
+    text = 'from se_flax.training.config import load_config\n\n\ndef get_config():\n'
+    text += '    c = load_config("quickstart")\n    c.learning_rate = RATE\n    return c\n'
+
+    def run(config_of_run, *_):
+        rates.append(config_of_run.learning_rate)
+        config.write_text(text.replace('RATE', '0.9'))
+
+    monkeypatch.setattr(ablate_module, 'run', run)
+    monkeypatch.setattr(ablate_module, 'write_right', lambda _, data_dir: folders.append(data_dir))
+    config.write_text(text.replace('RATE', '0.2'))
+    plan = Plan(STUDIES['squeeze'], str(config), (('data_dir', '/here'),), 1, tmp_path / 'runs')
+    ablate(plan, {}, plan.tasks())
+    assert rates == [0.2, 0.2]
+    assert folders == ['/here', '/here']  # where the data are now
+
+
+def test_a_run_that_ends_meanwhile_is_in_the_files(plan, tmp_path, monkeypatch):
+    done = plan.tasks()[2].workdir / workdir.DONE
+    text = done.read_text()
+    done.unlink()
+    calls = []
+
+    def slow(plan):
+        calls.append(collect(plan))
+        done.write_text(text)
+        return calls[-1]
+
+    monkeypatch.setattr(results, 'collect', slow)
+    assert write_results(tmp_path, plan) == calls[1] != calls[0]
+    assert '3 of 4 runs of `' in (tmp_path / 'results.md').read_text()
+    assert (tmp_path / 'results.png').exists()
 
 
 def test_the_three_files_agree(plan, tmp_path):

@@ -71,6 +71,8 @@ def test_the_jobsets_processes_are_told_how_many_they_are(jobset, container):
     selector = spec['template']['spec']['nodeSelector']
     width, height = map(int, selector['cloud.google.com/gke-tpu-topology'].split('x'))
     assert width * height == hosts * container['resources']['limits']['google.com/tpu']
+    [one_slice] = jobset['metadata']['annotations'].values()
+    assert one_slice == 'cloud.google.com/gke-nodepool'
     name = jobset['metadata']['name']
     [replicated] = jobset['spec']['replicatedJobs']
     host, port = env['JAX_COORDINATOR_ADDRESS'].split(':')

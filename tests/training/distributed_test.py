@@ -242,8 +242,26 @@ def test_one_process_cannot_write_its_part_of_a_checkpoint(start_processes, tmp_
 def test_wrong_flags_are_told(arguments, message, monkeypatch):
     for variable in [v for v in os.environ if v.startswith(('SLURM', 'JAX_COORDINATOR'))]:
         monkeypatch.delenv(variable)
+    monkeypatch.setattr(distributed, '_report_aborts', lambda: None)
     with pytest.raises(UserError, match=re.escape(message)):
         distributed.connect(arguments, heartbeat_seconds=10)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize('number', [0, 1])
+def test_a_process_that_stays_alone_ends_as_one_that_was_left(number, environ):
+    [port] = free_ports(1)
+    program = (
+        'import functools, jax\n'
+        'from se_flax.training.distributed import connect\n'
+        'wait = functools.partial(jax.distributed.initialize, initialization_timeout=2)\n'
+        'jax.distributed.initialize = wait\n'
+        f'connect(("127.0.0.1:{port}", 2, {number}), heartbeat_seconds=10)\n'
+    )
+    command = [sys.executable, '-c', program]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=100)
+    assert done.returncode == distributed.PEER_LOST, done.stderr
+    assert f'error: {distributed.LOST}' in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from se_flax.weights.store import KEY, check_out, read_weights, write_weights
 
 
 def convert(
-    source: str,
+    source: str | pathlib.Path,
     name: str | None,
     out: str | pathlib.Path,
     *,
@@ -35,7 +35,7 @@ def convert(
     """
     out = pathlib.Path(out)
     check_out(out)
-    info, variables = adapt(*_read(source, name, out, key, fields), head, in_channels)
+    info, variables = adapt(*_read(str(source), name, out, key, fields), head, in_channels)
     write_weights(out, info, variables)
     return info
 
@@ -66,6 +66,8 @@ def _read(
         return info, variables
     if name is None:
         raise UserError(f'{path} does not name its network; add --model NAME')
+    if 'num_classes' in fields:
+        raise UserError('the weights determine num_classes; leave it out')
     if kind == 'caffemodel':
         return read_caffe(name, path)
     tensors = read_shards(path, shards) if shards else read_tensors(path, kind)

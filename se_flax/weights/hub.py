@@ -1,6 +1,7 @@
 """timm's weights from the Hugging Face hub, by huggingface_hub and its cache."""
 
 import json
+import logging
 import math
 import pathlib
 from typing import Any
@@ -12,6 +13,7 @@ from se_flax.weights.fill import adapt
 from se_flax.weights.info import Preprocessing, WeightsInfo, parse_preprocessing
 from se_flax.weights.state_dict import read_state_dict
 
+logger = logging.getLogger(__name__)
 EXAMPLES = (
     'timm/legacy_senet154.in1k',
     'timm/legacy_seresnet50.in1k',
@@ -90,4 +92,6 @@ def _preprocessing(config: pathlib.Path) -> Preprocessing:
         }
     except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
         raise UserError(f'{config} is not a valid timm config: {error!r}') from None
+    if (mode := entry.get('crop_mode', 'center')) != 'center':
+        logger.warning("timm's crop_mode=%r is not supported: the center is cut out instead", mode)
     return parse_preprocessing(view)

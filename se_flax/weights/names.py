@@ -12,6 +12,7 @@ from typing import Any
 
 from flax import linen as nn
 
+from se_flax.models import model_info
 from se_flax.models.bn_inception import BNInception
 from se_flax.models.efficientnet import EfficientNet
 from se_flax.models.inception_resnet_v2 import InceptionResNetV2
@@ -22,7 +23,7 @@ from se_flax.models.preact_resnet import PreActResNet
 from se_flax.models.regnet import RegNet
 from se_flax.models.resnet import BasicBlock, ResNet
 from se_flax.models.vgg import VGG
-from se_flax.weights.info import BICUBIC, BILINEAR, CAFFE, INCEPTION, Preprocessing
+from se_flax.weights.info import BICUBIC, BILINEAR, CAFFE, CIFAR, INCEPTION, Preprocessing
 
 # What a placeholder of names.csv matches; the path may shift a number (`{i+1}`) and has WORDS.
 PLACEHOLDERS = {
@@ -65,6 +66,15 @@ class Naming:
                     else:
                         values[key] = WORDS.get(text, text)
                 yield ours.format_map(values)
+
+    def view(self, name: str) -> Preprocessing:
+        """Returns the preprocessing of a registered network of this family."""
+        size, view = model_info(name).input_size, self.preprocessing
+        if size == CIFAR.image_size:
+            view = CIFAR
+        elif size != view.image_size:  # what EfficientNet's authors do
+            view = view._replace(image_size=size, resize=size + 32)
+        return view._replace(**VIEWS.get((self.lineage, name), {}))
 
     def _in_stage(self, number: re.Match[str]) -> str:
         units = [f'{s}.{i}' for s, n in enumerate(self.stage_sizes, start=1) for i in range(n)]
@@ -133,4 +143,21 @@ NAMINGS = (
     Naming('torchvision', EfficientNet, BICUBIC, _SYMMETRIC),
     Naming('timm', EfficientNet, BICUBIC),
 )
+# Where the images of a network are not those of its family, by the lineage and the name here.
+_HALF = {'mean': (127.5,) * 3, 'std': (127.5,) * 3}
+_LINEAR = {'interpolation': BILINEAR.interpolation}
+_RESIZES = {'b1': 256, 'b3': 320, 'b4': 384, 'b5': 456, 'b6': 528, 'b7': 600}
+_TF_MOBILE = ('large_075', 'large_100', 'large_minimal_100')
+_TF_MOBILE += ('small_075', 'small_100', 'small_minimal_100')
+VIEWS: Mapping[tuple[str, str], Mapping[str, Any]] = {
+    **{('torchvision', f'efficientnet_{s}'): {'resize': to} for s, to in _RESIZES.items()},
+    ('torchvision', 'efficientnet_b2'): {'image_size': 288, 'resize': 288},
+    ('torchvision', 'efficientnet_v2_s'): {'resize': 384} | _LINEAR,
+    ('torchvision', 'efficientnet_v2_m'): {'resize': 480} | _LINEAR,
+    ('torchvision', 'efficientnet_v2_l'): {'resize': 480} | _HALF,
+    ('timm', 'timm_tf_efficientnetv2_s'): {'resize': 384} | _HALF,
+    ('timm', 'timm_tf_efficientnetv2_m'): {'resize': 480} | _HALF,
+    ('timm', 'timm_tf_efficientnetv2_l'): {'resize': 480} | _HALF,
+    **{('timm', f'timm_tf_mobilenetv3_{size}'): _LINEAR | _HALF for size in _TF_MOBILE},
+}
 CAFFE_NAMINGS = (Naming('caffe', ResNet, CAFFE, _CAFFE), Naming('caffe', BNInception, CAFFE))

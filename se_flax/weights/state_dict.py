@@ -10,11 +10,12 @@ import numpy as np
 
 from se_flax.errors import UserError, check_known
 from se_flax.models import create_model, list_models, model_info
+from se_flax.models.inverted_residual import InvertedResidualNetwork
 from se_flax.models.network import Network
 from se_flax.models.variables import Tensor, misfits, variable_shapes
 from se_flax.storage import without_lists
 from se_flax.weights.fill import FIRST, adapt, as_float32, fill, to_kernel
-from se_flax.weights.info import CIFAR, WeightsInfo, for_channels
+from se_flax.weights.info import WeightsInfo, for_channels
 from se_flax.weights.names import NAMINGS, Naming, traits_of
 
 LEAVES = {
@@ -83,6 +84,11 @@ def read_state_dict(
 def fill_network(
     name: str, naming: Naming, arrays: Mapping[str, np.ndarray], fields: Mapping[str, Any]
 ) -> tuple[WeightsInfo, dict[str, Any]]:
+    if _of_timm_alone(naming, name):
+        raise UserError(
+            f"these are torchvision's weights, but {name} is timm's network, with another epsilon "
+            'of BatchNorm or another padding; use a name without timm_'
+        )
     num_classes, channels = 0, 3
     for key, array in arrays.items():
         module, _, leaf = key.rpartition('.')
@@ -100,12 +106,7 @@ def fill_network(
         fitting = _fitting(naming, model, arrays)
         hint = f'; they fit {" or ".join(fitting)}' if fitting else ''
         raise UserError(f"{naming.lineage}'s weights do not fit {name}: {wrong}{hint}")
-    size, view = model_info(name).input_size, naming.preprocessing
-    if size == CIFAR.image_size:
-        view = CIFAR
-    elif size != view.image_size:  # what EfficientNet's authors do
-        view = view._replace(image_size=size, resize=size + 32)
-    view = for_channels(view, model.in_channels)
+    view = for_channels(naming.view(name), model.in_channels)
     return WeightsInfo(name, num_classes, naming.lineage, view, fields), fill(tensors)
 
 
@@ -239,6 +240,12 @@ def detect(name: str, network: type[Network], names: Iterable[str]) -> Naming:
     return ours
 
 
+def _of_timm_alone(naming: Naming, name: str) -> bool:
+    """Returns whether timm's network computes something else from parameters of torchvision."""
+    inverted = issubclass(naming.network, InvertedResidualNetwork)
+    return inverted and naming.lineage == 'torchvision' and name.startswith('timm_')
+
+
 def place(
     naming: Naming, model: Network, arrays: Mapping[str, np.ndarray]
 ) -> tuple[list[Tensor], str]:
@@ -280,6 +287,8 @@ def _fitting(naming: Naming, other: Network, arrays: Mapping[str, np.ndarray]) -
     size = sum(array.size for key, array in arrays.items() if 'running' not in key)
     fitting = []
     for name in list_models():
+        if _of_timm_alone(naming, name):
+            continue
         model = create_model(name, other.num_classes, in_channels=other.in_channels)
         if type(model) is not naming.network or traits_of(model).keys() - naming.traits.keys():
             continue

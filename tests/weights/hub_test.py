@@ -111,6 +111,17 @@ def test_a_config_that_is_none(weights, tmp_path, config):
         from_hub(ID, tmp_path)
 
 
+def test_another_crop_is_told(weights, tmp_path, caplog):
+    config = {'pretrained_cfg': CONFIG['pretrained_cfg'] | {'crop_mode': 'squash'}}
+    config = json.dumps(config).encode()
+    weights.hub_cache(tmp_path, ID, model_safetensors=b'not read', config_json=config)
+    with pytest.raises(UserError, match='not a safetensors file'):
+        from_hub(ID, tmp_path)
+    assert caplog.messages == [
+        "timm's crop_mode='squash' is not supported: the center is cut out instead"
+    ]
+
+
 def test_every_id_is_of_a_network_here():
     assert set(ARCHITECTURES.values()) <= set(list_models())
 

@@ -4,12 +4,15 @@ With PyTorch and the code bases installed the text is held against them; refresh
 pytest tests/weights/names_test.py --update-golden.
 """
 
+import math
+
 import numpy as np
 import pytest
 
 from se_flax.errors import UserError
 from se_flax.models import create_model
 from se_flax.weights import from_torch
+from se_flax.weights.names import NAMINGS, VIEWS
 from se_flax.weights.state_dict import detect, find_state_dict, place
 
 NETWORKS = {
@@ -131,3 +134,40 @@ def test_networks_that_only_look_alike_are_refused(network, request):
     name, fields = OTHERS[network]
     with pytest.raises(UserError, match=r'has names such as|weights do not fit'):
         from_torch(name, read(request, network), **fields)
+
+
+@pytest.mark.parametrize(
+    ('network', 'name'),
+    [
+        ('torchvision_mobilenet_v3_small', 'timm_mobilenetv3_small_100'),
+        ('torchvision_mobilenet_v3_small', 'timm_tf_mobilenetv3_small_100'),
+        ('torchvision_efficientnet_v2_s', 'timm_efficientnetv2_s'),
+    ],
+)
+def test_timms_networks_with_another_epsilon_do_not_take_torchvisions_weights(
+    network, name, request
+):
+    with pytest.raises(UserError, match='epsilon of BatchNorm .* use a name without timm_'):
+        from_torch(name, read(request, network))
+
+
+def expected_view(lineage, name):
+    """Size, resize, interpolation, mean and std in the code base."""
+    if lineage == 'torchvision':
+        models = pytest.importorskip('torchvision').models
+        of = models.get_model_weights(name).IMAGENET1K_V1.transforms()
+        size, resize, interpolation = of.crop_size[0], of.resize_size[0], of.interpolation.value
+    else:
+        of = pytest.importorskip('timm').get_pretrained_cfg(name.removeprefix('timm_'))
+        size, interpolation = (of.test_input_size or of.input_size)[-1], of.interpolation
+        resize = math.floor(size / of.crop_pct)
+    return size, resize, f'{interpolation}_antialias', of.mean, of.std
+
+
+@pytest.mark.parametrize(('lineage', 'name'), VIEWS)
+def test_images_are_those_of_the_code_base(lineage, name):
+    network = type(create_model(name))
+    of_family = (n for n in NAMINGS if (n.lineage, n.network) == (lineage, network))
+    view, (*rest, mean, std) = next(of_family).view(name), expected_view(lineage, name)
+    assert view[:3] == tuple(rest)
+    np.testing.assert_allclose([view.mean, view.std], [np.multiply(255, v) for v in (mean, std)])

@@ -54,6 +54,14 @@ def test_convert_says_what_it_did(converted, capsys):
     )
 
 
+def test_convert_takes_a_path_but_no_number_of_classes(converted, tmp_path):
+    source, out = converted.with_name('model.safetensors'), tmp_path / 'out.safetensors'
+    convert(source, 'resnet8_cifar', out)
+    assert out.read_bytes() == converted.read_bytes()
+    with pytest.raises(UserError, match='the weights determine num_classes; leave it out'):
+        convert(source, 'resnet8_cifar', out, num_classes=10)
+
+
 def test_convert_with_fields(weights, tmp_path):
     """A network that has no name of its own; the file remembers the fields."""
     source, out = tmp_path / 'model.safetensors', tmp_path / 'out.safetensors'

@@ -10,7 +10,6 @@ the same bytes.
 """
 
 import argparse
-import functools
 import io
 import itertools
 import pathlib
@@ -28,7 +27,6 @@ SIZES = ((375, 500), (500, 375), (333, 500))  # height, width
 PHOTO_CLASSES = 10
 # Images per class of Fashion-MNIST's photographs, and of ImageNet's validation images.
 MOST_TRAIN, MOST_VAL = 1000, 50
-create = functools.partial(tarfile.open, mode='w', format=tarfile.GNU_FORMAT)  # as ImageNet's tars
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -53,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     with create(args.out / TARS['train']) as tar:
         for label, wnid in enumerate(class_names()[: args.classes]):
             file = io.BytesIO()
-            with create(fileobj=file) as of_class:
+            with create(file) as of_class:
                 for i in range(args.train_per_class):
                     image = next(encoders)(draw(photos, label, i))
                     add(of_class, f'{wnid}_{i}.JPEG', image)
@@ -101,6 +99,12 @@ def encode_cmyk(pixels: np.ndarray) -> bytes:
 def encode_png(pixels: np.ndarray) -> bytes:
     """Encodes a PNG."""
     return cv2.imencode('.png', pixels[..., ::-1])[1].tobytes()
+
+
+def create(file: pathlib.Path | io.BytesIO) -> tarfile.TarFile:
+    """Opens a tar for writing, in the format of ImageNet's tars."""
+    where = {'fileobj': file} if isinstance(file, io.BytesIO) else {'name': file}
+    return tarfile.open(mode='w', format=tarfile.GNU_FORMAT, **where)
 
 
 def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -51,13 +51,14 @@ def ablate(
     """
     failed: dict[AnyPath, str] = {}
     # All now: the config's file may change before the last run starts.
-    configs = {task: plan.cell_config(task.cell, task.seed) for task in plan.tasks()}
+    every = plan.tasks()
+    configs = {task: plan.cell_config(task.cell, task.seed) for task in every}
     for task, config in configs.items():  # those of other shards, too
         check_run(task.workdir, config)
     console = console_of(sys.stdout)
     # Without redirects, as the output of a run goes to its log.
     options: Any = {'refresh_per_second': 1, 'redirect_stdout': False, 'redirect_stderr': False}
-    render = partial(_table, plan, plan.tasks(), steps, failed)
+    render = partial(_table, plan, every, steps, failed)
     with Display(Live(get_renderable=render, console=console, **options)) as display:
         for task in tasks:
             if before := finished(task.workdir):  # of another shard or study, meanwhile

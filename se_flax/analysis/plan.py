@@ -49,10 +49,11 @@ class Plan(NamedTuple):
     def cell_config(self, cell: Cell, seed: int | None = None) -> ml_collections.ConfigDict:
         """Returns the config of a run, locked; raises UserError for an unknown model or field."""
         config = fill_from_weights(make_config(self.config, self.assignments))
-        if cell.model in (PLAIN, SE) and create_model(config.model).se is None:
-            raise UserError(f'{config.model} has no SE to study; use {twins(config.model)[1]}')
-        if cell.model in (PLAIN, SE) and config.model_fields.get('se', '') is None:
-            raise UserError(f'{config.model} with se=None has no SE to study')
+        if cell.model in (PLAIN, SE):
+            if create_model(config.model).se is None:
+                raise UserError(f'{config.model} has no SE to study; use {twins(config.model)[1]}')
+            if config.model_fields.get('se', '') is None:
+                raise UserError(f'{config.model} with se=None has no SE to study')
         if cell.model not in (None, SE):
             target = None
             if cell.equal:
@@ -98,7 +99,7 @@ class Plan(NamedTuple):
             if of_folder.setdefault(name, config) != config:
                 raise UserError(
                     f'cell {cell.name!r} and another one would have the same folder, {name}; '
-                    f'use other names, or two studies with another --runs each'
+                    'use other names, or two studies with another --runs each'
                 )
             folders.append((cell, self.runs / name))
         seeds = range(configs[0].seed, configs[0].seed + self.seeds)

@@ -137,9 +137,10 @@ def write_results(directory: AnyPath, plan: Plan) -> list[dict[str, Any]]:
 
     Again if a run ended meanwhile: its shard may have written the files of all before these.
     """
+    workdirs = [task.workdir for task in plan.tasks()]
     rows: list[dict[str, Any]] = []
     written: list[tuple[bool, bool]] | None = None
-    while (there := _there(plan)) != written:
+    while (there := _there(workdirs)) != written:
         rows, written = collect(plan), there
         lines = ''.join(json.dumps(row) + '\n' for row in rows)
         atomic_write(directory / 'results.jsonl', lines.encode())
@@ -151,9 +152,8 @@ def write_results(directory: AnyPath, plan: Plan) -> list[dict[str, Any]]:
     return rows
 
 
-def _there(plan: Plan) -> list[tuple[bool, bool]]:
+def _there(workdirs: Sequence[AnyPath]) -> list[tuple[bool, bool]]:
     """Returns whether each run has finished, and whether it has its outcomes."""
-    workdirs = [task.workdir for task in plan.tasks()]
     return [(bool(finished(of)), (of / RIGHT).exists()) for of in workdirs]
 
 

@@ -443,6 +443,7 @@ print(step, flush=True)
 while True:
     step += 1
     checkpoints.save(step, make(step), {'step': step})
+    print(step, flush=True)
 """
 
 
@@ -458,18 +459,16 @@ def test_killed_at_random_moments_it_goes_on_from_a_good_step(tmp_path):
             text=True,
         )
         try:
-            line = trainer.stdout.readline()
-            if line:
-                time.sleep(rng.uniform(0.05, 0.6))
+            started, *saved = (trainer.stdout.readline() for _ in range(1 + rng.randint(1, 3)))
+            time.sleep(rng.uniform(0, 0.2))  # of the next save or the one after
         finally:
             trainer.send_signal(signal.SIGKILL)
             _, errors = trainer.communicate()
-        assert line, errors
-        started = int(line)
+        assert all(saved), errors
+        assert int(started) == reached  # whatever an earlier process had finished, and no less
         whole = [p for p in tmp_path.glob(f'*/{checkpoint.MANIFEST}') if p.parent.name.isdecimal()]
-        assert started == reached  # whatever an earlier process had finished, and no less
-        reached = max((int(path.parent.name) for path in whole), default=0)
-    assert reached > 6
+        reached = max(int(path.parent.name) for path in whole)
+        assert reached >= int(saved[-1])
 
 
 # In the background

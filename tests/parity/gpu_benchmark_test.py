@@ -19,7 +19,7 @@ BARE = """
 import sys
 from importlib import metadata
 
-absent = 'tensorflow_datasets grain clu array_record tensorboardX simplejpeg ml_collections'
+absent = 'tensorflow_datasets grain clu array_record tensorboard simplejpeg ml_collections'
 sys.modules.update(dict.fromkeys(absent.split()))  # as if they were not installed
 
 

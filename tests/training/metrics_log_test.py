@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import struct
 import subprocess
 import sys
 import tempfile
@@ -12,7 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+from tensorboard.compat.proto.event_pb2 import SessionLog
 
 from se_flax.errors import UserError
 from se_flax.training.metrics_log import FIELDS, TIMING, MetricsWriter, read_rows
@@ -43,33 +43,10 @@ def untimed(rows):
     return [{name: r[name] for name in r if name not in TIMING} for r in rows]
 
 
-def crc32c(data):
-    """Bit by bit (RFC 3720, appendix B.4), then masked as TFRecord does."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
-    crc ^= 0xFFFFFFFF
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32
-
-
 def read_events(workdir):
-    """All events of the folder, checksums checked, in the order TensorBoard reads them."""
-    events = []
-    for path in sorted((workdir / 'tensorboard').iterdir()):
-        data = path.read_bytes()
-        while data:
-            length, length_crc = struct.unpack('<QI', data[:12])
-            assert length_crc == crc32c(data[:8])
-            payload, (payload_crc,) = (
-                data[12 : 12 + length],
-                struct.unpack('<I', data[12 + length : 16 + length]),
-            )
-            assert payload_crc == crc32c(payload)
-            events.append(Event.FromString(payload))
-            data = data[16 + length :]
-    return events
+    """All events of the folder, read by TensorBoard, which ends at the first wrong checksum."""
+    paths = sorted(map(str, (workdir / 'tensorboard').iterdir()))
+    return [event for path in paths for event in LegacyEventFileLoader(path).Load()]
 
 
 def assert_events_equal_rows(workdir):

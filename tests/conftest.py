@@ -54,9 +54,10 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope='session')
 def shared_folder(tmp_path_factory, worker_id, testrun_uid):
-    """A folder that all xdist workers of this session have."""
+    """A folder that all xdist workers of this session have, or those with one $SHARED_FOLDER."""
     folder = tmp_path_factory.getbasetemp()
     folder = folder if worker_id == 'master' else folder.parent / testrun_uid
+    folder = pathlib.Path(os.environ.get('SHARED_FOLDER', folder))
     folder.mkdir(exist_ok=True)
     return folder
 

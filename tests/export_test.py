@@ -41,6 +41,7 @@ def read_and_call(path, images):
     return np.load(got)
 
 
+@pytest.mark.rounding
 @pytest.mark.parametrize(
     ('name', 'size', 'fields', 'folded'),
     [
@@ -65,6 +66,7 @@ def test_another_process_has_the_same_logits(name, size, fields, folded, tmp_pat
     np.testing.assert_allclose(got, want, rtol=0, atol=ROUNDING * np.abs(want).max())
 
 
+@pytest.mark.rounding
 def test_the_batch_is_open_or_fixed():
     model = create_model('se_resnet8_cifar')
     variables = model.init(jax.random.key(0), np.zeros((1, 32, 32, 3)))

@@ -92,6 +92,7 @@ def test_groups_must_divide_the_channels():
         Conv(6, groups=4).init(jax.random.key(0), jnp.ones((1, 4, 4, 8)))
 
 
+@pytest.mark.rounding
 @given(
     groups=st.integers(2, 4),
     widths=st.tuples(st.integers(1, 3), st.integers(1, 3)),  # channels of a group, in and out
@@ -201,6 +202,7 @@ def test_bfloat16_maps_stay_bfloat16(name):
     assert not re.search(r'\bf(32|64)\[8,', jaxpr)
 
 
+@pytest.mark.rounding
 @pytest.mark.parametrize('name', LAYERS)
 def test_bfloat16_gradient_is_summed_in_more_bits(name):
     """Over 32,768 pixels a sum in bfloat16 itself is off by several percent."""
@@ -223,6 +225,7 @@ def test_bfloat16_gradient_is_summed_in_more_bits(name):
     assert np.abs(got - want).mean() < 0.005 * np.abs(want).mean()
 
 
+@pytest.mark.rounding
 @pytest.mark.parametrize('name', LAYERS)
 def test_sharded_batches_agree(name):
     x, kernel, layer = make_layer(name)

@@ -451,7 +451,7 @@ while True:
 def test_killed_at_random_moments_it_goes_on_from_a_good_step(tmp_path):
     rng = random.Random(0)
     reached = 0
-    for _ in range(6):
+    for _ in range(4):
         trainer = subprocess.Popen(
             [sys.executable, '-c', TRAINER, tmp_path],
             stdout=subprocess.PIPE,

@@ -9,12 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.core import unfreeze
 from flax.nnx.bridge.variables import linen_vars_to_nnx_attrs, nnx_attrs_to_linen_vars
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from se_flax import models
 from se_flax.errors import UserError
-from se_flax.models.variables import Tensor, misfits, variable_shapes
+from se_flax.models.variables import check_variables
 
 
 class Network(nnx.bridge.ToNNX):
@@ -81,12 +81,8 @@ def create_model(
         images = jnp.zeros((1, size, size, module.in_channels), module.dtype)
         # Under jit, XLA omits the network's maps and computes only the parameters.
         return Network(module, jax.jit(module.init)(rngs.params(), images), rngs)
-    flat = flatten_dict(variables, sep='/')
-    tensors = [Tensor(path, path, array) for path, array in flat.items()]
-    if wrong := misfits(variable_shapes(module), tensors):
-        raise UserError(f'the variables do not fit {name}: {wrong}')
-    flat = {path: jnp.asarray(array) for path, array in flat.items()}
-    return Network(module, unflatten_dict(flat, sep='/'), rngs)
+    check_variables(module, variables, name)
+    return Network(module, jax.tree.map(jnp.asarray, unfreeze(variables)), rngs)
 
 
 def linen_variables(model: Network) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from se_flax.models.network import Network
-from se_flax.models.variables import variable_shapes
+from se_flax.models.variables import check_variables, variable_shapes
 
 
 def fold_batch_norm(model: Network, variables: Mapping[str, Any]) -> tuple[Network, dict[str, Any]]:
@@ -15,7 +15,7 @@ def fold_batch_norm(model: Network, variables: Mapping[str, Any]) -> tuple[Netwo
 
     BatchNorm's factor goes into the kernel of the convolution before it, or stays a factor if there
     is none (pre-activation). Logits are equal up to rounding (1e-5). A network that is folded
-    already stays as it is.
+    already stays as it is. Raises UserError for variables of another network.
 
     >>> import jax
     >>> from se_flax import create_model
@@ -27,6 +27,7 @@ def fold_batch_norm(model: Network, variables: Mapping[str, Any]) -> tuple[Netwo
     """
     if model.folded:
         return model, dict(variables)
+    check_variables(model, variables, type(model).__name__)
     folded = model.clone(folded=True)
     params, stats = (flatten_dict(variables[kind]) for kind in ('params', 'batch_stats'))
     paths = [tuple(path.split('/')[1:]) for path in variable_shapes(folded)]

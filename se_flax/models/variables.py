@@ -1,13 +1,14 @@
 """The variables of a network, and what is wrong with given ones."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from se_flax.errors import UserError
 from se_flax.models.network import Network
 
 SIZE = 96  # pixels; no network needs larger images, and no parameter's shape depends on them
@@ -53,6 +54,13 @@ def misfits(shapes: dict[str, tuple[int, ...]], tensors: Iterable[Tensor]) -> st
         ],
     }
     return '; '.join(f'{len(v)} {what} ({_some(v)})' for what, v in found.items() if v)
+
+
+def check_variables(model: Network, variables: Mapping[str, Any], name: str) -> None:
+    """Raises UserError that has `name` unless the variables are all of the network's."""
+    tensors = [Tensor(path, path, of) for path, of in flatten_dict(variables, sep='/').items()]
+    if wrong := misfits(variable_shapes(model), tensors):
+        raise UserError(f'the variables do not fit {name}: {wrong}')
 
 
 def _some(items: Sequence[str]) -> str:

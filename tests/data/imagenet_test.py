@@ -192,6 +192,7 @@ progress.Progress.show = show
 """
 
 
+@pytest.mark.faults
 @pytest.mark.usefixtures('in_threads')
 def test_a_killed_build_resumes(tars, prepared, tmp_path, capsys):
     data_dir = tmp_path / 'with space'

@@ -144,6 +144,7 @@ def test_workers_change_nothing(photos, large):
     assert_equal(train(photos, AUGMENT, 260, start=1, steps=3, **workers), large[1:])
 
 
+@pytest.mark.faults
 def test_workers_leave_signals_to_the_run(photos):
     """Terminals and SLURM signal all processes; a run reads on to the step at which it stops."""
     options = {'batch_size': 4, 'seed': 0, 'start_step': 0, 'num_steps': 100}
@@ -164,6 +165,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.faults
 def test_workers_end_with_a_run_that_is_killed():
     # The worker has the pipe, too, so to read it to its end waits for both.
     killed = subprocess.run([sys.executable, '-c', KILLED], stdout=subprocess.PIPE, timeout=60)

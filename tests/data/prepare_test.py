@@ -49,6 +49,7 @@ prepare('fashion_mnist', sys.argv[1], folder=sys.argv[2])
 """
 
 
+@pytest.mark.faults
 def test_a_build_that_was_killed_is_no_data_set(idx_folder, tmp_path):
     command = [sys.executable, '-c', PREPARE_AND_DIE, str(tmp_path), str(idx_folder)]
     assert subprocess.run(command, capture_output=True).returncode == 9

@@ -74,3 +74,13 @@ def test_a_folded_network_is_not_trained():
 def test_a_folded_network_stays_as_it_is():
     model = create_model('se_resnet8_cifar', folded=True)
     assert fold_batch_norm(model, {'params': {}}) == (model, {'params': {}})
+
+
+def test_variables_of_another_network_are_named():
+    model = create_model('se_resnet8_cifar')
+    variables = jax.eval_shape(model.init, jax.random.key(0), images_of(32))
+    with pytest.raises(UserError, match=r'do not fit ResNet: \d+ missing \(batch_stats/.*/mean'):
+        fold_batch_norm(model, {'params': variables['params']})
+    plain = model.clone(se=None)
+    with pytest.raises(UserError, match=r'do not fit ResNet: \d+ unexpected \(params/.*/se/'):
+        fold_batch_norm(plain, variables)

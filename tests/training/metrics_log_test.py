@@ -180,6 +180,7 @@ def test_a_step_evaluated_again_leaves_one_row(tmp_path):
     assert_events_equal_rows(tmp_path)
 
 
+@pytest.mark.faults
 def test_a_killed_process_has_lost_no_row(tmp_path):
     code = (
         'import os, sys\n'

@@ -158,6 +158,7 @@ def test_stopped_twice_it_goes_on_by_the_command_it_names(
     assert kill_run['differences'](reference, workdir) == []
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_stopped_while_python_imports(number, tmp_path, start_train_main):
     process = start_train_main(tmp_path / 'run')
@@ -167,6 +168,7 @@ def test_stopped_while_python_imports(number, tmp_path, start_train_main):
     assert process.returncode == -number
 
 
+@pytest.mark.faults
 def test_stopped_before_the_first_step(tmp_path, start_train_main):
     process = start_train_main(tmp_path)
     wait_until((tmp_path / 'config.json').exists, process)

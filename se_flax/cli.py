@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code, see `exit_code`."""
     parser = make_parser()
     args, rest = parser.parse_known_args(argv)
-    if rest and not args.trains:  # these take --config.FIELD=VALUE
+    if rest and not args.trains:  # those that train take --config.FIELD=VALUE
         parser.error(f'unrecognized arguments: {" ".join(rest)}')
     args.rest = rest
     return exit_code(partial(args.run, args), trains=args.trains)

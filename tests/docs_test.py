@@ -118,7 +118,7 @@ def test_a_run_from_the_quick_start_to_its_export(tmp_path, monkeypatch, capsys,
     (tmp_path / 'configs').symlink_to(ROOT / 'configs')
     Image.new('L', (28, 28), 128).save('shirt.png')
     quickstart = DOCS / 'start/quickstart.md'
-    mine, longer = (argv for argv in commands(quickstart.read_text()) if '--workdir' in str(argv))
+    mine, longer, _ = (a for a in commands(quickstart.read_text()) if '--workdir' in str(a))
     short = ['--config.num_steps=3', '--config.eval_every_steps=3']
 
     def train(argv):

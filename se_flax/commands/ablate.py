@@ -20,7 +20,7 @@ FLAGS = (
 )
 EPILOG = (
     '--config.FIELD=VALUE sets a field of the config for all cells, as in training. The same '
-    'command resumes a study; more --seeds add runs.'
+    'command resumes a study; a larger --seeds adds runs.'
 )
 
 
@@ -35,13 +35,13 @@ def add_to(commands: Any) -> None:
     option('--out', metavar='DIR')
     option('--seeds', type=int, default=3, metavar='K', help='runs of each cell; default: 3')
     option('--networks', type=names, default=(), metavar='NAME,NAME')
-    text = 'for grid, which runs all combinations (the first is the baseline), or for networks'
+    text = 'for grid (all combinations, the first is the baseline) and networks (each value)'
     option('--vary', action='append', default=[], metavar='FIELD=VALUE,VALUE', help=text)
-    text = 'run one of N shards; set by a SLURM array job; indexed Kubernetes jobs need /N'
+    text = 'run part I (from 0) of N; SLURM array jobs set it; indexed Kubernetes jobs need /N'
     option('--shard', metavar='I/N', help=text)
     text = 'workdirs, which studies of one config may share; default: runs in --out'
     option('--runs', metavar='DIR', help=text)
-    text = 'run the first --seeds; tell how many the study needs, and how long they take'
+    text = 'run --seeds of each cell; estimate how many the study needs, and how long it takes'
     option('--pilot', action='store_true', help=text)
     text = 'with --pilot: the difference to find, in points of top-1 error; default: 0.5'
     option('--detect', type=float, metavar='POINTS', help=text)

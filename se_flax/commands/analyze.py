@@ -20,12 +20,12 @@ def add_to(commands: Any) -> None:
     parser = add_command(verbs, 'excitation', _excitation, 'measure the gates of a network')
     common.add_network(parser.add_mutually_exclusive_group(required=True))
     option = parser.add_argument
-    option('--data', metavar='NAME', help="default: the run's own")
+    option('--data', metavar='NAME', help="default: the run's own; required with --weights")
     option('--data-dir', help=common.DATA_DIR)
     text = 'shown in the figures, 6 at most'
     option('--classes', type=names, default=(), metavar='NAME,NAME', help=text)
     option('--samples', type=int, default=50, metavar='N', help='images per class; default: 50')
-    option('--out', metavar='DIR', help='default: excitation in the workdir, for `report`')
+    option('--out', metavar='DIR', help='default: excitation in the workdir or here')
 
     text = 'compare the costs of SE with the paper'
     option = add_command(verbs, 'complexity', _complexity, text).add_argument

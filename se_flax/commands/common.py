@@ -9,7 +9,7 @@ from se_flax.storage import local_path
 
 DTYPE = "float32 or bfloat16; default: the run's own, float32 for weights"
 FOLD = 'merge BatchNorm into the convolutions; equal up to rounding'
-DATA_DIR = "of TFDS, or gs://; default: the run's own, or ~/tensorflow_datasets"
+DATA_DIR = "of TFDS, or gs://; default: the run's own, $TFDS_DATA_DIR or ~/tensorflow_datasets"
 
 
 def add_command(

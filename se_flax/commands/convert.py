@@ -11,7 +11,7 @@ from se_flax.storage import as_path, local_path
 def add_to(commands: Any) -> None:
     text = 'write a weights file from public weights or a run'
     option = add_command(commands, 'convert', _run, text).add_argument
-    text = 'a file of PyTorch, safetensors (or index of shards) or Caffe, hub:ID, or a workdir'
+    text = 'hub:ID, a workdir, or a file of PyTorch, safetensors (or index of shards) or Caffe'
     option('source', metavar='SOURCE', help=text)
     option('--model', metavar='NAME', help='one of `se-flax models`')
     option('--key', metavar='NAME', help='the state dict, if a file holds several')

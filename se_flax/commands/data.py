@@ -14,15 +14,16 @@ def add_to(commands: Any) -> None:
     check.add_argument('name', metavar='NAME', nargs='?', help='default: all known')
     prepare = add_command(verbs, 'prepare', _prepare, 'prepare a data set')
     prepare.add_argument('name', metavar='NAME')
+    text = 'of TFDS, or gs://; default: $TFDS_DATA_DIR or ~/tensorflow_datasets'
     for parser in (check, prepare):
-        parser.add_argument('--data-dir', help='of TFDS, or gs://; default: ~/tensorflow_datasets')
+        parser.add_argument('--data-dir', help=text)
     text = 'contains the two tars of imagenet2012, or the four files of fashion_mnist'
     prepare.add_argument('--from', dest='folder', metavar='DIR', help=text)
     of_imagenet = prepare.add_argument_group('imagenet2012').add_argument
     text = 'shrink larger training images to S pixels on the shorter side'
     of_imagenet('--max-side', type=int, metavar='S', help=text)
-    text = 'JPEG quality, 1 to 100, to encode training images with; default: 90 with --max-side'
-    of_imagenet('--quality', type=int, metavar='Q', help=f'{text}, otherwise unchanged files')
+    text = 'JPEG quality, 1 to 100, of training images; default: 90 with --max-side, else unchanged'
+    of_imagenet('--quality', type=int, metavar='Q', help=text)
     text = 'accept tars with another number of images'
     of_imagenet('--allow-other-counts', action='store_true', help=text)
 

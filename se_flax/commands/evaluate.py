@@ -23,7 +23,8 @@ def add_to(commands: Any) -> None:
     option = parser.add_argument_group('images').add_argument
     option('--data', help="default: the run's own; required without --workdir")
     option('--data-dir', help=common.DATA_DIR)
-    option('--batch-size', type=int, metavar='B', help='images per batch')
+    text = "images per batch; default: the run's own, or 64 per device"
+    option('--batch-size', type=int, metavar='B', help=text)
 
     text = 'several sizes or resizes, such as 256,288,320, are scales to average over'
     option = parser.add_argument_group('protocol', text).add_argument

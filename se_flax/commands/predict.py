@@ -17,7 +17,7 @@ def add_to(commands: Any) -> None:
     option = parser.add_argument
     option('--fold', action='store_true', help=common.FOLD)
     option('images', nargs='+', metavar='IMAGE', help='files, or folders of them')
-    option('--batch-size', type=int, metavar='B', help='images per batch; default: 32 a device')
+    option('--batch-size', type=int, metavar='B', help='images per batch; default: 32 per device')
     text = 'write a .csv or .jsonl instead of printing'
     option('--csv', type=local_path, metavar='FILE', help=text)
 

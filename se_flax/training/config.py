@@ -84,7 +84,9 @@ DATA = {
     'data': Field('', 'Data set, one of `se-flax data check` or folder:PATH.'),
     'eval_split': Field(0.0, 'Part of a folder without val to evaluate on.', **SHARE, added=True),
     'train_examples': Field(None, 'Images to train on, drawn by seed.', **EXAMPLES),
-    'data_dir': Field('', 'Folder or gs:// of tfds; empty: ~/tensorflow_datasets.', machine=True),
+    'data_dir': Field(
+        '', 'Of tfds, or gs://; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets.', machine=True
+    ),
     'allow_changed_data': Field(False, 'Resume even if the examples have changed.', machine=True),
     'image_size': Field(224, 'Height and width of input.', **PIXELS, above=0),
     'in_channels': Field(3, 'Channels; 1 reads images as gray.', least=1, from_weights=True),
@@ -107,13 +109,13 @@ DATA = {
     'jitter': Field(0.0, 'Largest change of a channel either way, up to 255.', least=0),
     'cutout': Field(0, 'Side of the square that is cut out; 0 for none.', 'pixels', least=0),
     'erasing': Field(0.0, 'Probability that a random box is erased.', **PROBABILITY),
-    'erasing_mode': Field('const', 'Fill, or noise.', choices=ERASINGS, added=True),
-    'repeats': Field(1, 'Views of each image in a batch of fewer images.', least=1, added=True),
+    'erasing_mode': Field('const', 'const: fill; pixel: noise.', choices=ERASINGS, added=True),
+    'repeats': Field(1, 'Augmented views of each image in a batch.', least=1, added=True),
     'eval_resize': Field(256, 'Shorter edge before center crop; 0 keeps it.', **PIXELS, least=0),
     'interpolation': Field('bilinear', 'Resize filter.', choices=INTERPOLATIONS, from_weights=True),
     'sampling': Field('shuffle', 'class_aware draws a class first.', choices=tuple(SAMPLINGS)),
     'cache': Field(False, 'Decode every image once, into memory.'),
-    'max_corrupt': Field(0.001, 'Unreadable images to tolerate; more fail.', 'share', least=0),
+    'max_corrupt': Field(0.001, 'Unreadable images above which a run fails.', 'share', least=0),
 }
 OPTIMIZATION = {
     'batch_size': Field(256, 'Global batch, over all devices.', 'images', above=0),
@@ -125,7 +127,7 @@ OPTIMIZATION = {
     'learning_rate': Field(0.1, 'Peak of the schedule.', above=0),
     'base_batch_size': Field(0, 'Batch size from which the rate is scaled; 0: none.', least=0),
     'warmup': Field(0.0, 'Part of the run in which the rate rises from 0.', **SHARE),
-    'warmup_factor': Field(0.0, 'Constant rate of the warmup; 0 for a rise.', 'share', least=0),
+    'warmup_factor': Field(0.0, 'Constant warmup rate; 0: rise.', 'share of peak', least=0),
     'drop_epochs': Field((), 'Drops of schedule=step.', 'epochs'),
     'drop_factor': Field(0.1, 'Factor of the rate at each drop.', least=0),
     'drop_patience': Field(10, 'Evaluations without a lower loss before a plateau drop.', least=1),
@@ -144,7 +146,7 @@ OPTIMIZATION = {
     'mixup': Field(0.0, 'Alpha of mixup, within a BatchNorm group; 0: none.', least=0, added=True),
     'cutmix': Field(0.0, 'Alpha of CutMix, the same way; 0: none.', least=0, added=True),
     'mixup_switch_prob': Field(0.5, 'Probability of CutMix if both are on.', **PROBABILITY),
-    'freeze_bn_epochs': Field(0.0, 'Last epochs, with BatchNorm frozen.', 'epochs', least=0),
+    'freeze_bn_epochs': Field(0.0, 'Epochs at the end with frozen BatchNorm.', 'epochs', least=0),
     'ema': Field(0.0, 'Decay of the averaged weights to evaluate; 0 for none.', **SHARE),
     'ema_warmup': Field(False, 'Let ema rise as (1 + step) / (10 + step).', added=True),
 }

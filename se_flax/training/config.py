@@ -115,7 +115,9 @@ DATA = {
     'interpolation': Field('bilinear', 'Resize filter.', choices=INTERPOLATIONS, from_weights=True),
     'sampling': Field('shuffle', 'class_aware draws a class first.', choices=tuple(SAMPLINGS)),
     'cache': Field(False, 'Decode every image once, into memory.'),
-    'max_corrupt': Field(0.001, 'Unreadable images above which a run fails.', 'share', least=0),
+    'max_corrupt': Field(
+        0.001, 'Unreadable images above which a run fails.', 'share', least=0, machine=True
+    ),
 }
 OPTIMIZATION = {
     'batch_size': Field(256, 'Global batch, over all devices.', 'images', above=0),

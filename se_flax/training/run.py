@@ -87,6 +87,7 @@ def run(
         step = _compiled_step(plan, mesh, abstract)
     with held:
         on_first(workdir.claim, directory, saved, data)
+        all_or_none(workdir.check_shared, directory)
         all_or_none(workdir.check, directory, saved)  # the other processes compare with it
         all_or_none(workdir.check_data, directory, data)
         keep, background = config.keep_checkpoints, config.async_checkpoints
@@ -108,6 +109,9 @@ def run(
             checkpoints,
             clock.spending('steps', 'the first step'),
         ):
+            # Fewer images may have made this step the last one.
+            if start >= plan.num_steps and not broadcast(_evaluated(directory, start)):
+                trainer.evaluate(start, state)
             state = train(trainer, state, start)
         checkpoints.verify(state)
         on_first(_conclude, directory, {'best': trainer.best, 'goodput': clock.goodput()})
@@ -245,6 +249,11 @@ def _describe(plan: recipe.Plan, state: TrainState, directory: AnyPath) -> None:
     print(f'Parameters: {len(jax.tree.leaves(state.params))} arrays, see {workdir.PARAMETERS}.')
     if config.init_from and not state.step:
         print(fine_tune.start_message(config, plan.train_set.class_names))
+
+
+def _evaluated(directory: AnyPath, step: int) -> bool:
+    rows = read_rows(directory / 'metrics.jsonl')
+    return any((row['step'], row['split']) == (step, 'eval') for row in rows)
 
 
 def _conclude(directory: AnyPath, more: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shlex
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -100,6 +101,18 @@ def claim(workdir: AnyPath, ours: Mapping[str, Any], data: Mapping[str, Any]) ->
         text = json.dumps(ours, indent=2, sort_keys=True) + '\n'
         atomic_write(workdir / CONFIG, text.encode())
     atomic_write(workdir / DATA, (json.dumps(data, indent=2) + '\n').encode())
+
+
+def check_shared(workdir: AnyPath) -> None:
+    """Raises UserError if a process does not see what the first has claimed."""
+    end = time.monotonic() + 90  # NFS remembers for a minute that a file was missing
+    while not (workdir / CONFIG).exists():
+        if time.monotonic() > end:
+            raise UserError(
+                f'{workdir} is not the folder of process 0, which has a {CONFIG}; all processes '
+                'need one --workdir in a shared folder or a bucket'
+            )
+        time.sleep(0.5)
 
 
 def finish(workdir: AnyPath, result: Mapping[str, Any]) -> None:

@@ -196,6 +196,14 @@ def test_killed_while_it_claims_its_folder(tmp_path):
     assert workdirs.read_config(tmp_path)[0].seed == 3
 
 
+def test_a_workdir_that_the_first_process_did_not_claim(tmp_path, clock, monkeypatch):
+    monkeypatch.setattr('time.sleep', lambda seconds: clock.__setitem__(0, clock[0] + seconds))
+    with pytest.raises(UserError, match='is not the folder of process 0'):
+        workdirs.check_shared(tmp_path)
+    workdirs.claim(tmp_path, {}, {})
+    workdirs.check_shared(tmp_path)
+
+
 def test_rows_are_on_the_disk_before_the_checkpoint_that_counts_on_them(
     tmp_path, train_main, monkeypatch
 ):
@@ -311,7 +319,8 @@ def test_a_workdir_of_another_config_is_left_alone(reference, train_main, capfd)
         'Use another --workdir, or move that folder away\n'
     )
     assert (reference / 'config.json').read_bytes() == config
-    assert train_main(reference, '--config.num_threads=3') == 0  # not what, only how fast
+    # Not what, only how fast, and how many damaged images it bears.
+    assert train_main(reference, '--config.num_threads=3', '--config.max_corrupt=0.5') == 0
 
 
 def test_changed_data_are_told_and_taken_on_request(tmp_path, train_main, pictures, capfd, caplog):
@@ -334,6 +343,21 @@ def test_changed_data_are_told_and_taken_on_request(tmp_path, train_main, pictur
     assert '20 examples, now 21' in caplog.text
     # The new ones are known now.
     assert json.loads((workdir / 'data.json').read_text())['training']['examples'] == 21
+
+
+def test_fewer_images_may_end_a_run_which_is_then_evaluated(tmp_path, train_main, pictures):
+    workdir = tmp_path / 'run'
+    fields = (f'data=folder:{pictures}', 'num_steps=None', 'num_epochs=3.0', 'schedule=constant')
+    arguments = [f'--config.{field}' for field in (*fields, 'allow_changed_data=true')]
+    assert train_main(workdir, *arguments) == 0  # 4 steps
+    (workdir / 'DONE').unlink()
+    rows = (workdir / 'metrics.jsonl').read_bytes().splitlines(keepends=True)
+    (workdir / 'metrics.jsonl').write_bytes(b''.join(row for row in rows if b'"eval"' not in row))
+    for path in pictures.glob('train/*/1.png'):
+        path.unlink()
+    assert train_main(workdir, *arguments) == 0  # of 2 steps
+    assert finished(workdir)['step'] == 4
+    assert [row['step'] for row in read_rows(workdir / 'metrics.jsonl') if row['split'] == 'eval']
 
 
 def test_a_longer_run_is_told_how_to_start(reference, tmp_path, train_main, capfd):

@@ -82,7 +82,7 @@ def create_model(
         # Under jit, XLA omits the network's maps and computes only the parameters.
         return Network(module, jax.jit(module.init)(rngs.params(), images), rngs)
     check_variables(module, variables, name)
-    return Network(module, jax.tree.map(jnp.asarray, unfreeze(variables)), rngs)
+    return Network(module, jax.tree.map(jnp.asarray, unfreeze(dict(variables))), rngs)
 
 
 def linen_variables(model: Network) -> dict[str, Any]:

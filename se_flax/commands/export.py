@@ -42,7 +42,11 @@ def _run(args: argparse.Namespace) -> None:
             option = f'--{name.replace("_", "-")}'
             raise UserError(f'{option} is not an option of --format {args.format}')
     check_writable(args.out)
-    run(args, common.open_network(args.network, args.dtype, args.fold))
+    trained = common.open_network(args.network, args.dtype, args.fold)
+    opener, source = args.network
+    if opener == 'open_weights' and args.out.exists() and args.out.samefile(source):
+        raise UserError(f'{args.out} would overwrite the input; choose another output file')
+    run(args, trained)
 
 
 def _of(network: Any, export: Callable[..., Any]) -> Callable[..., Any]:

@@ -80,7 +80,8 @@ class ResNet(ResidualNetwork):
 
     @property
     def smallest(self) -> int:
-        return 1 if self.stem == 'cifar' else 3  # for the unpadded pool
+        # The pool needs a map of two pixels.
+        return 1 if self.stem == 'cifar' else (self.stem_strides or 2) + 1
 
     def trunk(self, x: jax.Array, train: bool) -> Maps:
         conv_norm, small = self.layers(train).conv_norm, self.stem == 'cifar'

@@ -200,6 +200,8 @@ def _choose(found: Mapping[str, set[str]], key: str | None) -> str:
         return key
     fitting = sorted(p for p in found if key is None or p.startswith(f'{key}.'))
     if not fitting:
+        if [*found] == ['']:
+            raise UserError(f'key={key!r} is not needed: the file is a state dict itself')
         check_known('state dict', key, found)
     if len(fitting) > 1:
         listed = ', '.join(f'{prefix!r} ({len(found[prefix])} tensors)' for prefix in fitting)

@@ -292,6 +292,14 @@ def test_the_smallest_image_works_and_a_smaller_one_is_refused(name):
         initialized(family(name), smallest - 1)
 
 
+@pytest.mark.parametrize('strides', [1, 4])
+def test_the_smallest_image_follows_from_the_strides_of_the_stem(strides):
+    model = create_model('resnet8_cifar', stem='imagenet', stem_strides=strides)
+    initialized(model, strides + 1)
+    with pytest.raises(UserError, match=f'at least {strides + 1} x {strides + 1}'):
+        initialized(model, strides)
+
+
 def test_bn_inception_wants_multiples_of_32():
     with pytest.raises(UserError, match='image height=299 is not .* total stride=32; use 288 or'):
         initialized(family('se_bn_inception'), 299)

@@ -210,6 +210,12 @@ def test_the_message_lists_what_is_there(network, convert, tmp_path):
     assert said == "error: unknown state dict 'mode': did you mean model or ema.module?\n"
 
 
+def test_a_key_for_a_file_that_is_a_state_dict_itself_is_refused(network, convert, tmp_path):
+    source = write(tmp_path, 'safetensors', network[0].state)
+    said = convert(source, '--key', 'model').said
+    assert said == "error: key='model' is not needed: the file is a state dict itself\n"
+
+
 def test_one_object_under_two_names_is_one_state_dict(network, convert, assert_equal, tmp_path):
     one, _ = network
     torch = pytest.importorskip('torch')

@@ -153,6 +153,12 @@ def check_writable(path: AnyPath) -> None:
     _temporary(path).unlink()
 
 
+def check_not_input(out: pathlib.Path, file: str | pathlib.Path) -> None:
+    """Raises UserError if a write to `out` would replace a file that is read."""
+    if out.exists() and out.samefile(file):
+        raise UserError(f'{out} would overwrite the input {file}; choose another output file')
+
+
 def sync(path: AnyPath) -> None:
     """Waits until the bytes of a file, or the names in a folder, are on the disk."""
     if is_remote(path):

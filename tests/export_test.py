@@ -155,6 +155,6 @@ def test_the_weights_are_not_overwritten(weights, tmp_path, capsys):
     path = tmp_path / 'network.safetensors'
     path.write_bytes(weights[0].read_bytes())
     assert cli.main(['export', '--weights', str(path), '--out', str(path)]) == 2
-    said = f'error: {path} would overwrite the input; choose another output file\n'
+    said = f'error: {path} would overwrite the input {path}; choose another output file\n'
     assert capsys.readouterr().err == said
     assert path.read_bytes() == weights[0].read_bytes()

@@ -8,7 +8,7 @@ from typing import Any
 
 from se_flax.commands import common
 from se_flax.errors import UserError, check_known
-from se_flax.storage import check_writable, local_path
+from se_flax.storage import check_not_input, check_writable, local_path
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
@@ -44,8 +44,8 @@ def _run(args: argparse.Namespace) -> None:
     check_writable(args.out)
     trained = common.open_network(args.network, args.dtype, args.fold)
     opener, source = args.network
-    if opener == 'open_weights' and args.out.exists() and args.out.samefile(source):
-        raise UserError(f'{args.out} would overwrite the input; choose another output file')
+    if opener == 'open_weights':
+        check_not_input(args.out, source)
     run(args, trained)
 
 

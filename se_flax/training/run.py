@@ -110,7 +110,8 @@ def run(
             clock.spending('steps', 'the first step'),
         ):
             # Fewer images may have made this step the last one.
-            if start >= plan.num_steps and not broadcast(_evaluated(directory, start)):
+            ended = start >= plan.num_steps
+            if ended and not broadcast(bool(on_first(_evaluated, directory, start))):
                 trainer.evaluate(start, state)
             state = train(trainer, state, start)
         checkpoints.verify(state)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from se_flax.errors import UserError
+from se_flax.storage import check_not_input
 from se_flax.weights.caffe import read_caffe
 from se_flax.weights.files import kind_of, read_index, read_safetensors, read_shards, read_tensors
 from se_flax.weights.fill import adapt
@@ -47,8 +48,7 @@ def _read(
     kind = 'hub' if source.startswith('hub:') else kind_of(path)
     shards = read_index(path) if kind == 'index' else {}
     for file in () if kind == 'hub' else (path, *shards):
-        if out.exists() and out.samefile(file):
-            raise UserError(f'{out} would overwrite the input {file}; choose another output file')
+        check_not_input(out, file)
     if kind == 'safetensors' and KEY in read_safetensors(path, with_tensors=False)[0]:
         kind = 'ours'
     if kind in ('hub', 'ours', 'caffemodel'):

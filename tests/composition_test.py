@@ -214,6 +214,7 @@ NETWORKS = {  # a small one of each family, and the side of its images
 }
 # Of the same layers as another one.
 ALIKE = ('se_bn_inception', 'se_inception_resnet_v2', 'regnet_y_200mf', 'mobilenet_v3_small')
+ALIKE += ('se_vgg16', 'se_mobilenet', 'se_preact_resnet164')
 
 
 def test_the_table_has_every_family():

@@ -62,7 +62,7 @@ STAGES = {
     for name in FAMILIES
     if isinstance(model := family(name), ResidualNetwork)
 }
-PAIRS = ('se_resnet20_cifar', 'se_preact_resnet110', 'se_vgg16', 'se_shake_shake26_2x96d')
+PAIRS = ('se_resnet20_cifar', 'se_shake_shake26_2x96d')
 
 
 @pytest.mark.parametrize('name', PAIRS)
@@ -244,18 +244,13 @@ def test_se_adds_its_own_parameters_alone(name):
     assert len(with_se) > len(plain)
 
 
+# Of the others, the exact number of parameters is known with SE and without.
 @pytest.mark.parametrize(
     ('name', 'blocks'),
     [
-        ('se_resnet50', 16),
-        ('se_bn_inception', 10),
-        ('se_vgg16', 13),
         ('timm_resnetrs50', 16),
         ('regnet_y_200mf', 13),
         ('regnet_x_200mf', 0),
-        ('se_mobilenet', 13),
-        ('se_shufflenet', 16),
-        ('se_preact_resnet110', 54),
         ('se_preact_resnet164', 54),
         ('se_wrn16_8', 6),
         ('se_shake_shake26_2x96d', 24),
@@ -525,8 +520,11 @@ def feature_maps_in_float32(name, size, train, **fields):
 def test_feature_maps_are_bfloat16_throughout(name, train):
     size = 96 if model_info(name).input_size != 32 else 32
     assert feature_maps_in_float32(name, size, train, dtype=jnp.bfloat16) == []
-    if train:  # the same walk finds them where they are
-        assert 'conv_general_dilated' in feature_maps_in_float32(name, size, train)
+
+
+@pytest.mark.parametrize('name', ['se_resnet50', 'mobilenet_v3_small'])
+def test_feature_maps_in_float32_are_found(name):
+    assert 'conv_general_dilated' in feature_maps_in_float32(name, 96, train=True)
 
 
 @pytest.mark.parametrize('wrong', [8.0, True])

@@ -1,4 +1,4 @@
-"""Thousands of damaged files: each is read, or refused by a UserError; nothing else, and at once.
+"""Damaged files by the hundred: each is read, or refused by a UserError; nothing else, and at once.
 
 The files are whole ones of a small network, cut, spliced and with bits turned, and headers and
 metadata that are well-formed but say something else.
@@ -22,7 +22,7 @@ from se_flax.weights.store import KEY
 
 VIEW = Preprocessing(32, 0, 'bilinear', (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 fuzz = settings(
-    max_examples=600,
+    max_examples=300,
     derandomize=True,
     deadline=5000,
     database=None,
@@ -71,7 +71,7 @@ def try_all(read, *strategies):
 
     run()
     assert 0 < sum(outcomes) < len(outcomes)
-    assert len(outcomes) >= 600
+    assert len(outcomes) >= 300
 
 
 def try_damaged(path, read):

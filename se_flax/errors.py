@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import math
 import numbers
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -110,7 +111,7 @@ def check_multiple(what: str, value: int, of_what: str, of: int) -> None:
 
 
 def check_at_least(what: str, value: Any, least: int, *, whole: bool = True) -> None:
-    """Raises UserError unless `value` is an integer (or any number) of at least `least`.
+    """Raises UserError unless `value` is an integer (or a finite number) of at least `least`.
 
     >>> check_at_least('batch_size', 0, 1)
     Traceback (most recent call last):
@@ -119,7 +120,9 @@ def check_at_least(what: str, value: Any, least: int, *, whole: bool = True) -> 
     kind, name = (numbers.Integral, 'an integer') if whole else (numbers.Real, 'a number')
     if isinstance(value, bool) or not isinstance(value, kind):
         raise UserError(f'{what}={value!r} must be {name}')
-    if value < least or value != value:  # NaN
+    if not -math.inf < value < math.inf:
+        raise UserError(f'{what}={value} must be finite')
+    if value < least:
         raise UserError(f'{what}={value} must be at least {least}')
 
 

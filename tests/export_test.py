@@ -69,7 +69,7 @@ def test_another_process_has_the_same_logits(name, size, fields, folded, tmp_pat
 @pytest.mark.rounding
 def test_the_batch_is_open_or_fixed():
     model = create_model('se_resnet8_cifar')
-    variables = model.init(jax.random.key(0), np.zeros((1, 32, 32, 3)))
+    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 32, 32, 3)))
     rest = {'mean': MEAN, 'std': STD, 'platforms': ('cpu',)}
     free = export_network(model, variables, 32, **rest)
     images = random_images(5, 32, 32, 3)
@@ -113,7 +113,7 @@ def test_more_weights_than_a_file_holds_are_refused(export_to):
 def weights(tmp_path_factory):
     """A weights file, its network and its variables."""
     model = create_model('se_resnet8_cifar')
-    variables = model.init(jax.random.key(0), np.zeros((1, 32, 32, 3)))
+    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 32, 32, 3)))
     path = tmp_path_factory.mktemp('weights') / 'network.safetensors'
     view = Preprocessing(32, 36, 'bicubic', MEAN, STD)
     save_weights(path, 'se_resnet8_cifar', variables, view)

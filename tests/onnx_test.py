@@ -151,7 +151,7 @@ def test_every_choice_of_the_block(se):
 def test_a_network_at_its_start_whose_statistics_are_all_equal():
     model = create_model('se_resnet8_cifar')
     images = normalized(random_images(2, 16, 16, 3))
-    variables = model.init(jax.random.key(0), images)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
     exported = export_onnx(model, variables, 16, mean=MEAN, std=STD, nchw=True)
     want = model.apply(variables, images)
     got = run(exported, images.transpose(0, 3, 1, 2))

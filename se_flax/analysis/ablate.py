@@ -50,11 +50,9 @@ def ablate(
     Raises UserError for a workdir with another run, and what `run` raises after `stop_requested`.
     """
     failed: dict[AnyPath, str] = {}
-    # All now: the config's file may change before the last run starts.
     every = plan.tasks()
-    configs = {task: plan.cell_config(task.cell, task.seed) for task in every}
-    for task, config in configs.items():  # those of other shards, too
-        check_run(task.workdir, config)
+    for task in every:  # those of other shards, too
+        check_run(task)
     console = console_of(sys.stdout)
     # Without redirects, as the output of a run goes to its log.
     options: Any = {'refresh_per_second': 1, 'redirect_stdout': False, 'redirect_stderr': False}
@@ -62,7 +60,7 @@ def ablate(
     with Display(Live(get_renderable=render, console=console, **options)) as display:
         for task in tasks:
             if before := finished(task.workdir):  # of another shard or study, meanwhile
-                check_run(task.workdir, configs[task])
+                check_run(task)
             if before and (task.workdir / RIGHT).exists():
                 continue
             log = task.workdir.with_name(f'{task.workdir.name}.log')
@@ -70,8 +68,8 @@ def ablate(
             with log.open('a') as file, contextlib.redirect_stdout(file):
                 try:
                     if not before:
-                        run(configs[task], task.workdir, stop_requested)
-                    write_right(task.workdir, configs[task].data_dir or None)
+                        run(task.config, task.workdir, stop_requested)
+                    write_right(task.workdir, task.config.data_dir or None)
                 except NonFiniteError as error:
                     failed[task.workdir] = f'{task.cell.name}, seed {task.seed}: {error}'
                 except UserError as error:

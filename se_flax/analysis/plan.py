@@ -4,6 +4,7 @@
 """
 
 import bisect
+import copy
 import dataclasses
 import functools
 import json
@@ -35,6 +36,7 @@ class Task(NamedTuple):
     cell: Cell
     seed: int
     workdir: AnyPath
+    config: ml_collections.ConfigDict  # as its file is when the task is made
 
 
 class Plan(NamedTuple):
@@ -46,8 +48,8 @@ class Plan(NamedTuple):
     seeds: int  # runs per cell
     runs: AnyPath  # the folder of all workdirs
 
-    def cell_config(self, cell: Cell, seed: int | None = None) -> ml_collections.ConfigDict:
-        """Returns the config of a run, locked; raises UserError for an unknown model or field."""
+    def cell_config(self, cell: Cell) -> ml_collections.ConfigDict:
+        """Returns the config of a cell, locked; raises UserError for an unknown model or field."""
         config = fill_from_weights(make_config(self.config, self.assignments))
         if cell.model in (PLAIN, SE):
             if create_model(config.model).se is None:
@@ -71,8 +73,6 @@ class Plan(NamedTuple):
         for name, text in cell.fields:
             if text != str(_value(config, name)):  # equal runs have equal configs
                 assign(config, name, text)
-        if seed is not None:
-            config.seed = seed
         return config.lock()
 
     def _num_classes(self, config: ml_collections.ConfigDict) -> int:
@@ -88,7 +88,7 @@ class Plan(NamedTuple):
         """
         configs = [self.cell_config(cell) for cell in self.study.cells]
         # A folder names the run and not the study: studies that share `runs` share equal runs.
-        folders: list[tuple[Cell, AnyPath]] = []
+        folders: list[AnyPath] = []
         of_folder: dict[str, ml_collections.ConfigDict] = {}
         for cell, config in zip(self.study.cells, configs, strict=True):
             fields = [f'{name.removeprefix("model_fields.")}={text}' for name, text in cell.fields]
@@ -101,9 +101,18 @@ class Plan(NamedTuple):
                     f'cell {cell.name!r} and another one would have the same folder, {name}; '
                     'use other names, or two studies with another --runs each'
                 )
-            folders.append((cell, self.runs / name))
-        seeds = range(configs[0].seed, configs[0].seed + self.seeds)
-        return [Task(cell, s, folder / f'seed{s}') for s in seeds for cell, folder in folders]
+            folders.append(self.runs / name)
+        return [
+            Task(cell, seed, folder / f'seed{seed}', _with_seed(config, seed))
+            for seed in range(configs[0].seed, configs[0].seed + self.seeds)
+            for cell, folder, config in zip(self.study.cells, folders, configs, strict=True)
+        ]
+
+
+def _with_seed(config: ml_collections.ConfigDict, seed: int) -> ml_collections.ConfigDict:
+    config = copy.deepcopy(config)
+    config.seed = seed
+    return config
 
 
 def distinct(tasks: Sequence[Task]) -> list[Task]:
@@ -114,11 +123,11 @@ def distinct(tasks: Sequence[Task]) -> list[Task]:
     return list(first.values())
 
 
-def check_run(workdir: AnyPath, config: ml_collections.ConfigDict) -> None:
+def check_run(task: Task) -> None:
     """Raises UserError if a workdir has a run of another config, such as before a file changed."""
-    if (workdir / CONFIG).exists():
-        _, class_names = read_config(workdir)
-        check_workdir(workdir, saved_config(fill_from_weights(config), class_names))
+    if (task.workdir / CONFIG).exists():
+        _, class_names = read_config(task.workdir)
+        check_workdir(task.workdir, saved_config(fill_from_weights(task.config), class_names))
 
 
 def _value(config: ml_collections.ConfigDict, name: str) -> Any:

@@ -52,7 +52,7 @@ def collect(plan: Plan) -> list[dict[str, Any]]:
     workdirs: dict[str, dict[int, AnyPath]] = {cell.name: {} for cell in plan.study.cells}
     for task in plan.tasks():
         if finished(task.workdir):
-            check_run(task.workdir, plan.cell_config(task.cell, task.seed))
+            check_run(task)
             workdirs[task.cell.name][task.seed] = task.workdir
     cells = [cell for cell in plan.study.cells if workdirs[cell.name]]
     rows = compare([_row(cell, workdirs[cell.name]) for cell in cells])

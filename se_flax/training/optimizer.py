@@ -1,5 +1,6 @@
 """Learning rates as functions of the step, and the optimizers of the recipes."""
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -44,7 +45,8 @@ def make_schedule(
     elif schedule == 'linear':
         main = optax.linear_schedule(learning_rate, 0.0, rest)
     elif schedule == 'step':
-        drops = {step - warmup_steps: drop_factor for step in drop_steps}
+        counts = Counter(drop_steps)  # two drops may round to one step
+        drops = {step - warmup_steps: drop_factor**n for step, n in counts.items()}
         main = optax.piecewise_constant_schedule(learning_rate, drops)
     if not warmup_steps:
         return main

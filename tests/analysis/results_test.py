@@ -71,8 +71,7 @@ def plan(tmp_path):
     for task in plan.tasks():
         if (task.cell.name, task.seed) in results:
             top1, top5 = results[task.cell.name, task.seed]
-            config = plan.cell_config(task.cell, task.seed)
-            workdir.claim(task.workdir, workdir.saved_config(config, classes), {})
+            workdir.claim(task.workdir, workdir.saved_config(task.config, classes), {})
             with MetricsWriter(task.workdir, resume_step=0) as rows:
                 for step, speed in ((1, 100.0), (2, 300.0), (3, 200.0)):
                     rows.write(

@@ -176,7 +176,7 @@ def test_networks_and_scales_are_averaged(average):
     five = MeanColour(5)  # classes, as many as the results tell of
     some = jnp.zeros((1, SIZE, SIZE, 3))
     nets = [
-        network()._replace(model=five, variables=five.init(jax.random.key(seed), some))
+        network()._replace(model=five, variables=jax.jit(five.init)(jax.random.key(seed), some))
         for seed in (1, 2)
     ]
     scales = ((4, 8), (6, 10))

@@ -12,7 +12,7 @@ from se_flax.models import create_model, fold_batch_norm, list_models, model_inf
 from se_flax.models.variables import variable_shapes
 from se_flax.nn import SqueezeExcite
 
-from .network_test import FAMILIES, SMALLEST, family, random_variables
+from .network_test import DISTINCT, FAMILIES, SMALLEST, family, random_variables
 
 COMPILED = partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 
@@ -25,11 +25,7 @@ def backbone(name, **fields):
     return model, np.random.default_rng(0).normal(size=shape).astype('f')
 
 
-# A network of another one's stem and stages is left out.
-ALIKE = ('se_resnext50_32x4d', 'timm_seresnet50', 'timm_legacy_seresnet18', 'se_preact_resnet164')
-
-
-@pytest.mark.parametrize('name', [name for name in FAMILIES if name not in ALIKE])
+@pytest.mark.parametrize('name', DISTINCT)
 def test_shapes_and_dtypes_are_those_that_are_listed(name):
     model, x = backbone(name, dtype=jnp.bfloat16)
     if 'width' in FAMILIES[name]:  # the one that is listed
@@ -159,7 +155,8 @@ def test_an_equal_network_is_not_traced_again():
         ({'in_channels': 0}, 'in_channels=0 must be at least 1'),
         ({'groups': 0}, 'groups=0 must be at least 1'),
         ({'width': -64}, 'width=-64 must be at least 1'),
-        ({'width': float('nan')}, 'width=nan must be at least 1'),
+        ({'width': float('nan')}, 'width=nan must be finite'),
+        ({'width': float('inf')}, 'width=inf must be finite'),
         ({'epsilon': '1e-5'}, "epsilon='1e-5' must be a number"),
         ({'group_width': 0}, 'group_width=0 must be at least 1'),
         ({'projection_size': 2}, 'unknown projection_size 2: one of 1, 3'),

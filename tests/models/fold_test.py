@@ -25,7 +25,10 @@ def images_of(size, number=2):
     return np.random.default_rng(0).normal(size=(number, size, size, 3))
 
 
-@pytest.mark.parametrize('name', SMALL)
+@pytest.mark.parametrize(
+    'name',
+    [pytest.param(n, marks=pytest.mark.slow if 'inception' in n else ()) for n in SMALL],
+)
 def test_is_the_same_network_without_batch_norm(name):
     size, fields = SMALL[name]
     rng = np.random.default_rng(1)

@@ -1,6 +1,7 @@
 """Inception-ResNet-v2 against timm and pytorchcv; with SE, timm's with the blocks hooked in."""
 
 import jax.numpy as jnp
+import pytest
 import timm
 import torch
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -62,6 +63,7 @@ def test_se_inception_resnet_v2_scales_branches_and_mixed_modules():
     check_logits(model, to_variables(net.state_dict()), net, 96)
 
 
+@pytest.mark.slow  # half a minute, for operations that BN-Inception and the ResNets have, too
 def test_se_inception_resnet_v2_trains_alike():
     model = create_model('se_inception_resnet_v2', dtype=jnp.float64, **SHORT)
     check_training(model, to_variables, enliven(short_with_se(), 75), 75)

@@ -46,7 +46,7 @@ def rates(schedule, num_steps):
 def lengths(draw):
     num_steps = draw(st.integers(1, 50))
     warmup = draw(st.integers(0, num_steps - 1))
-    return num_steps, warmup, sorted(draw(st.sets(st.integers(1, 60), max_size=4)))
+    return num_steps, warmup, sorted(draw(st.lists(st.integers(1, 60), max_size=4)))
 
 
 @pytest.mark.parametrize('schedule', SCHEDULES)
@@ -59,6 +59,7 @@ def lengths(draw):
 @example(lengths=(1, 0, []), peak=0.1, hold=0.0, factor=0.1)
 @example(lengths=(50, 10, [3, 10, 11, 60]), peak=0.6, hold=0.0, factor=0.1)
 @example(lengths=(50, 10, [3, 10, 11, 60]), peak=0.6, hold=0.1, factor=0.1)
+@example(lengths=(50, 0, [20, 20]), peak=0.6, hold=0.0, factor=0.1)
 @settings(max_examples=25, deadline=None)
 def test_every_step_equals_the_formula(schedule, lengths, peak, hold, factor):
     num_steps, warmup, drops = lengths

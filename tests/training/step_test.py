@@ -112,9 +112,9 @@ def trained(num_devices):
     return losses, trainer
 
 
-@pytest.mark.parametrize('num_devices', [2, 8])
-def test_losses_do_not_depend_on_the_number_of_devices(num_devices):
-    np.testing.assert_allclose(trained(num_devices)[0], trained(1)[0], rtol=1e-9)
+def test_losses_do_not_depend_on_the_number_of_devices():
+    """Here with one BatchNorm group a device; `three_steps` has two."""
+    np.testing.assert_allclose(trained(8)[0], trained(1)[0], rtol=1e-9)
 
 
 def test_golden_run(golden):

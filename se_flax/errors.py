@@ -120,7 +120,7 @@ def check_at_least(what: str, value: Any, least: int, *, whole: bool = True) -> 
     kind, name = (numbers.Integral, 'an integer') if whole else (numbers.Real, 'a number')
     if isinstance(value, bool) or not isinstance(value, kind):
         raise UserError(f'{what}={value!r} must be {name}')
-    if not -math.inf < value < math.inf:
+    if not (whole or math.isfinite(value)):
         raise UserError(f'{what}={value} must be finite')
     if value < least:
         raise UserError(f'{what}={value} must be at least {least}')

@@ -85,7 +85,8 @@ def test_the_backbone_page_runs(tmp_path, monkeypatch):
     name = 'timm_seresnet50'
     model = create_model(name, 10, **SHALLOW)
     drawn = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 32, 32, 3)))
-    drawn = jax.tree.map(lambda leaf: leaf + 0.01, drawn)  # no zero where gradients would end
+    # No zero where gradients would end.
+    drawn = jax.tree.map(lambda leaf: np.asarray(leaf) + np.float32(0.01), drawn)
     save_weights('seresnet50.safetensors', name, drawn, BICUBIC, fields=SHALLOW)
     names = run_python(DOCS / 'guides/backbone.md', {})
     assert names['features'].shape == (2, 512)

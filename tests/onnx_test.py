@@ -30,7 +30,6 @@ THREE = {'stage_sizes': (1, 1, 2)}
 NETWORKS = {  # a small one of each kind, and sizes of its images, of which the odd ones are NCHW
     'se_resnet50': ((64, 75), SHALLOW),
     'senet154': ((64,), SHALLOW),
-    'timm_resnetrs50': ((75,), SHALLOW),
     'timm_seresnextaa101d_32x8d': ((75,), SHALLOW),
     'regnet_y_200mf': ((64,), {'stage_sizes': (1, 1, 1, 1)}),
     'se_resnet20_cifar': ((21,), THREE),
@@ -41,7 +40,6 @@ NETWORKS = {  # a small one of each kind, and sizes of its images, of which the 
     'se_shufflenet': ((64,), THREE),
     'se_preact_resnet164': ((32,), THREE),
     'se_shake_shake26_2x96d': ((32,), THREE | {'width': 32}),
-    'se_shake_even29_2x4x64d': ((21,), THREE | {'width': 32}),
     'mobilenet_v3_small': ((75,), {'stage_sizes': (1, 1, 1, 1, 2)}),
     # Its padding depends on whether a size is even.
     'timm_tf_mobilenetv3_small_100': ((64, 75), {'stage_sizes': (1, 1, 1, 1, 1)}),

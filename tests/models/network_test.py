@@ -34,7 +34,7 @@ FAMILIES = {
     'se_bn_inception': {},
     'se_inception_resnet_v2': {'stage_sizes': (1, 1, 2)},
     'se_mobilenet': {},
-    'se_shufflenet': {},
+    'se_shufflenet': {'stage_sizes': (1, 1, 2)},
     'se_preact_resnet110': {'stage_sizes': (1, 1, 1)},
     'se_preact_resnet164': {'stage_sizes': (1, 1, 1)},
     'se_wrn16_8': {'stage_sizes': (1, 1, 1), 'width': 32},

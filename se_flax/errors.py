@@ -104,7 +104,8 @@ def check_multiple(what: str, value: int, of_what: str, of: int) -> None:
     se_flax.errors.UserError: batch=100 is not a multiple of group_size=32; use 96 or 128
     """
     if value <= 0 or value % of:
-        near = [str(v) for v in (value // of * of, value // of * of + of) if v > 0]
+        below = max(value // of * of, 0)
+        near = [str(v) for v in (below, below + of) if v]
         raise UserError(
             f'{what}={value} is not a multiple of {of_what}={of}; use {" or ".join(near)}'
         )

@@ -148,8 +148,9 @@ def _decode_by_pillow(image: bytes, max_pixels: int) -> np.ndarray:
     file = _pillow(image, max_pixels)
     with _as_decode_error():
         file.load()
-        if file.mode == 'F':
-            raise DecodeError('it holds float32, not 8 or 16 bits')
+        if file.mode == 'F' or (file.mode == 'I' and file.format == 'TIFF'):
+            kind = 'float32' if file.mode == 'F' else 'signed or 32-bit integers'
+            raise DecodeError(f'it holds {kind}, not 8 or 16 bits')
         if file.mode.startswith('I'):  # `convert` would clip values above 255
             return _eight_bits(np.asarray(file).astype(np.uint16)[..., None]).repeat(3, 2)
         return np.asarray(file.convert('RGB'))

@@ -20,8 +20,9 @@ from se_flax.storage import local_path
 
 logger = logging.getLogger(__name__)
 SUFFIXES = (  # of the formats that `decode` reads
-    *('.jpg', '.jpeg', '.jpe', '.jfif', '.mpo', '.png', '.apng', '.webp', '.gif', '.avif'),
-    *('.bmp', '.dib', '.tif', '.tiff', '.jp2', '.j2k', '.ppm', '.pgm', '.pbm'),
+    *('.jpg', '.jpeg', '.jpe', '.jfif', '.mpo', '.png', '.apng', '.webp', '.gif'),
+    *('.bmp', '.dib', '.tif', '.tiff', '.jp2', '.j2k', '.j2c', '.jpc', '.jpf', '.jpx'),
+    *('.avif', '.avifs', '.ppm', '.pgm', '.pbm', '.pnm'),
 )
 FOLDERS = {'train': ('train',), 'eval': ('val', 'valid', 'validation', 'test', 'eval')}
 # Left by file managers, archivers and network disks; ignored like all hidden names.

@@ -133,9 +133,6 @@ class TrainTransform(View):
                 raise UserError(
                     f'{name}={tuple(value)} must be two numbers, 0 < least <= greatest{bound}'
                 )
-
-        if not all(0 <= value <= 255 for value in self.fill):
-            raise UserError(f'fill={tuple(self.fill)} must be numbers from 0 to 255')
         check_at_least('ra_std', self.ra_std, 0, whole=False)
         if len(self.color_jitter) != 3 or not all(by >= 0 for by in self.color_jitter):
             raise UserError(f'color_jitter={self.color_jitter} must be three numbers of at least 0')
@@ -144,6 +141,11 @@ class TrainTransform(View):
             raise UserError(
                 f'{name}={getattr(self, name)} is for in_channels=3, not {self.channels}; turn it '
                 'off, or use rotation and jitter, which take any number of channels'
+            )
+        if len(self.fill) != self.channels or not all(0 <= value <= 255 for value in self.fill):
+            raise UserError(
+                f'fill={tuple(self.fill)} must be numbers from 0 to 255, one per channel, as '
+                f'channels={self.channels}'
             )
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator, out: np.ndarray) -> None:

@@ -145,13 +145,15 @@ NAMINGS = (
 )
 # Where the images of a network are not those of its family, by the lineage and the name here.
 _HALF = {'mean': (127.5,) * 3, 'std': (127.5,) * 3}
-_LINEAR = {'interpolation': BILINEAR.interpolation}
+_LINEAR, _CUBIC = ({'interpolation': of.interpolation} for of in (BILINEAR, BICUBIC))
 _RESIZES = {'b1': 256, 'b3': 320, 'b4': 384, 'b5': 456, 'b6': 528, 'b7': 600}
 _TF_MOBILE = ('large_075', 'large_100', 'large_minimal_100')
 _TF_MOBILE += ('small_075', 'small_100', 'small_minimal_100')
 VIEWS: Mapping[tuple[str, str], Mapping[str, Any]] = {
     **{('torchvision', f'efficientnet_{s}'): {'resize': to} for s, to in _RESIZES.items()},
     ('torchvision', 'efficientnet_b2'): {'image_size': 288, 'resize': 288},
+    ('torchvision', 'timm_resnext101_64x4d'): {'resize': 232},
+    ('torchvision', 'regnet_y_128gf'): {'image_size': 384, 'resize': 384} | _CUBIC,
     ('torchvision', 'efficientnet_v2_s'): {'resize': 384} | _LINEAR,
     ('torchvision', 'efficientnet_v2_m'): {'resize': 480} | _LINEAR,
     ('torchvision', 'efficientnet_v2_l'): {'resize': 480} | _HALF,

@@ -4,6 +4,7 @@ import re
 import numpy as np
 import pytest
 import simplejpeg
+import tifffile
 from PIL import Image, ImageOps
 
 from se_flax.data.decode import MAX_PIXELS, DecodeError, decode
@@ -75,6 +76,15 @@ def test_sixteen_bits_become_eight():
     for kind in ('PNG', 'TIFF', 'PPM', 'JPEG2000'):
         got = decode(encoded(Image.fromarray(wide), kind))
         np.testing.assert_array_equal(got[..., 1], wide >> 8)
+
+
+@pytest.mark.parametrize('dtype', ['int16', 'int32', 'uint32'])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_signed_and_wider_integers_are_refused(dtype, channels):
+    file = io.BytesIO()
+    tifffile.imwrite(file, np.full((8, 9), 200, dtype))  # its upper 8 of 16 bits are black
+    with pytest.raises(DecodeError, match='it holds signed or 32-bit integers, not 8 or 16'):
+        decode(file.getvalue(), channels)
 
 
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'WEBP'])

@@ -5,8 +5,10 @@ import unicodedata
 from collections import Counter
 
 import pytest
+from PIL import Image
 
 from se_flax.data import decode, open_dataset
+from se_flax.data.decode import PILLOW
 from se_flax.data.folder import LEFTOVERS, SUFFIXES
 from se_flax.errors import MissingError, UserError
 
@@ -90,6 +92,11 @@ def test_images_are_found_at_any_depth_and_in_any_format(image_folder, caplog):
     found = [('cat', f'cat/{name}') for name in (*more, '2024/may/summer/b.jpg')]
     assert sorted(content(image_folder)) == sorted(want + found)
     assert not caplog.records
+
+
+def test_every_suffix_of_pillows_for_what_is_decoded_is_known():
+    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in PILLOW}
+    assert known - {*SUFFIXES} == {'.pfm'}  # of floats
 
 
 def test_other_files_are_counted_in_one_warning(image_folder, caplog):

@@ -270,5 +270,7 @@ def test_corrupt_file_is_named(image_folder, caplog):
 def test_batch_must_divide():
     with pytest.raises(UserError, match='batch_size=10 is not a multiple of process_count=4; use'):
         train(Numbered(9), batch_size=10, process_count=4)
+    with pytest.raises(UserError, match=r'batch_size=-9 is not .*; use 4$'):
+        train(Numbered(9), batch_size=-9, process_count=4)
     with pytest.raises(UserError, match='use 8 or 12'):
         evaluate(Numbered(9), 10, process_count=4)

@@ -155,7 +155,8 @@ def expected_view(lineage, name):
     """Size, resize, interpolation, mean and std in the code base."""
     if lineage == 'torchvision':
         models = pytest.importorskip('torchvision').models
-        of = models.get_model_weights(name).IMAGENET1K_V1.transforms()
+        weights = models.get_model_weights(name.removeprefix('timm_'))
+        of = getattr(weights, 'IMAGENET1K_V1', weights.DEFAULT).transforms()
         size, resize, interpolation = of.crop_size[0], of.resize_size[0], of.interpolation.value
     else:
         of = pytest.importorskip('timm').get_pretrained_cfg(name.removeprefix('timm_'))

@@ -82,17 +82,21 @@ def extra_needed() -> Iterator[None]:
 
 
 def check_known(what: str, key: Any, known: Iterable[Any]) -> None:
-    """Raises UserError unless `key` is in `known`; suggests the nearest entries, else all.
+    """Raises UserError unless `key` is in `known`; suggests the nearest entries, else all or some.
 
     >>> check_known('model', 'seresnet50', ['se_resnet50', 'vgg16'])
     Traceback (most recent call last):
     se_flax.errors.UserError: unknown model 'seresnet50': did you mean se_resnet50?
+    >>> check_known('class', 'goldfish', range(1000))
+    Traceback (most recent call last):
+    se_flax.errors.UserError: unknown class 'goldfish': one of 0, 1, 2, 3, 4, ... (1,000 in all)
     """
     known = list(dict.fromkeys(known))
     if key in known:
         return
     near = difflib.get_close_matches(str(key), map(str, known), n=3, cutoff=0.5)
-    hint = f'did you mean {" or ".join(near)}?' if near else f'one of {", ".join(map(str, known))}'
+    shown = known if len(known) <= 100 else [*known[:5], f'... ({len(known):,} in all)']
+    hint = f'did you mean {" or ".join(near)}?' if near else f'one of {", ".join(map(str, shown))}'
     raise UserError(f'unknown {what} {key!r}: {hint}')
 
 

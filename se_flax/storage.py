@@ -103,6 +103,11 @@ def atomic_write(path: AnyPath, data: bytes) -> None:
     sync(path.parent)  # the rename is a change of the folder
 
 
+def write_text(path: AnyPath, text: str) -> None:
+    """Writes text as `atomic_write` does; of file names, bytes that are not UTF-8 are escaped."""
+    atomic_write(path, text.encode(errors='backslashreplace'))
+
+
 def copy_missing(source: AnyPath, target: AnyPath, *, last: str) -> None:
     """Copies the files of a folder that `target` lacks or has in another size; `last` at the end.
 

@@ -16,6 +16,7 @@ from se_flax.errors import UserError
 from se_flax.parallel import data_mesh
 from se_flax.progress import Display, console_of
 from se_flax.storage import AnyPath
+from se_flax.training.loop import Preempted
 from se_flax.training.metrics_log import read_rows
 from se_flax.training.recipe import make_plan
 from se_flax.training.run import NonFiniteError, run
@@ -47,7 +48,7 @@ def ablate(
     run. Finished runs that lack the file of `write_right` get it. A terminal shows a live table of
     all runs of the plan; elsewhere each run is a line. `steps` are those of `check`.
 
-    Raises UserError for a workdir with another run, and what `run` raises after `stop_requested`.
+    Raises UserError for a workdir with another run, and Preempted after `stop_requested`.
     """
     failed: dict[AnyPath, str] = {}
     every = plan.tasks()
@@ -63,9 +64,11 @@ def ablate(
                 check_run(task)
             if before and (task.workdir / RIGHT).exists():
                 continue
+            if stop_requested(0):  # while a finished run was evaluated, which does not ask
+                raise Preempted(0)
             log = task.workdir.with_name(f'{task.workdir.name}.log')
             log.parent.mkdir(parents=True, exist_ok=True)
-            with log.open('a') as file, contextlib.redirect_stdout(file):
+            with log.open('a', errors='backslashreplace') as file, contextlib.redirect_stdout(file):
                 try:
                     if not before:
                         run(task.config, task.workdir, stop_requested)

@@ -17,7 +17,7 @@ from se_flax.evaluation import normalize
 from se_flax.evaluation.evaluator import Evaluator, Network
 from se_flax.parallel import data_mesh, replicated, shard_batch, split, whole_batch
 from se_flax.progress import Progress
-from se_flax.storage import AnyPath, atomic_write
+from se_flax.storage import AnyPath, write_text
 
 EXCITATION = 'excitation'  # the folder of the results in a workdir
 OPEN, CLOSED = 0.95, 0.05  # a gate beyond them counts as saturated
@@ -233,7 +233,7 @@ def write(
         for channel, (mean, std) in enumerate(zip(means, stds, strict=True))
     )
     text = tables.csv_text(('block', 'channel', 'class', 'mean', 'std'), lines)
-    atomic_write(out / 'excitation.csv', text.encode())
+    write_text(out / 'excitation.csv', text)
 
     head = ['block', 'channels', 'mean gate', 'class explains', 'labels shuffled']
     rows = [[*head, f'above {OPEN}', f'below {CLOSED}']]
@@ -264,5 +264,5 @@ On all {removal.whole['examples']:,} evaluation images, without retraining:
 
 {tables.markdown(removed)}
 """
-    atomic_write(out / 'excitation.md', page.encode())
+    write_text(out / 'excitation.md', page)
     return page

@@ -19,7 +19,7 @@ from se_flax.errors import MissingError, UserError
 from se_flax.models import Network, create_model, twins
 from se_flax.models.complexity import count
 from se_flax.nn import SqueezeExcite
-from se_flax.storage import AnyPath, as_path, atomic_write, read_json, without_lists
+from se_flax.storage import AnyPath, as_path, read_json, without_lists, write_text
 from se_flax.training.config import MACHINE_FIELDS, assign, make_config
 from se_flax.training.fine_tune import fill_from_weights
 from se_flax.training.recipe import make_model, open_split
@@ -190,8 +190,7 @@ def save_plan(directory: AnyPath, plan: Plan) -> Plan:
         if seeds == theirs['seeds']:
             return plan._replace(seeds=seeds)
     directory.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(ours | {'seeds': seeds}, indent=1)
-    atomic_write(directory / PLAN, f'{text}\n'.encode())
+    write_text(directory / PLAN, json.dumps(ours | {'seeds': seeds}, indent=1) + '\n')
     return plan._replace(seeds=seeds)
 
 

@@ -44,7 +44,7 @@ def report(directory: AnyPath) -> str:
 def _study(directory: AnyPath) -> tuple[ml_collections.ConfigDict, list[str]]:
     """Returns the config and the Markdown paragraphs of the page, its title first."""
     plan = load_plan(directory)
-    rows = results.collect(plan)
+    rows = results.collect(plan, plan.tasks())
     if not rows:
         raise MissingError(f'{directory}: no run of this study has finished')
     parts = results.markdown(plan, rows).split('\n\n')

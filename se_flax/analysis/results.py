@@ -8,13 +8,13 @@ import numpy as np
 
 from se_flax import tables
 from se_flax.analysis.outcomes import RIGHT, read_right
-from se_flax.analysis.plan import Plan, check_run
+from se_flax.analysis.plan import Plan, Task, check_run
 from se_flax.analysis.plots import draw_study
 from se_flax.analysis.statistics import LEVEL, holm, over_images, paired
 from se_flax.analysis.study import Cell
 from se_flax.errors import MissingError, UserError
 from se_flax.models.complexity import count
-from se_flax.storage import AnyPath, atomic_write
+from se_flax.storage import AnyPath, write_text
 from se_flax.training.curves import save
 from se_flax.training.metrics_log import read_rows
 from se_flax.training.recipe import make_model
@@ -39,18 +39,18 @@ NOTES = """\
 * **reading**: "lower" or "higher" if p is below 0.05. "Not significant" does not mean equal."""
 
 
-def collect(plan: Plan) -> list[dict[str, Any]]:
-    """Returns a row for each cell with a finished run, computed from the workdirs alone.
+def collect(plan: Plan, tasks: Sequence[Task]) -> list[dict[str, Any]]:
+    """Returns a row for each cell with a finished run, computed from the workdirs of all tasks.
 
     A row has `cell`, `model`, `fields`, `seeds`; `top1_error` and `top5_error` of the last
     evaluation of each seed, in %, and their `_mean` and `_std` (n - 1; None for one seed);
     `params`, `macs`, `images_per_second` (median over the logs of all seeds), `paper_top1_error`,
     `paper_top5_error`, `baseline`; what `compare` adds; and `images_low` and `images_high`, see
     `over_images`, None if a run of a pair lacks its outcomes. Raises UserError for a run of another
-    config.
+    config than its task.
     """
     workdirs: dict[str, dict[int, AnyPath]] = {cell.name: {} for cell in plan.study.cells}
-    for task in plan.tasks():
+    for task in tasks:
         if finished(task.workdir):
             check_run(task)
             workdirs[task.cell.name][task.seed] = task.workdir
@@ -132,21 +132,21 @@ def _over_images(
     return over_images(own, other)
 
 
-def write_results(directory: AnyPath, plan: Plan) -> list[dict[str, Any]]:
+def write_results(directory: AnyPath, plan: Plan, tasks: Sequence[Task]) -> list[dict[str, Any]]:
     """Collects a study's rows and writes the files, the picture if any; returns the rows.
 
     Again if a run ended meanwhile: its shard may have written the files of all before these.
     """
-    workdirs = [task.workdir for task in plan.tasks()]
+    workdirs = [task.workdir for task in tasks]
     rows: list[dict[str, Any]] = []
     written: list[tuple[bool, bool]] | None = None
     while (there := _there(workdirs)) != written:
-        rows, written = collect(plan), there
+        rows, written = collect(plan, tasks), there
         lines = ''.join(json.dumps(row) + '\n' for row in rows)
-        atomic_write(directory / 'results.jsonl', lines.encode())
+        write_text(directory / 'results.jsonl', lines)
         text = tables.csv_text(rows[0], map(_cells, rows)) if rows else ''
-        atomic_write(directory / 'results.csv', text.encode())
-        atomic_write(directory / 'results.md', (markdown(plan, rows) + '\n').encode())
+        write_text(directory / 'results.csv', text)
+        write_text(directory / 'results.md', markdown(plan, rows) + '\n')
         if rows:
             save(draw_study(plan.study.title, rows), directory / 'results.png')
     return rows

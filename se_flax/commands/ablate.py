@@ -11,7 +11,7 @@ from se_flax import tables
 from se_flax.analysis.study import NETWORKS, STUDIES, Study, grid, networks
 from se_flax.commands.common import add_command, names
 from se_flax.errors import Problems, UserError, check_at_least, check_known
-from se_flax.storage import as_path, atomic_write, is_remote
+from se_flax.storage import as_path, is_remote, write_text
 
 EXAMPLE = 'se-flax ablate squeeze --config quickstart --out runs/squeeze'
 FLAGS = (
@@ -82,7 +82,8 @@ def _run(args: argparse.Namespace) -> int:
     steps = check(plan)
     shard_of(plan.tasks(), args.shard, os.environ)  # raises before anything is written
     plan = save_plan(out, plan)
-    tasks = shard_of(distinct(plan.tasks()), args.shard, os.environ)
+    every = plan.tasks()  # the config's file may change before the last run ends
+    tasks = shard_of(distinct(every), args.shard, os.environ)
     if text := pilot.beginning(tasks):
         print(text, flush=True)
     failed, stopped = [], None
@@ -91,7 +92,7 @@ def _run(args: argparse.Namespace) -> int:
             failed = ablate(plan, steps, tasks, stop_requested)
     except Preempted as error:
         stopped = error
-    rows = results.write_results(out, plan)
+    rows = results.write_results(out, plan, every)
     if rows:
         print('\n\n'.join(map(tables.aligned, results.both_tables(rows))))
     if stopped:
@@ -99,7 +100,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.pilot:
         command = re.sub(r' --(pilot|(detect|seeds)[ =]\S+)', '', shlex.join(sys.argv[1:]))
         page = pilot.page(plan, rows, args.detect or 0.5, f'se-flax {command}')
-        atomic_write(out / 'pilot.md', page.encode())
+        write_text(out / 'pilot.md', page)
         print(f'\n{page}')
     for line in failed:
         print(f'failed: {line}', file=sys.stderr)

@@ -9,7 +9,7 @@ from se_flax import tables
 from se_flax.commands import common
 from se_flax.commands.common import add_command, names
 from se_flax.errors import UserError, check_at_least, check_known
-from se_flax.storage import as_path, atomic_write, check_writable
+from se_flax.storage import as_path, check_writable, write_text
 
 # The four classes of Figures 6 and 7: goldfish, pug, plane (an airliner) and cliff.
 PAPER_CLASSES = ('n01443537', 'n02110958', 'n02690373', 'n09246464')
@@ -108,7 +108,7 @@ def _complexity(args: argparse.Namespace) -> None:
     print(tables.aligned(times, left=2), note, sep='\n\n')
     if args.out:
         page = '\n\n'.join([tables.markdown(counts), tables.markdown(times), note])
-        atomic_write(as_path(args.out), f'{page}\n'.encode())
+        write_text(as_path(args.out), f'{page}\n')
 
 
 def _curves(args: argparse.Namespace) -> None:
@@ -159,5 +159,5 @@ def _report(args: argparse.Namespace) -> None:
     out = as_path(args.out or directory / 'report.html')
     page = report(directory)
     check_writable(out)
-    atomic_write(out, page.encode())
+    write_text(out, page)
     print(out)

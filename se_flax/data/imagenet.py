@@ -46,6 +46,7 @@ from se_flax.storage import (
     is_remote,
     read_json,
     sync,
+    write_text,
 )
 
 NAME = 'imagenet2012'
@@ -127,7 +128,7 @@ def build(folder: PathLike, data_dir: PathLike, options: Options) -> None:
             index = io.BytesIO()
             np.savez(index, train=entries['train'], validation=entries['validation'])
             atomic_write(work / INDEX, index.getvalue())
-            atomic_write(work / PLAN, json.dumps(plan, indent=2).encode())
+            write_text(work / PLAN, json.dumps(plan, indent=2))
             how = {'train': options, 'validation': Options()}
             futures = {
                 pool.submit(write_shard, path, tars[split], part, how[split]): len(part)

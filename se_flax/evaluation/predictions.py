@@ -9,7 +9,7 @@ import numpy as np
 
 from se_flax.data import Dataset
 from se_flax.errors import check_known
-from se_flax.storage import atomic_write, check_writable
+from se_flax.storage import check_writable, write_text
 
 
 class Predictions:
@@ -50,4 +50,4 @@ class Predictions:
 
     def write(self) -> None:
         """Writes the file atomically."""
-        atomic_write(self._path, self._text.getvalue().encode())
+        write_text(self._path, self._text.getvalue())

@@ -130,7 +130,7 @@ OPTIMIZATION = {
     'base_batch_size': Field(0, 'Batch size from which the rate is scaled; 0: none.', least=0),
     'warmup': Field(0.0, 'Part of the run in which the rate rises from 0.', **SHARE),
     'warmup_factor': Field(0.0, 'Constant warmup rate; 0: rise.', 'share of peak', least=0),
-    'drop_epochs': Field((), 'Drops of schedule=step.', 'epochs'),
+    'drop_epochs': Field((), 'Drops of schedule=step.', 'epochs', least=0),
     'drop_factor': Field(0.1, 'Factor of the rate at each drop.', least=0),
     'drop_patience': Field(10, 'Evaluations without a lower loss before a plateau drop.', least=1),
     'max_drops': Field(3, 'Largest number of drops of schedule=plateau.', least=0),

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from se_flax.data import train_batches
 from se_flax.evaluation.evaluator import Evaluator, Network
 from se_flax.parallel import data_mesh, shard_batch, split
-from se_flax.storage import AnyPath, as_path, atomic_write
+from se_flax.storage import AnyPath, as_path, write_text
 from se_flax.training import curves, fine_tune, memory, optimizer, recipe, summary, workdir
 from se_flax.training.checkpoint import Checkpointer
 from se_flax.training.clock import Clock
@@ -245,7 +245,7 @@ def _describe(plan: recipe.Plan, state: TrainState, directory: AnyPath) -> None:
     for doubt in summary.doubts(plan):
         log.warning('%s', doubt)
     table = parameter_overview.get_parameter_overview(state.params)
-    atomic_write(directory / workdir.PARAMETERS, f'{table}\n'.encode())
+    write_text(directory / workdir.PARAMETERS, f'{table}\n')
     print(summary.run_summary(plan, state, jax.devices()))
     print(f'Parameters: {len(jax.tree.leaves(state.params))} arrays, see {workdir.PARAMETERS}.')
     if config.init_from and not state.step:

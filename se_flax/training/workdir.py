@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from se_flax.data import Dataset
 from se_flax.errors import MissingError, UserError
-from se_flax.storage import AnyPath, atomic_write, is_remote, read_json, temporaries, without_lists
+from se_flax.storage import AnyPath, is_remote, read_json, temporaries, without_lists, write_text
 from se_flax.training import lock
 from se_flax.training.config import ADDED, MACHINE_FIELDS, base_config
 
@@ -41,7 +41,7 @@ def check(workdir: AnyPath, ours: Mapping[str, Any]) -> None:
     differing = [name for name in names if ours.get(name) != theirs.get(name)]
     if not differing:
         return
-    each = [f'{n} was {theirs.get(n)!r}, now {ours.get(n)!r}' for n in differing]
+    each = [_difference(n, theirs.get(n), ours.get(n)) for n in differing]
     advice = 'Use another --workdir, or move that folder away'
     if {'num_epochs', 'num_steps'}.issuperset(differing):
         advice = (
@@ -53,6 +53,16 @@ def check(workdir: AnyPath, ours: Mapping[str, Any]) -> None:
     raise UserError(f'{workdir} holds a run with another config: {"; ".join(each)}. {advice}')
 
 
+def _difference(name: str, was: Any, now: Any) -> str:
+    if name != 'class_names' or {*was} == {*now}:
+        return f'{name} was {was!r}, now {now!r}'
+    told = []  # of thousands only those that differ
+    for word, names in (('gone', sorted({*was} - {*now})), ('new', sorted({*now} - {*was}))):
+        more = ', ...' if len(names) > 3 else ''
+        told += [f'{len(names)} {word} ({", ".join(names[:3])}{more})'] if names else []
+    return f'{name}: {" and ".join(told)}'
+
+
 def _check_folder(workdir: AnyPath) -> None:
     path = str(workdir if is_remote(workdir) else workdir.absolute())
     if glob.escape(path) != path:
@@ -60,6 +70,8 @@ def _check_folder(workdir: AnyPath) -> None:
             f'{path} has *, ? or [ in its name, below which Orbax does not find its checkpoints; '
             'use another --workdir'
         )
+    if path != path.encode(errors='replace').decode():
+        raise UserError(f'{path} is not UTF-8, which checkpoints need; use another --workdir')
     if is_remote(workdir):
         return
     parent = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
@@ -98,9 +110,8 @@ def claim(workdir: AnyPath, ours: Mapping[str, Any], data: Mapping[str, Any]) ->
     """Writes config.json into a new workdir, and data.json."""
     workdir.mkdir(parents=True, exist_ok=True)
     if not (workdir / CONFIG).exists():
-        text = json.dumps(ours, indent=2, sort_keys=True) + '\n'
-        atomic_write(workdir / CONFIG, text.encode())
-    atomic_write(workdir / DATA, (json.dumps(data, indent=2) + '\n').encode())
+        write_text(workdir / CONFIG, json.dumps(ours, indent=2, sort_keys=True) + '\n')
+    write_text(workdir / DATA, json.dumps(data, indent=2) + '\n')
 
 
 def check_shared(workdir: AnyPath) -> None:
@@ -117,7 +128,7 @@ def check_shared(workdir: AnyPath) -> None:
 
 def finish(workdir: AnyPath, result: Mapping[str, Any]) -> None:
     """Writes DONE, the last file of a run: its result."""
-    atomic_write(workdir / DONE, (json.dumps(result, sort_keys=True) + '\n').encode())
+    write_text(workdir / DONE, json.dumps(result, sort_keys=True) + '\n')
 
 
 def finished(workdir: AnyPath) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
+from se_flax import cli
 from se_flax.analysis import ablate as ablate_module
 from se_flax.analysis import results
 from se_flax.analysis.ablate import ablate
@@ -15,6 +16,7 @@ from se_flax.analysis.results import both_tables, collect, compare, read_results
 from se_flax.analysis.study import STUDIES
 from se_flax.errors import UserError
 from se_flax.training import workdir
+from se_flax.training.loop import Preempted
 from se_flax.training.metrics_log import MetricsWriter
 
 from .plan_test import QUICKSTART
@@ -86,7 +88,7 @@ def plan(tmp_path):
 
 
 def test_rows_are_a_function_of_the_finished_runs(plan):
-    average, largest = collect(plan)
+    average, largest = collect(plan, plan.tasks())
     assert average['seeds'] == [0, 1]
     np.testing.assert_allclose(average['top1_error'], [10, 20])
     assert (average['top1_error_mean'], average['top1_error_std']) == (15.0, 7.071)
@@ -109,7 +111,7 @@ def test_a_finished_run_of_another_config_is_not_taken(plan):
     with pytest.raises(UserError, match='holds a run with another config'):  # before it trains
         ablate(other, {}, other.tasks()[-1:])
     with pytest.raises(UserError, match='holds a run with another config'):
-        collect(other)
+        collect(other, other.tasks())
 
 
 def test_all_runs_of_a_study_have_the_config_it_began_with(tmp_path, monkeypatch):
@@ -130,25 +132,61 @@ def test_all_runs_of_a_study_have_the_config_it_began_with(tmp_path, monkeypatch
     assert folders == ['/here', '/here']  # where the data are now
 
 
+def test_the_results_are_those_of_the_config_it_began_with(plan, tmp_path):
+    config = tmp_path / 'config.py'
+    text = pathlib.Path(QUICKSTART).read_text()
+    config.write_text(text)
+    plan = plan._replace(config=str(config))
+    tasks = plan.tasks()
+    config.write_text(text.replace('    return c', '    c.learning_rate = 9.0\n    return c'))
+    with pytest.raises(UserError, match='learning_rate was 0.1, now 9.0'):
+        write_results(tmp_path, plan, plan.tasks())
+    assert len(write_results(tmp_path, plan, tasks)) == 2
+
+
+def test_logs_and_pages_take_every_name(plan, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablate_module, 'run', lambda *_: print('caf\udce9'))
+    monkeypatch.setattr(ablate_module, 'write_right', lambda *_: None)
+    *_, last = plan.tasks()
+    ablate(plan, {}, [last])
+    log = last.workdir.with_name(f'{last.workdir.name}.log')
+    assert log.read_text() == 'caf\\udce9\n'
+    named = plan._replace(assignments=(('data', 'folder:caf\udce9'),))
+    write_results(tmp_path, named, plan.tasks())
+    assert 'data=folder:caf\\udce9.' in (tmp_path / 'results.md').read_text()
+    workdir.claim(tmp_path / 'run', {'data': 'folder:caf\udce9', 'class_names': []}, {})
+    assert cli.main(['report', str(tmp_path / 'run')]) == 0
+    assert 'on folder:caf\\udce9' in (tmp_path / 'run' / 'report.html').read_text()
+
+
+def test_asked_to_stop_it_begins_nothing(plan, monkeypatch):
+    begun = []
+    monkeypatch.setattr(ablate_module, 'run', lambda *_: begun.append('run'))
+    monkeypatch.setattr(ablate_module, 'write_right', lambda *_: begun.append('write_right'))
+    with pytest.raises(Preempted):  # while the first of three finished runs is evaluated
+        ablate(plan, {}, plan.tasks(), lambda step: bool(begun))
+    assert begun == ['write_right']
+
+
 def test_a_run_that_ends_meanwhile_is_in_the_files(plan, tmp_path, monkeypatch):
     done = plan.tasks()[2].workdir / workdir.DONE
     text = done.read_text()
     done.unlink()
     calls = []
 
-    def slow(plan):
-        calls.append(collect(plan))
+    def slow(*args):
+        calls.append(collect(*args))
         done.write_text(text)
         return calls[-1]
 
     monkeypatch.setattr(results, 'collect', slow)
-    assert write_results(tmp_path, plan) == calls[1] != calls[0]
+    assert write_results(tmp_path, plan, plan.tasks()) == calls[1] != calls[0]
     assert '3 of 4 runs of `' in (tmp_path / 'results.md').read_text()
     assert (tmp_path / 'results.png').exists()
 
 
 def test_the_three_files_agree(plan, tmp_path):
-    rows = write_results(tmp_path, plan)
+    rows = write_results(tmp_path, plan, plan.tasks())
     lines = (tmp_path / 'results.jsonl').read_text().splitlines()
     assert list(map(json.loads, lines)) == rows
     with (tmp_path / 'results.csv').open() as file:
@@ -176,10 +214,10 @@ def test_images_are_compared_if_every_run_of_a_pair_has_them(plan):
     right = np.arange(1000) < 900
     average, largest, _ = [task.workdir for task in plan.tasks() if task.workdir.exists()]
     np.save(average / 'right.npy', right)
-    assert collect(plan)[1]['images_low'] is None
+    assert collect(plan, plan.tasks())[1]['images_low'] is None
     np.save(largest / 'right.npy', np.roll(right, 20) & right)
-    _, row = collect(plan)
+    _, row = collect(plan, plan.tasks())
     low, high = row['images_low'], row['images_high']
     assert 1 < low < 2 < high < 3  # 20 of 1,000 images: 2 points, with a deviation of 0.44
     np.save(largest / 'right.npy', right[:-1])  # of other images
-    assert collect(plan)[1]['images_low'] is None
+    assert collect(plan, plan.tasks())[1]['images_low'] is None

@@ -213,6 +213,7 @@ quickstart
 --config.drop_epochs=30;60
 --config.drop_epochs=
 --config.drop_epochs=1e999
+--config.drop_epochs=-1
 --config.num_steps=1.5
 --config.model_fields=3
 --config.model_fields.width=wide

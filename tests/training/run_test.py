@@ -323,6 +323,25 @@ def test_a_workdir_of_another_config_is_left_alone(reference, train_main, capfd)
     assert train_main(reference, '--config.num_threads=3', '--config.max_corrupt=0.5') == 0
 
 
+def test_a_name_that_no_checkpoint_can_have_is_refused(tmp_path):
+    for name in ('caf\udce9', 'a*'):
+        with pytest.raises(UserError, match='; use another --workdir'):
+            workdirs.check(tmp_path / name, {'seed': 3})
+    workdirs.check(tmp_path / 'café', {'seed': 3})
+
+
+def test_of_many_classes_those_that_differ_are_told(tmp_path):
+    names = [f'class {i}' for i in range(1000)]
+    known = json.loads(json.dumps(workdirs.ADDED))
+    workdirs.claim(tmp_path, {'class_names': names}, {})
+    for changed, told in (
+        ([*names[1:], 'zebra'], 'config: class_names: 1 gone (class 0) and 1 new (zebra). Use'),
+        (names[:-4], 'class_names: 4 gone (class 996, class 997, class 998, ...). Use another'),
+    ):
+        with pytest.raises(UserError, match=re.escape(told)):
+            workdirs.check(tmp_path, known | {'class_names': changed})
+
+
 def test_changed_data_are_told_and_taken_on_request(tmp_path, train_main, pictures, capfd, caplog):
     workdir = tmp_path / 'run'
     # The rate changes on step 12, as in the other runs: the same program, compiled already.

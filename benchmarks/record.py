@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from se_flax.storage import atomic_write
+from se_flax.storage import write_text
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / 'benchmarks' / 'results'
@@ -85,5 +85,5 @@ def update(
 
 def _write(name, content, text):
     RESULTS.mkdir(exist_ok=True)
-    atomic_write(RESULTS / f'{name}.json', f'{json.dumps(content, indent=1)}\n'.encode())
-    atomic_write(RESULTS / f'{name}.md', f'{text}\n'.encode())
+    write_text(RESULTS / f'{name}.json', f'{json.dumps(content, indent=1)}\n')
+    write_text(RESULTS / f'{name}.md', f'{text}\n')

@@ -256,7 +256,7 @@ def test_finished_work_is_told_before_its_report_is_written(reference, tmp_path,
         raise OSError('No space left on device')
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('se_flax.evaluation.predictions.atomic_write', fail)
+        patch.setattr('se_flax.evaluation.predictions.write_text', fail)
         assert cli.main([*command, str(tmp_path / 'p.csv')]) == 2
     out, err = capsys.readouterr()
     assert '2,000 images of fashion_mnist_mini, loss' in out

@@ -144,8 +144,8 @@ class TrainTransform(View):
             )
         if len(self.fill) != self.channels or not all(0 <= value <= 255 for value in self.fill):
             raise UserError(
-                f'fill={tuple(self.fill)} must be numbers from 0 to 255, one per channel, as '
-                f'channels={self.channels}'
+                f'fill={tuple(self.fill)} must be numbers from 0 to 255, one per channel '
+                f'(channels={self.channels})'
             )
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator, out: np.ndarray) -> None:

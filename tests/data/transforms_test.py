@@ -286,7 +286,7 @@ def test_the_generator_alone_decides(crop):
         (lambda: TrainTransform(8, rotation=-10), 'rotation=-10 must be 0 to 180'),
         (lambda: TrainTransform(8, jitter=float('nan')), 'jitter=nan must be 0 to 255'),
         (lambda: TrainTransform(8, fill=(0, 0, 256)), r'fill=\(0, 0, 256\) must be numbers from 0'),
-        (lambda: TrainTransform(8, channels=1), r'one per channel, as channels=1'),
+        (lambda: TrainTransform(8, channels=1), r'one per channel \(channels=1\)'),
         (lambda: TrainTransform(8, ra_operations=-1), 'ra_operations=-1 must be at least 0'),
         (lambda: TrainTransform(8, ra_magnitude=11), 'ra_magnitude=11 must be 0 to 10'),
         (lambda: TrainTransform(8, ra_std=-1), 'ra_std=-1 must be at least 0'),

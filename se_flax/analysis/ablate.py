@@ -39,6 +39,7 @@ def check(plan: Plan) -> dict[str, int]:
 def ablate(
     plan: Plan,
     steps: Mapping[str, int],
+    every: Sequence[Task],
     tasks: Sequence[Task],
     stop_requested: Callable[[int], bool] = lambda step: False,
 ) -> list[str]:
@@ -46,12 +47,11 @@ def ablate(
 
     A run's output goes to a `.log` beside its workdir. A loss that is not finite ends only its own
     run. Finished runs that lack the file of `write_right` get it. A terminal shows a live table of
-    all runs of the plan; elsewhere each run is a line. `steps` are those of `check`.
+    `every` task of the plan; elsewhere each run is a line. `steps` are those of `check`.
 
     Raises UserError for a workdir with another run, and Preempted after `stop_requested`.
     """
     failed: dict[AnyPath, str] = {}
-    every = plan.tasks()
     for task in every:  # those of other shards, too
         check_run(task)
     console = console_of(sys.stdout)

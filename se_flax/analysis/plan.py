@@ -88,7 +88,7 @@ class Plan(NamedTuple):
         """
         configs = [self.cell_config(cell) for cell in self.study.cells]
         # A folder names the run and not the study: studies that share `runs` share equal runs.
-        folders: list[AnyPath] = []
+        runs: list[tuple[Cell, AnyPath, ml_collections.ConfigDict]] = []
         of_folder: dict[str, ml_collections.ConfigDict] = {}
         for cell, config in zip(self.study.cells, configs, strict=True):
             fields = [f'{name.removeprefix("model_fields.")}={text}' for name, text in cell.fields]
@@ -101,11 +101,11 @@ class Plan(NamedTuple):
                     f'cell {cell.name!r} and another one would have the same folder, {name}; '
                     'use other names, or two studies with another --runs each'
                 )
-            folders.append(self.runs / name)
+            runs.append((cell, self.runs / name, config))
         return [
             Task(cell, seed, folder / f'seed{seed}', _with_seed(config, seed))
             for seed in range(configs[0].seed, configs[0].seed + self.seeds)
-            for cell, folder, config in zip(self.study.cells, folders, configs, strict=True)
+            for cell, folder, config in runs
         ]
 
 

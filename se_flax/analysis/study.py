@@ -135,7 +135,7 @@ def grid(axes: Sequence[str]) -> Study:
 
 
 def _combinations(axes: Sequence[str]) -> list[tuple[tuple[str, str], ...]]:
-    assignments: list[list[tuple[str, str]]] = []
+    values_of: dict[str, list[str]] = {}
     for axis in axes:
         field, _, values = axis.partition('=')
         if not values:
@@ -143,13 +143,14 @@ def _combinations(axes: Sequence[str]) -> list[tuple[tuple[str, str], ...]]:
         field = field.removeprefix('config.')
         if field == 'seed':
             raise UserError(f'--vary {axis}: each run has a seed of its own; use --seeds')
-        for [(other, _), *_] in assignments:  # the last would win, whatever the name says
+        for other in values_of:  # the last would win, whatever the name says
             if f'{field}.'.startswith(f'{other}.') or f'{other}.'.startswith(f'{field}.'):
                 raise UserError(
                     f'--vary {axis}: another --vary sets {other}; give all values in one, such as '
                     f'--vary "{other}=VALUE,VALUE"'
                 )
-        assignments.append([(field, v) for v in _split(values)])
+        values_of[field] = _split(values)
+    assignments = ([(field, v) for v in values] for field, values in values_of.items())
     return list(dict.fromkeys(itertools.product(*assignments)))  # a value may come twice
 
 

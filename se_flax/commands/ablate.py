@@ -89,7 +89,7 @@ def _run(args: argparse.Namespace) -> int:
     failed, stopped = [], None
     try:
         with stop_signals() as stop_requested:
-            failed = ablate(plan, steps, tasks, stop_requested)
+            failed = ablate(plan, steps, every, tasks, stop_requested)
     except Preempted as error:
         stopped = error
     rows = results.write_results(out, plan, every)

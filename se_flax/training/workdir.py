@@ -12,6 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from se_flax.data import Dataset
+from se_flax.data.folder import printable
 from se_flax.errors import MissingError, UserError
 from se_flax.storage import AnyPath, is_remote, read_json, temporaries, without_lists, write_text
 from se_flax.training import lock
@@ -56,10 +57,13 @@ def check(workdir: AnyPath, ours: Mapping[str, Any]) -> None:
 def _difference(name: str, was: Any, now: Any) -> str:
     if name != 'class_names' or {*was} == {*now}:
         return f'{name} was {was!r}, now {now!r}'
-    told = []  # of thousands only those that differ
-    for word, names in (('gone', sorted({*was} - {*now})), ('new', sorted({*now} - {*was}))):
-        more = ', ...' if len(names) > 3 else ''
-        told += [f'{len(names)} {word} ({", ".join(names[:3])}{more})'] if names else []
+    # Of thousands only those that differ.
+    changes = {'gone': sorted({*was} - {*now}), 'new': sorted({*now} - {*was})}
+    told = [
+        f'{len(names)} {what} ({", ".join(names[:3])}{", ..." if len(names) > 3 else ""})'
+        for what, names in changes.items()
+        if names
+    ]
     return f'{name}: {" and ".join(told)}'
 
 
@@ -70,7 +74,7 @@ def _check_folder(workdir: AnyPath) -> None:
             f'{path} has *, ? or [ in its name, below which Orbax does not find its checkpoints; '
             'use another --workdir'
         )
-    if path != path.encode(errors='replace').decode():
+    if printable(path) != path:
         raise UserError(f'{path} is not UTF-8, which checkpoints need; use another --workdir')
     if is_remote(workdir):
         return

@@ -107,9 +107,9 @@ def test_rows_are_a_function_of_the_finished_runs(plan):
 def test_a_finished_run_of_another_config_is_not_taken(plan):
     other = plan._replace(assignments=(('learning_rate', '9'),))
     with pytest.raises(UserError, match='holds a run with another config: learning_rate was 0.1'):
-        ablate(other, {}, other.tasks()[:1])
+        ablate(other, {}, other.tasks(), other.tasks()[:1])
     with pytest.raises(UserError, match='holds a run with another config'):  # before it trains
-        ablate(other, {}, other.tasks()[-1:])
+        ablate(other, {}, other.tasks(), other.tasks()[-1:])
     with pytest.raises(UserError, match='holds a run with another config'):
         collect(other, other.tasks())
 
@@ -127,7 +127,8 @@ def test_all_runs_of_a_study_have_the_config_it_began_with(tmp_path, monkeypatch
     monkeypatch.setattr(ablate_module, 'write_right', lambda _, data_dir: folders.append(data_dir))
     config.write_text(text.replace('RATE', '0.2'))
     plan = Plan(STUDIES['squeeze'], str(config), (('data_dir', '/here'),), 1, tmp_path / 'runs')
-    ablate(plan, {}, plan.tasks())
+    tasks = plan.tasks()
+    ablate(plan, {}, tasks, tasks)
     assert rates == [0.2, 0.2]
     assert folders == ['/here', '/here']  # where the data are now
 
@@ -147,8 +148,8 @@ def test_the_results_are_those_of_the_config_it_began_with(plan, tmp_path):
 def test_logs_and_pages_take_every_name(plan, tmp_path, monkeypatch):
     monkeypatch.setattr(ablate_module, 'run', lambda *_: print('caf\udce9'))
     monkeypatch.setattr(ablate_module, 'write_right', lambda *_: None)
-    *_, last = plan.tasks()
-    ablate(plan, {}, [last])
+    *_, last = tasks = plan.tasks()
+    ablate(plan, {}, tasks, [last])
     log = last.workdir.with_name(f'{last.workdir.name}.log')
     assert log.read_text() == 'caf\\udce9\n'
     named = plan._replace(assignments=(('data', 'folder:caf\udce9'),))
@@ -164,7 +165,7 @@ def test_asked_to_stop_it_begins_nothing(plan, monkeypatch):
     monkeypatch.setattr(ablate_module, 'run', lambda *_: begun.append('run'))
     monkeypatch.setattr(ablate_module, 'write_right', lambda *_: begun.append('write_right'))
     with pytest.raises(Preempted):  # while the first of three finished runs is evaluated
-        ablate(plan, {}, plan.tasks(), lambda step: bool(begun))
+        ablate(plan, {}, plan.tasks(), plan.tasks(), lambda step: bool(begun))
     assert begun == ['write_right']
 
 
